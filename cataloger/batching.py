@@ -1,0 +1,71 @@
+"""Token lists → length-sorted batches; the one packer of training and labelling."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of N texts end to end: `flat[offsets[i]:offsets[i + 1]]` are those of row i."""
+
+    flat: npt.NDArray[np.int32]
+    offsets: IntArray
+
+    @classmethod
+    def from_arrow(cls, lists: pa.Array | pa.ChunkedArray) -> "Tokens":
+        """From a list<int32> column without nulls."""
+        if isinstance(lists, pa.ChunkedArray):
+            lists = lists.combine_chunks()
+        offsets = lists.offsets.to_numpy().astype(np.int64)
+        flat = lists.values.to_numpy(zero_copy_only=False)
+        return cls(np.asarray(flat, np.int32), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        return np.diff(self.offsets)
+
+    def padded(self, rows: IntArray, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+        """(token ids, attention mask) of these rows, each [rows, longest of them]."""
+        starts, ends = self.offsets[rows], self.offsets[rows + 1]
+        positions = starts[:, None] + np.arange((ends - starts).max(initial=1))
+        mask = positions < ends[:, None]
+        ids = np.where(mask, self.flat[np.minimum(positions, len(self.flat) - 1)], pad_id)
+        return ids.astype(np.int64), mask
+
+
+def pack(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
+    """Row numbers of batches of similar length, longest first, each at most `token_budget` tokens after padding.
+
+    A row longer than the budget gets a batch of its own. Every row is in exactly one batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        rows = max(1, token_budget // max(1, int(lengths[order[start]])))
+        yield order[start : start + rows]
+        start += rows
+
+
+def shuffled_batches(lengths: IntArray, batch_size: int, rng: np.random.Generator) -> list[IntArray]:
+    """Row numbers of one epoch: random batches of `batch_size` rows whose members have similar lengths.
+
+    Rows are shuffled, sorted by length only within pools of 32 batches, and the batches shuffled again: padding
+    shrinks while a batch stays a random sample of its pool. The last batch may be smaller.
+    """
+    order = rng.permutation(len(lengths))
+    pool = 32 * batch_size
+    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    batches = []
+    for rows in pools:
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]

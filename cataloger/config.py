@@ -1,0 +1,136 @@
+"""One frozen dataclass per job: its fields are the job's flags, their docstrings the `--help` text.
+
+`dataclasses.asdict(config)` is what MLflow gets. This module imports neither torch nor ray, so that `--help` is instant.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Pooling = Literal["auto", "cls", "mean"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Fine-tune a BERT on a labelled catalog and register the model in MLflow."""
+
+    catalog: str | None = None
+    """Labelled Parquet: a file, a folder or an s3:// prefix; without it, a generated sample catalog."""
+    eval_catalog: str | None = None
+    """Labelled Parquet to validate on after each epoch; without it, a part of the catalog is held out by text hash."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    text_columns: tuple[str, ...] = ("title", "brand", "description")
+    """Columns the model reads, joined in this order."""
+    label_column: str = "category_path"
+    """Column with the category path, its levels separated by ' > '."""
+    base_model: str = "minilm"
+    """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder."""
+    pooling: Pooling = "auto"
+    """How token vectors become one vector; auto takes what the base model was trained with."""
+    max_tokens: int = 64
+    """Longer texts are cut to this many tokens, special tokens included."""
+    epochs: int = 3
+    """Passes over the training rows; training stops early when validation no longer improves."""
+    patience: int = 2
+    """Epochs without a better validation score before training stops."""
+    batch_size: int = 32
+    """Rows per optimiser step, summed over all workers."""
+    learning_rate: float | None = None
+    """Peak learning rate of the encoder, the new head gets ten times as much; by default 3e-4 x (384 / model width)^2."""
+    weight_decay: float = 0.01
+    """Weight decay of AdamW, applied to matrices only."""
+    warmup_fraction: float = 0.1
+    """Share of training over which the learning rate rises; after that it falls linearly to zero."""
+    validation_fraction: float = 0.1
+    """Share of distinct texts held out for validation when there is no --eval-catalog."""
+    test_fraction: float = 0.0
+    """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
+    target_precision: float = 0.95
+    """Labels below the confidence at which this precision was reached on the validation rows are marked needs_review."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
+    num_workers: int = 1
+    """DDP workers: one per GPU, or several sharing the CPUs."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    seed: int = 0
+    """Seed of the initial head, the row order and dropout."""
+    storage: str = "checkpoints"
+    """Folder or s3:// prefix for checkpoints; on several nodes one that all of them reach."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+    model_name: str = "product-category"
+    """Name under which the model is registered in MLflow."""
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Label every row of a catalog and publish the labels as one snapshot."""
+
+    catalog: str
+    """Parquet to label: a file, a folder or an s3:// prefix."""
+    output: str
+    """Folder or s3:// prefix of the label snapshots; readers follow its _latest.json."""
+    model: str = "models:/product-category@champion"
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    id_column: str = "id"
+    """Column that identifies a product; copied to the labels as it is."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns the model reads; by default those it was trained on."""
+    alternatives: int = 3
+    """How many runner-up categories to write for each row."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a model on a labelled catalog and log metrics and plots to MLflow."""
+
+    catalog: str
+    """Labelled Parquet: a file, a folder or an s3:// prefix."""
+    model: str = "models:/product-category@champion"
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns the model reads; by default those it was trained on."""
+    label_column: str = "category_path"
+    """Column with the true category path."""
+    split: Literal["all", "test"] = "all"
+    """Rows to score: all, or only those that training left out by its --test-fraction."""
+    predictions: str | None = None
+    """Parquet file to write, one row per product: id, true_category, category, confidence."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Show parameters and metrics of MLflow runs side by side."""
+
+    runs: tuple[str, ...]
+    """Run ids, or unambiguous run names."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Generate a catalog: three category levels, a long tail, typos, several languages, repeats."""
+
+    rows: int = 5_000
+    """Rows to generate."""
+    output: str = "sample-catalog"
+    """Folder or s3:// prefix to write to."""
+    labelled: bool = False
+    """Write the category_path column."""
+    seed: int = 0
+    """Rows are a function of seed and row number."""

@@ -1,0 +1,51 @@
+"""The whole job on a generated catalog: train, evaluate, label. What `make demo` runs."""
+
+import logging
+from dataclasses import dataclass
+
+from cataloger import evaluation, labeling, runtime, sample, training
+from cataloger.config import EvaluateConfig, LabelConfig, SampleConfig, TrainConfig
+from cataloger.evaluation import Evaluation
+from cataloger.labeling import LabelResult
+from cataloger.training import TrainResult
+
+log = logging.getLogger(__name__)
+
+FOLDER = "demo"
+LABELLED_ROWS = 6_000
+UNLABELLED_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the three jobs returned."""
+
+    training: TrainResult
+    evaluation: Evaluation
+    labels: LabelResult
+
+
+def demo() -> DemoResult:
+    """Everything lands in `demo/` and in the MLflow store of the working folder."""
+    labelled, unlabelled = f"{FOLDER}/labelled", f"{FOLDER}/unlabelled"
+    test_fraction = 0.15
+    _say(f"jobs/sample.py --rows {LABELLED_ROWS} --output {labelled} --labelled")
+    sample.generate(SampleConfig(rows=LABELLED_ROWS, output=labelled, labelled=True))
+    _say(f"jobs/sample.py --rows {UNLABELLED_ROWS} --output {unlabelled} --seed 1")
+    sample.generate(SampleConfig(rows=UNLABELLED_ROWS, output=unlabelled, seed=1))
+    with runtime.session():
+        _say(
+            f"jobs/train.py --catalog {labelled} --test-fraction {test_fraction} --epochs 2 --storage {FOLDER}/checkpoints"
+        )
+        trained = training.train(
+            TrainConfig(catalog=labelled, test_fraction=test_fraction, epochs=2, storage=f"{FOLDER}/checkpoints")
+        )
+        _say(f"jobs/evaluate.py --catalog {labelled} --split test --model {trained.model_uri}")
+        scores = evaluation.evaluate(EvaluateConfig(catalog=labelled, split="test", model=trained.model_uri))
+        _say(f"jobs/label.py --catalog {unlabelled} --output {FOLDER}/labels --model {trained.model_uri}")
+        labels = labeling.label(LabelConfig(catalog=unlabelled, output=f"{FOLDER}/labels", model=trained.model_uri))
+    return DemoResult(trained, scores, labels)
+
+
+def _say(command: str) -> None:
+    log.info("$ python %s", command)

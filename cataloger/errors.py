@@ -1,0 +1,47 @@
+"""Every error a user can cause or mend. Anything else is a bug and propagates with its traceback.
+
+CatalogerError            exit code 2
+├── ConfigError           a flag, or a combination of flags, that cannot work
+├── CatalogError          the input Parquet is not what the flags say
+├── ModelError            a base model or bundle that cannot be found or read
+├── StorageError          a folder or bucket that cannot be read or written
+├── TrackingError         the MLflow server, a run, a model name or an alias
+├── ResourceError         the cluster cannot hold what was asked for
+└── PublishError          exit code 3: the new labels are not fit to be published
+"""
+
+
+class CatalogerError(Exception):
+    """One clear sentence: what was wrong, where, and what to do."""
+
+    exit_code = 2
+
+
+class ConfigError(CatalogerError):
+    """A flag, or a combination of flags, that cannot work."""
+
+
+class CatalogError(CatalogerError):
+    """The input Parquet is not what the flags say."""
+
+
+class ModelError(CatalogerError):
+    """A base model or model bundle that cannot be found or read."""
+
+
+class StorageError(CatalogerError):
+    """A folder or bucket that cannot be read or written."""
+
+
+class TrackingError(CatalogerError):
+    """The MLflow server, a run, a model name or an alias."""
+
+
+class ResourceError(CatalogerError):
+    """The cluster cannot hold what was asked for."""
+
+
+class PublishError(CatalogerError):
+    """The new labels are not fit to be published; readers keep the published ones."""
+
+    exit_code = 3

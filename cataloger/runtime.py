@@ -1,0 +1,125 @@
+"""Ray start-up, and shapes: how many workers and actors, with which CPUs, GPUs and threads."""
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray._private.state import state as ray_state
+
+from cataloger.errors import ResourceError
+
+# Threads beyond this give one forward pass little; further cores serve further actors.
+MAX_THREADS_PER_ACTOR = 8
+
+
+@dataclass(frozen=True)
+class ActorShape:
+    """One labelling actor: its resources, its torch threads, and how many such actors there may be."""
+
+    device: str
+    cpus: float
+    gpus: float
+    threads: int
+    min_actors: int
+    max_actors: int
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """A Ray to work on: the cluster at `RAY_ADDRESS` (set under `ray job submit`), else one on this machine alone.
+
+    What this call started ends with it; a session that was there before is left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    for name in ("ray", "ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def capacity(resource: str) -> float:
+    """How much of "CPU" or "GPU" the cluster has now, or can grow to where an autoscaler says so."""
+    now = float(ray.cluster_resources().get(resource, 0.0))
+    at_most = ray_state.get_max_resources_from_cluster_config() or {}
+    return max(now, float(at_most.get(resource, 0.0)))
+
+
+def wants_gpu(use_gpu: bool) -> bool:
+    """Whether to run on GPUs: where there are any. Raises ResourceError when they are asked for and there are none."""
+    if capacity("GPU"):
+        return True
+    if use_gpu:
+        raise ResourceError("--use-gpu: the cluster has no GPU and cannot get one; leave the flag out to run on CPUs")
+    return False
+
+
+def check_training_workers(num_workers: int, gpu: bool) -> None:
+    """Raises ResourceError when the cluster can never hold that many workers (1 GPU each, or 1 CPU each)."""
+    resource = "GPU" if gpu else "CPU"
+    room = int(capacity(resource))
+    if not 1 <= num_workers <= room:
+        raise ResourceError(
+            f"--num-workers {num_workers}: each worker needs 1 {resource} and the cluster can hold {room}; ask for 1 to {room}"
+        )
+
+
+def labelling_shape(use_gpu: bool) -> ActorShape:
+    """One actor per GPU, or CPU actors of up to 8 threads; at least one CPU stays free for reading and tokenizing."""
+    if wants_gpu(use_gpu):
+        return ActorShape("cuda", cpus=1, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
+    cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    threads = min(MAX_THREADS_PER_ACTOR, cores)
+    # Declaring one CPU less than the threads it uses leaves that one schedulable: tokenizing needs little, a full cluster hangs.
+    cpus = max(1, threads - 1) if cores > 1 else 0.5
+    return ActorShape(
+        "cpu",
+        cpus=cpus,
+        gpus=0,
+        threads=threads,
+        min_actors=1,
+        max_actors=max(1, int(capacity("CPU") - 1) // max(1, int(cpus))),
+    )
+
+
+def set_threads(processes_on_this_node: int) -> None:
+    """Share this node's cores among the given number of torch processes; Ray alone would give each worker one thread."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_node))
+
+
+def share_folder(folder: Path) -> Any:
+    """Put a small folder (a model bundle) into Ray's object store, from where every node gets it once."""
+    return ray.put({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
+
+
+def local_copy(shared: Any, digest: str) -> Path:
+    """The shared folder on this node's disk; the processes of a node write it once. `digest` names its content."""
+    folder = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}" / digest
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(dir=folder.parent))
+    for name, data in ray.get(shared).items():
+        (aside / name).parent.mkdir(parents=True, exist_ok=True)
+        (aside / name).write_bytes(data)
+    try:
+        aside.rename(folder)
+    except OSError:  # another process of this node was first
+        shutil.rmtree(aside)
+    return folder

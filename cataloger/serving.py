@@ -1,0 +1,61 @@
+"""The bundle as an MLflow pyfunc model: a DataFrame of catalog columns in, categories out."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, Schema
+
+from cataloger.batching import Tokens
+from cataloger.bundle import load_tokenizer, read_spec, tokenize
+from cataloger.text import compose
+
+
+class Categorizer:
+    """Answers with the same code as jobs/label.py."""
+
+    def __init__(self, folder: Path) -> None:
+        # Registering a model needs this module, but not torch.
+        from cataloger.model import Bundle
+
+        self.bundle = Bundle(folder)
+        self.tokenizer = load_tokenizer(folder, self.bundle.spec.max_tokens)
+
+    def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
+        """`category` and `confidence` per row of a DataFrame with the model's text columns; a row without text gets null."""
+        import pandas as pd
+
+        spec = self.bundle.spec
+        table = pa.table(
+            {
+                name: pa.array(frame[name] if name in frame else [None] * len(frame), from_pandas=True)
+                for name in spec.text_columns
+            }
+        )
+        texts = compose(table, spec.text_columns, spec.max_tokens)
+        result = pd.DataFrame({"category": [None] * len(frame), "confidence": [None] * len(frame)}, dtype=object)
+        readable = texts.is_valid().to_numpy(zero_copy_only=False)
+        if readable.any():
+            found = self.bundle.predict(Tokens.from_arrow(tokenize(self.tokenizer, texts.drop_null())))
+            result.loc[readable, "category"] = [spec.categories[label] for label in found.labels]
+            result.loc[readable, "confidence"] = found.confidence.astype(float)
+        return result
+
+
+def _load_pyfunc(path: str) -> Categorizer:
+    """Called by MLflow with the folder that was logged."""
+    return Categorizer(Path(path))
+
+
+def signature(folder: Path) -> ModelSignature:
+    columns = [ColSpec(DataType.string, name, required=False) for name in read_spec(folder).text_columns]
+    outputs = [ColSpec(DataType.string, "category"), ColSpec(DataType.double, "confidence")]
+    return ModelSignature(Schema(columns), Schema(outputs))
+
+
+def requirements() -> list[str]:
+    """What answering needs, at the versions that trained it."""
+    packages = ("mlflow", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "pandas", "ray")
+    return [f"{name}=={version(name).split('+')[0]}" for name in packages]

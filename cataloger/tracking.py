@@ -1,0 +1,202 @@
+"""The MLflow run of a job, and the model registry."""
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import ray
+import requests
+from matplotlib.figure import Figure
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from cataloger import serving
+from cataloger.errors import ModelError, TrackingError
+from cataloger.storage import locate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A bundle folder on this machine and where it came from; `version` is `NAME/3` for a registered model."""
+
+    folder: Path
+    uri: str
+    version: str | None
+
+
+def connect() -> str:
+    """Choose the tracking store and make sure it answers; its URI. Raises TrackingError within seconds.
+
+    `MLFLOW_TRACKING_URI` if set, else SQLite in the working folder.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    if uri.startswith(("http://", "https://")):
+        try:
+            requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
+        except requests.RequestException as error:
+            raise TrackingError(
+                f"MLflow server {uri}: not reachable ({type(error).__name__}); start it, or set MLFLOW_TRACKING_URI"
+            ) from error
+    _quiet()
+    mlflow.set_tracking_uri(uri)
+    try:
+        mlflow.search_experiments(max_results=1)
+    except MlflowException as error:
+        raise TrackingError(
+            f"MLflow store {uri}: cannot be used: {str(error).splitlines()[0]}; set MLFLOW_TRACKING_URI"
+        ) from error
+    return uri
+
+
+def check_nodes(uri: str) -> None:
+    """Refuse a store that lies on one machine when the cluster has several. Needs a running Ray. Raises TrackingError."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    if nodes > 1 and not uri.startswith(("http://", "https://", "databricks")):
+        raise TrackingError(
+            f"MLflow store {uri} lies on one machine but the cluster has {nodes} nodes; set MLFLOW_TRACKING_URI to a server's address"
+        )
+
+
+@contextmanager
+def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[str]:
+    """An MLflow run around a job: parameters in, FINISHED or FAILED out, whatever happens. Yields the run id."""
+    experiment = mlflow.get_experiment_by_name(config.experiment)
+    if experiment is None and mlflow.get_tracking_uri().startswith("sqlite"):
+        # Beside the database and absolute, so that artifacts are found from every working folder.
+        beside = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent / "mlartifacts"
+        mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
+    mlflow.set_experiment(config.experiment)
+    parameters = {key: value for key, value in asdict(config).items() if value is not None}
+    with mlflow.start_run(run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}") as active:
+        mlflow.set_tags({"job": kind, **tags})
+        mlflow.log_params(parameters)
+        yield str(active.info.run_id)
+
+
+class StepLogger:
+    """Logs metrics from a worker into the driver's run."""
+
+    def __init__(self, tracking_uri: str, run_id: str) -> None:
+        _quiet()
+        self.client, self.run_id = MlflowClient(tracking_uri), run_id
+        self.waiting: list[Metric] = []
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        self.waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+
+    def flush(self) -> None:
+        self.client.log_batch(self.run_id, metrics=self.waiting)
+        self.waiting = []
+
+
+def log_metrics(metrics: Mapping[str, float]) -> None:
+    """Into the driver's open run."""
+    mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+
+
+def log_text(text: str, name: str) -> None:
+    """As an artifact of the driver's open run."""
+    mlflow.log_text(text, name)
+
+
+def log_figure(figure: Figure, name: str) -> None:
+    """As an artifact of the driver's open run."""
+    mlflow.log_figure(figure, name)
+
+
+def tag_version(source: ModelSource, tags: Mapping[str, str]) -> None:
+    """Note on a registered model version which run used it, and on the open run which version that was."""
+    if source.version is None:
+        return
+    name, version = source.version.rsplit("/", 1)
+    mlflow.set_tags({"model_name": name, "model_version": version})
+    client = MlflowClient()
+    for key, value in tags.items():
+        client.set_model_version_tag(name, version, key, value)
+
+
+def register(folder: Path, name: str, run_id: str) -> str:
+    """Log a bundle to the run and register it: alias `challenger`, and `champion` for the first version. The version's URI."""
+    with tempfile.TemporaryDirectory() as code:
+        # The serving side needs the library, not its caches.
+        shutil.copytree(Path(__file__).parent, Path(code) / "cataloger", ignore=shutil.ignore_patterns("__pycache__"))
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            loader_module=serving.__name__,
+            data_path=str(folder),
+            code_paths=[str(Path(code) / "cataloger")],
+            pip_requirements=serving.requirements(),
+            signature=serving.signature(folder),
+            registered_model_name=name,
+        )
+    client = MlflowClient()
+    version = str(info.registered_model_version)
+    first = not client.get_registered_model(name).aliases
+    for alias in ["challenger"] + (["champion"] if first else []):
+        client.set_registered_model_alias(name, alias, version)
+    return f"models:/{name}/{version}"
+
+
+def fetch_model(uri: str) -> ModelSource:
+    """Bring the bundle named by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/…` or a folder to this machine.
+
+    An alias is resolved once, here: what it points to later changes nothing. Raises ModelError with the remedy.
+    """
+    if not uri.startswith(("models:/", "runs:/")):
+        return ModelSource(_fetch_folder(uri), uri, None)
+    version = None
+    try:
+        if uri.startswith("models:/") and "@" in uri:
+            name, alias = uri.removeprefix("models:/").split("@", 1)
+            found = MlflowClient().get_model_version_by_alias(name, alias)
+            uri = f"models:/{name}/{found.version}"
+        if uri.startswith("models:/"):
+            version = uri.removeprefix("models:/")
+        folder = Path(
+            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(prefix="cataloger-model-"))
+        )
+    except (MlflowException, OSError) as error:
+        raise ModelError(
+            f"model {uri}: not found in MLflow at {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]}); {_known_models()}"
+        ) from error
+    specs = sorted(folder.rglob("cataloger.json"))
+    if not specs:
+        raise ModelError(f"model {uri}: not a cataloger bundle (no cataloger.json in it); train one with jobs/train.py")
+    return ModelSource(specs[0].parent, uri, version)
+
+
+def _fetch_folder(uri: str) -> Path:
+    location = locate(uri)
+    if not (location / "cataloger.json").exists():
+        raise ModelError(
+            f"model {uri}: no such folder, or not a cataloger bundle (no cataloger.json in it); train one with jobs/train.py"
+        )
+    if location.is_local:
+        return Path(location.path)
+    folder = Path(tempfile.mkdtemp(prefix="cataloger-model-"))
+    for info in location.files(recursive=False):
+        (folder / info.base_name).write_bytes((location / info.base_name).read())
+    return folder
+
+
+def _known_models() -> str:
+    names = [model.name for model in mlflow.search_registered_models(max_results=10)]
+    return f"registered are: {', '.join(names)}" if names else "no model is registered there yet: run jobs/train.py"
+
+
+def _quiet() -> None:
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")

@@ -1,0 +1,188 @@
+"""The driver's side of fine-tuning: check, ingest with Ray Data, train with Ray Train, register in MLflow."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from cataloger import catalog as catalogs
+from cataloger import progress, runtime, sample, tracking
+from cataloger.bundle import Spec, base_model_folder, load_tokenizer, resolve_pooling
+from cataloger.catalog import Catalog
+from cataloger.config import SampleConfig, TrainConfig
+from cataloger.errors import CatalogError, ConfigError
+from cataloger.ingest import Source, ingest
+from cataloger.storage import check_writable, locate
+from cataloger.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left behind."""
+
+    model_uri: str
+    run_id: str
+    metrics: dict[str, float]
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Fine-tune, keep the best epoch by validation weighted F1, register it. Raises CatalogerError before any work is lost."""
+    _check(config)
+    taxonomy, sources = _open(config)
+    folder = base_model_folder(config.base_model)
+    spec = Spec(
+        categories=taxonomy.categories,
+        text_columns=config.text_columns,
+        max_tokens=config.max_tokens,
+        pooling=resolve_pooling(folder, config.pooling),
+        catalog_fingerprint=sources[0].catalog.fingerprint,
+        test_fraction=config.test_fraction,
+    )
+    load_tokenizer(folder, config.max_tokens)
+    storage = locate(config.storage)
+    check_writable(storage)
+    tracking_uri = tracking.connect()
+    with runtime.session():
+        tracking.check_nodes(tracking_uri)
+        gpu = runtime.wants_gpu(config.use_gpu)
+        runtime.check_training_workers(config.num_workers, gpu)
+        tags = {
+            "catalog": str(sources[0].catalog.location),
+            "catalog_fingerprint": spec.catalog_fingerprint,
+            "pooling": spec.pooling,
+        }
+        with tracking.run("train", Path(config.base_model).name, config, tags) as run_id:
+            return _run(config, spec, sources, gpu, tracking_uri, run_id)
+
+
+def _run(
+    config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, tracking_uri: str, run_id: str
+) -> TrainResult:
+    dataset = ingest(sources, config)
+    total, held_out = dataset.count(), int(dataset.sum("validation") or 0)
+    if not held_out or held_out == total:
+        raise ConfigError(
+            f"{held_out} of {total} usable rows fall on the validation side; both sides need some: change --validation-fraction"
+        )
+    left_out = sum(source.catalog.rows for source in sources) - total
+    log.info(
+        "training on %s rows, validating on %s, %s left out (no text, no category, or in the test split)",
+        *(f"{n:,}" for n in (total - held_out, held_out, left_out)),
+    )
+    log.info(
+        "%s categories, %s pooling, %s worker(s) on %s",
+        len(spec.categories),
+        spec.pooling,
+        config.num_workers,
+        "GPU" if gpu else "CPU",
+    )
+    storage = locate(config.storage)
+
+    def train_loop(setup: dict[str, Any]) -> None:
+        # A local function travels by value: neither the driver nor Ray Train's controller imports the heavy loop.
+        from cataloger.loop import Loop
+
+        Loop(**setup).run()
+
+    with progress.remote_meter("train", config.epochs * (total - held_out)) as board:
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={
+                "config": config,
+                "spec": spec,
+                "tracking_uri": tracking_uri,
+                "run_id": run_id,
+                "board": board,
+            },
+            datasets={"train": dataset},
+            # Every worker reads all tokens and takes its share of each global batch (loop.py says why).
+            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.num_workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
+            ),
+            run_config=ray.train.RunConfig(
+                name=run_id,
+                storage_path=storage.path,
+                storage_filesystem=storage.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=2),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=2, checkpoint_score_attribute="val_weighted_f1", checkpoint_score_order="max"
+                ),
+            ),
+        )
+        result = trainer.fit()
+    best, metrics = max(result.best_checkpoints, key=lambda pair: float(pair[1]["val_weighted_f1"]))
+    with best.as_directory() as checkpoint:
+        uri = tracking.register(Path(checkpoint) / "bundle", config.model_name, run_id)
+    log.info(
+        "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
+        uri,
+        metrics["val_accuracy"],
+        metrics["val_weighted_f1"],
+    )
+    return TrainResult(uri, run_id, {key: float(value) for key, value in metrics.items()})
+
+
+def _check(config: TrainConfig) -> None:
+    for name in ("epochs", "patience", "batch_size", "num_workers"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
+    for name in ("validation_fraction", "test_fraction", "warmup_fraction"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
+    if config.max_tokens < 3:
+        raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
+    if not config.text_columns:
+        raise ConfigError("--text-columns: name at least one column")
+
+
+def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
+    """The taxonomy of the training catalog, and the catalogs to read. Raises CatalogError."""
+    uri = config.catalog or _sample_catalog()
+    opened = [_count(uri, config)]
+    if config.eval_catalog:
+        opened.append(_count(config.eval_catalog, config))
+    names, rows = opened[0][1:]
+    if len(rows) < 2:
+        found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
+        raise CatalogError(
+            f"catalog {uri}: column {config.label_column!r} has {found}; a classifier needs at least two"
+        )
+    single = sum(count == 1 for count in rows.values())
+    if single:
+        log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
+    taxonomy = Taxonomy.from_paths(rows)
+    sources = []
+    for number, (catalog, names, rows) in enumerate(opened):
+        unknown = [path for path in rows if path not in taxonomy.label_ids]
+        if unknown:
+            log.info(
+                "%s: %s categories do not occur in the training catalog; their rows count as errors",
+                catalog.location,
+                len(unknown),
+            )
+        label_ids = {written: taxonomy.label_ids.get(path, -1) for written, path in names.items()}
+        sources.append(Source(catalog, label_ids, validation_only=number > 0))
+    return taxonomy, sources
+
+
+def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
+    catalog = catalogs.open_catalog(uri, config.id_column, config.text_columns, config.label_column)
+    names, rows = catalogs.normalise_labels(
+        catalogs.count_labels(catalog, config.label_column), uri, config.label_column
+    )
+    return catalog, names, rows
+
+
+def _sample_catalog() -> str:
+    folder = Path("sample-catalog/labelled")
+    if not folder.exists():
+        log.info("no --catalog: generating a sample catalog in %s", folder)
+        sample.generate(SampleConfig(output=str(folder), labelled=True))
+    return str(folder)

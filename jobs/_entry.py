@@ -1,0 +1,42 @@
+"""What the entry points share: parse the flags, set up the log, call, and turn errors into one sentence and an exit code."""
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+
+from cataloger.errors import CatalogerError
+
+Config = TypeVar("Config")
+
+
+def parse(config: type[Config]) -> Config:
+    """The job's configuration from the command line; exits with 2 on a wrong flag, before anything heavy is imported."""
+    return tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+
+
+def run(job: Callable[[], Any]) -> None:
+    """Run a job. Exit code 0, or that of the CatalogerError it raised; any other error keeps its traceback."""
+    _set_up_log()
+    # `ray job stop` and cron send SIGTERM: leave through `finally`, so that the MLflow run is closed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        job()
+    except CatalogerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _set_up_log() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("cataloger").setLevel(logging.INFO)
+    # Chatter of libraries about themselves; warnings that concern the user's data are ours and are logged.
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore")

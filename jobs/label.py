@@ -1,0 +1,33 @@
+"""Label every row of a catalog and publish the labels as one snapshot.
+
+python jobs/label.py --catalog catalog/ --output labels/
+ray job submit --working-dir . -- python jobs/label.py --catalog s3://shop/catalog --output s3://shop/labels
+"""
+
+from _entry import parse, run
+from cataloger.config import LabelConfig
+
+
+def main() -> None:
+    config = parse(LabelConfig)
+
+    def job() -> None:
+        from _tables import show
+        from cataloger.labeling import label
+
+        result = label(config)
+        rows = [
+            ("rows in", f"{result.rows:,}"),
+            ("labelled", f"{result.labelled:,}"),
+            ("rejected", f"{result.rejects:,}"),
+            ("distinct texts through the model", f"{result.forwarded:,}"),
+            ("seconds, start-up included", f"{result.seconds:.1f}"),
+            ("rows/s", f"{result.rows / result.seconds:,.0f}"),
+        ]
+        show(f"{result.output}/run={result.run}", ("published", ""), rows)
+
+    run(job)
+
+
+if __name__ == "__main__":
+    main()
