@@ -163,10 +163,10 @@ def normalise_labels(
         except ValueError as problem:
             malformed.append((written, str(problem), count))
     if malformed:
-        written, problem, _ = malformed[0]
+        example, what, _ = malformed[0]
         raise CatalogError(
             f"catalog {catalog}: column {label_column!r} has malformed category paths in {sum(m[2] for m in malformed)} rows, "
-            f"for example {written!r} ({problem}); write levels as 'A > B > C'"
+            f"for example {example!r} ({what}); write levels as 'A > B > C'"
         )
     return names, rows
 

@@ -57,12 +57,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     names, _ = catalogs.normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)
-    reading = Reading(
-        catalog,
-        text_columns,
-        tuple(dict.fromkeys((config.id_column, config.label_column))),
-        spec.test_fraction if config.split == "test" else None,
-    )
+    test_fraction = spec.test_fraction if config.split == "test" else None
+    reading = Reading(catalog, config.id_column, text_columns, config.label_column, test_fraction)
     about = {
         "model": source.uri,
         "catalog": str(catalog.location),
@@ -97,10 +93,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 def _predictions(labels: pa.Table, names: dict[str, str], config: EvaluateConfig) -> pa.Table:
     """id, true_category, category, confidence of the rows that have both; says how many have not."""
-    true = [names.get(path) for path in labels.column(config.label_column).to_pylist()]
+    true = [names.get(path) for path in labels.column("true_category").to_pylist()]
     table = pa.table(
         {
-            "id": labels.column(config.id_column),
+            "id": labels.column("id"),
             "true_category": pa.array(true, pa.string()),
             "category": labels.column("category"),
             "confidence": labels.column("confidence"),

@@ -45,7 +45,8 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> ray.data.Dataset:
         rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
         datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
     joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    return joined.materialize()
+    ready: ray.data.Dataset = joined.materialize()
+    return ready
 
 
 def _encode_unit(

@@ -30,6 +30,8 @@ from cataloger.storage import Location, check_writable, locate
 from cataloger.text import compose, hash_texts, split_position
 
 log = logging.getLogger(__name__)
+# Other than an actor's, or Ray Data would fuse reading into the actors and nothing would overlap.
+READING_CPUS = 0.5
 NO_TEXT = "no text in any of the text columns"
 
 
@@ -51,8 +53,9 @@ class Reading:
     """What the reading tasks take from a catalog. `test_fraction` keeps only the rows on that side of the split."""
 
     catalog: Catalog
+    id_column: str
     text_columns: tuple[str, ...]
-    kept_columns: tuple[str, ...]
+    label_column: str | None = None
     test_fraction: float | None = None
 
 
@@ -105,7 +108,7 @@ def label(config: LabelConfig) -> LabelResult:
             "label", Path(catalog.location.path).stem, config, {**about, "snapshot_run": run}
         ) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
-            reading = Reading(catalog, text_columns, (config.id_column,))
+            reading = Reading(catalog, config.id_column, text_columns)
             todo = [unit for unit in units if unit.index not in parts]
             parts |= _stream(
                 config, reading, model, shape, todo, snapshot.run_folder(output, run), {"run": run, **about}
@@ -136,7 +139,7 @@ def predict_units(
     context.enable_progress_bars = False
     items = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
     read = functools.partial(_read, reading=reading, model=model)
-    return items.map(read).map_batches(
+    return items.map(read, num_cpus=READING_CPUS).map_batches(
         Labeler,
         fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
         batch_size=1,
@@ -238,18 +241,17 @@ def _stream(
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]:
     """Read → compose → tokenize: one unit's rows, and the tokens of its distinct texts."""
     unit = Unit.from_dict(row)
-    table = catalogs.read_unit(
-        reading.catalog.location.filesystem, unit, [*reading.kept_columns, *reading.text_columns]
-    )
+    kept = {"id": reading.id_column} | ({"true_category": reading.label_column} if reading.label_column else {})
+    filesystem = reading.catalog.location.filesystem
+    table = catalogs.read_unit(filesystem, unit, [*kept.values(), *reading.text_columns])
     texts = compose(table, reading.text_columns, model.spec.max_tokens)
     if reading.test_fraction is not None:
         chosen = pa.array(split_position(texts) < reading.test_fraction)
         table, texts = table.filter(chosen), texts.filter(chosen)
     distinct = texts.dictionary_encode()
     tokens = tokenize(_tokenizer(model.folder(), model.spec.max_tokens), distinct.dictionary)
-    rows = table.select(list(reading.kept_columns)).append_column(
-        "text_hash", hash_texts(distinct.dictionary).take(distinct.indices)
-    )
+    rows = pa.table({name: table.column(column) for name, column in kept.items()})
+    rows = rows.append_column("text_hash", hash_texts(distinct.dictionary).take(distinct.indices))
     rows = rows.append_column("place", distinct.indices)
     return {"unit": unit.index, "rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}
 
@@ -257,7 +259,7 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
 def _write(row: dict[str, Any], spec: Spec, folder: Location, about: dict[str, str]) -> dict[str, Any]:
     rows, answers = unpack_unit(row)
     labels, rejects = assemble(rows, answers, spec)
-    part = Part(int(row["unit"]), len(labels), len(rejects), forwarded=len(answers), tokens=0)
+    part = Part(int(row["unit"]), len(labels), len(rejects), forwarded=len(answers))
     snapshot.write_part(folder, part, labels, rejects, about)
     return asdict(part)
 
@@ -268,8 +270,8 @@ def _publish_again(output: Location, run: str, started: float) -> LabelResult:
     if (snapshot.published(output) or {}).get("run") != run:
         snapshot.publish(output, run)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", run)
-    counts = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
-    return LabelResult(run, str(output), *counts, forwarded=0, seconds=time.monotonic() - started, mlflow_run=None)
+    rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
+    return LabelResult(run, str(output), rows, labelled, rejects, 0, time.monotonic() - started, None)
 
 
 def _result(

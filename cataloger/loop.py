@@ -59,7 +59,7 @@ class Loop:
         plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
         self.pad_id = _pad_id(plain.config)
         self.model = ray.train.torch.prepare_model(plain)
-        self.plain = self.model.module if self.world > 1 else self.model
+        self.plain = plain
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16
         self.optimizer = torch.optim.AdamW(_parameter_groups(self.plain, self.config), fused=True)
         self.logger = StepLogger(tracking_uri, run_id) if self.rank == 0 else None

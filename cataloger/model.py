@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -85,7 +85,7 @@ class Bundle:
     """A loaded bundle, ready to predict on one device."""
 
     # Padded tokens per forward pass: enough to keep the chip busy, small enough for its caches (CPU) or memory (GPU).
-    TOKEN_BUDGET = {"cpu": 8_192, "cuda": 131_072}
+    TOKEN_BUDGET: ClassVar = {"cpu": 8_192, "cuda": 131_072}
 
     def __init__(self, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> None:
         self.spec = read_spec(folder)

@@ -57,7 +57,6 @@ def meter(title: str, total: int) -> Iterator[Meter]:
         yield shown
 
 
-@ray.remote(num_cpus=0)
 class Board:
     """Carries the progress of remote workers to the driver."""
 
@@ -74,7 +73,7 @@ class Board:
 @contextmanager
 def remote_meter(title: str, total: int) -> Iterator[Any]:
     """Like `meter`, fed by whoever calls `board.post.remote(done, note)` on the yielded actor."""
-    board = Board.remote()
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     with meter(title, total) as shown:
 

@@ -40,12 +40,14 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+        logging.getLogger(name).setLevel(logging.ERROR)
     address = os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, **local)
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 from mlflow.models import ModelSignature
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, read_spec, tokenize
@@ -50,8 +50,10 @@ def _load_pyfunc(path: str) -> Categorizer:
 
 
 def signature(folder: Path) -> ModelSignature:
-    columns = [ColSpec(DataType.string, name, required=False) for name in read_spec(folder).text_columns]
-    outputs = [ColSpec(DataType.string, "category"), ColSpec(DataType.double, "confidence")]
+    columns: list[ColSpec | TensorSpec] = [
+        ColSpec(DataType.string, name, required=False) for name in read_spec(folder).text_columns
+    ]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "category"), ColSpec(DataType.double, "confidence")]
     return ModelSignature(Schema(columns), Schema(outputs))
 
 

@@ -37,7 +37,6 @@ class Part:
     rows: int
     rejects: int
     forwarded: int
-    tokens: int
 
     @property
     def name(self) -> str:

@@ -27,18 +27,22 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
         field = pc.utf8_trim_whitespace(pc.replace_substring_regex(field, r"\s+", " "))
         fields.append(pc.if_else(pc.equal(field, ""), pa.scalar(None, pa.large_string()), field))
     separator = pa.scalar(SEPARATOR, pa.large_string())
-    text = pc.binary_join_element_wise(*fields, separator, null_handling="skip")
-    text = pc.utf8_slice_codeunits(text, 0, limit)
+    # The empty first field keeps rows without any text: with "skip", pyarrow 25 drops a row whose fields are all null.
+    always = pa.repeat(pa.scalar("", pa.large_string()), len(table))
+    text = pc.binary_join_element_wise(always, *fields, separator, null_handling="skip")
+    text = pc.utf8_slice_codeunits(text, len(SEPARATOR), len(SEPARATOR) + limit)
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
 
 
 def hash_texts(texts: pa.Array) -> pa.Array:
-    """128-bit BLAKE2b of each text, as binary(16); null stays null.
+    """128-bit BLAKE2b of each text, as 32 hex digits; null stays null.
 
     Among 10^9 different texts the chance of any collision is about 10^18 / 2^129, or 1.5e-21.
     """
-    digests = [None if text is None else blake2b(text.encode(), digest_size=16).digest() for text in texts.to_pylist()]
-    return pa.array(digests, pa.binary(16))
+    digests = [
+        None if text is None else blake2b(text.encode(), digest_size=16).hexdigest() for text in texts.to_pylist()
+    ]
+    return pa.array(digests, pa.string())
 
 
 def split_position(texts: pa.Array) -> npt.NDArray[np.float64]:
@@ -47,5 +51,4 @@ def split_position(texts: pa.Array) -> npt.NDArray[np.float64]:
     Rows below the validation fraction are held out: the same product always falls on the same side.
     """
     hashes = hash_texts(pc.utf8_lower(pc.fill_null(texts, "")))
-    words = np.frombuffer(b"".join(hashes.to_pylist()), dtype="<u8")[::2]
-    return words.astype(np.float64) / 2.0**64
+    return np.array([int(digest[:13], 16) for digest in hashes.to_pylist()], np.float64) / 16.0**13

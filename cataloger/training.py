@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -65,7 +65,7 @@ def _run(
     config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, tracking_uri: str, run_id: str
 ) -> TrainResult:
     dataset = ingest(sources, config)
-    total, held_out = dataset.count(), int(dataset.sum("validation") or 0)
+    total, held_out = dataset.count(), int(cast(int, dataset.sum("validation") or 0))
     if not held_out or held_out == total:
         raise ConfigError(
             f"{held_out} of {total} usable rows fall on the validation side; both sides need some: change --validation-fraction"
@@ -117,7 +117,7 @@ def _run(
             ),
         )
         result = trainer.fit()
-    best, metrics = max(result.best_checkpoints, key=lambda pair: float(pair[1]["val_weighted_f1"]))
+    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
     with best.as_directory() as checkpoint:
         uri = tracking.register(Path(checkpoint) / "bundle", config.model_name, run_id)
     log.info(

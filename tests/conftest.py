@@ -1,0 +1,140 @@
+"""One Ray, one MLflow store, one tiny model for all tests; every test has a working folder of its own."""
+
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Creating the SQLite store takes seconds: one for the session, and never the user's own."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        yield uri
+
+
+@pytest.fixture(autouse=True)
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def ray_session(tracking_store: str) -> Iterator[None]:
+    from cataloger import runtime
+
+    with runtime.session():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two narrow layers with random weights, no dropout, and MiniLM's tokenizer."""
+    from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
+
+    from cataloger.bundle import base_model_folder
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    set_seed(0)
+    config = BertConfig(
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    BertModel(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base_model_folder("minilm")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled sample catalog of 1,500 rows."""
+    from cataloger.config import SampleConfig
+    from cataloger.sample import generate
+
+    folder = tmp_path_factory.mktemp("catalog") / "labelled"
+    generate(SampleConfig(rows=1_500, output=str(folder), labelled=True))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, labelled: Path) -> Path:
+    """An untrained mean-pooled bundle over the sample's categories: enough wherever the labels themselves don't matter."""
+    return make_bundle(tmp_path_factory.mktemp("bundle"), tiny_model, labelled, "mean")
+
+
+def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
+    import torch
+
+    from cataloger.bundle import Spec
+    from cataloger.model import new_classifier, save_bundle
+    from cataloger.taxonomy import Taxonomy
+
+    paths = pq.read_table(catalog, columns=["category_path"]).column(0).to_pylist()
+    taxonomy = Taxonomy.from_paths(paths)
+    torch.manual_seed(1)
+    model = new_classifier(base, pooling, taxonomy)
+    # A wide head: with the usual small one all rows of an untrained model would get the same label.
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)
+    spec = Spec(taxonomy.categories, ("title", "brand", "description"), 32, pooling, "none", review_threshold=0.5)
+    save_bundle(folder, model, base, spec)
+    return folder
+
+
+@pytest.fixture
+def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a job as the command line would, in this process: `job("label", "--catalog", …)` → (exit code, out, err)."""
+
+    def run(name: str, *flags: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"jobs/{name}.py", *map(str, flags)])
+        monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+        monkeypatch.setenv("COLUMNS", "160")
+        code = 0
+        try:
+            runpy.run_path(str(ROOT / "jobs" / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def write(working_folder: Path) -> Callable[..., Path]:
+    """`write("name.parquet", title=[…], …)` makes a Parquet file in the working folder."""
+
+    def make(name: str, **columns: object) -> Path:
+        path = working_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+        return path
+
+    return make
+
+
+def shared_data(name: str) -> Path:
+    """A real catalog, or a skip that says why."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs ../shared/data/{name}, which is not part of the project")
+    return path
+
+
+def free_of_ray() -> dict[str, str]:
+    """An environment for a subprocess that must not find this process's Ray."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}

@@ -1,0 +1,37 @@
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cataloger.batching import Tokens, pack, shuffled_batches
+
+lengths = st.lists(st.integers(1, 200), max_size=300).map(lambda values: np.array(values, np.int64))
+
+
+@given(lengths, st.integers(1, 1_000))
+def test_every_row_is_packed_once_within_the_budget(lengths: np.ndarray, budget: int) -> None:
+    batches = list(pack(lengths, budget))
+    rows = np.concatenate(batches) if batches else np.array([], int)
+    assert sorted(rows) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+@given(lengths, st.integers(1, 16), st.integers(0, 3))
+def test_an_epoch_has_every_row_once_in_batches_of_the_size_asked_for(
+    lengths: np.ndarray, size: int, seed: int
+) -> None:
+    batches = shuffled_batches(lengths, size, np.random.default_rng(seed))
+    rows = np.concatenate(batches) if batches else np.array([], int)
+    assert sorted(rows) == list(range(len(lengths)))
+    assert sum(len(batch) != size for batch in batches) <= 1 + len(lengths) // (32 * size)
+    again = shuffled_batches(lengths, size, np.random.default_rng(seed))
+    assert all((left == right).all() for left, right in zip(batches, again, strict=True))
+
+
+def test_padding_restores_the_tokens() -> None:
+    lists = [[5, 6, 7], [8], [], [9, 10]]
+    tokens = Tokens.from_arrow(pa.array([[1], *lists], pa.list_(pa.int32())).slice(1))
+    ids, mask = tokens.padded(np.array([3, 0, 2]), pad_id=-1)
+    assert ids.tolist() == [[9, 10, -1], [5, 6, 7], [-1, -1, -1]]
+    assert mask.tolist() == [[True, True, False], [True, True, True], [False, False, False]]

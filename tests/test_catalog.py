@@ -1,0 +1,66 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import fs as pafs
+
+from cataloger.catalog import Catalog, CatalogFile, Unit, count_labels, open_catalog, plan_units, read_unit
+from cataloger.storage import Location
+
+Write = Callable[..., Path]
+
+
+@given(st.lists(st.lists(st.integers(0, 40), max_size=4), min_size=1, max_size=6), st.integers(1, 25))
+def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: int) -> None:
+    location = Location(pafs.LocalFileSystem(), "/x", "/x")
+    opened = tuple(CatalogFile(f"/x/{i}", 1, 1, tuple(groups), pa.schema([])) for i, groups in enumerate(files))
+    units = plan_units(Catalog(location, opened, ""), unit_rows)
+    planned = [
+        (s.path, s.row_group, row) for unit in units for s in unit.segments for row in range(s.start, s.start + s.rows)
+    ]
+    assert planned == [
+        (f"/x/{i}", g, row) for i, groups in enumerate(files) for g, rows in enumerate(groups) for row in range(rows)
+    ]
+    assert all(unit.rows == unit_rows for unit in units[:-1])
+    assert [unit.index for unit in units] == list(range(len(units)))
+    assert all(Unit.from_dict(unit.as_dict()) == unit for unit in units)
+
+
+def test_units_are_read_in_input_order_across_files_and_row_groups(working_folder: Path) -> None:
+    folder = working_folder / "catalog"
+    folder.mkdir()
+    rows = [f"row {i}" for i in range(100)]
+    for i, (start, end) in enumerate([(0, 7), (7, 64), (64, 100)]):
+        table = pa.table({"id": range(start, end), "title": rows[start:end]})
+        pq.write_table(table, folder / f"part-{i}.parquet", row_group_size=23)
+    catalog = open_catalog(str(folder), "id", ["title"])
+    units = plan_units(catalog, 9)
+    read = pa.concat_tables([read_unit(catalog.location.filesystem, unit, ["title", "id", "title"]) for unit in units])
+    assert read.column("id").to_pylist() == list(range(100))
+    assert read.column("title").to_pylist() == rows
+    assert read.column_names == ["title", "id"]
+
+
+def test_fingerprint_changes_with_the_files_and_not_with_their_place(write: Write) -> None:
+    one = open_catalog(str(write("a/x.parquet", id=[1], title=["t"])), "id", ["title"])
+    again = open_catalog(str(write("a/x.parquet", id=[1], title=["t"])), "id", ["title"])
+    assert one.fingerprint != again.fingerprint, "a rewritten file may hold other rows"
+    assert again.fingerprint == open_catalog("a/x.parquet", "id", ["title"]).fingerprint
+
+
+def test_names_that_begin_with_underscore_or_dot_are_not_part_of_the_catalog(write: Write) -> None:
+    write("c/part.parquet", id=[1], title=["t"])
+    write("c/_rejects/part.parquet", id=[2], reason=["no text"])
+    write("c/.hidden.parquet", id=[3], title=["t"])
+    assert open_catalog("c", "id", ["title"]).rows == 1
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_labels_are_counted_in_any_string_type(write: Write, kind: pa.DataType) -> None:
+    write("c.parquet", id=[1, 2, 3], title=["a", "b", "c"], category_path=pa.array(["A", None, "A"]).cast(kind))
+    catalog = open_catalog("c.parquet", "id", ["title"], "category_path")
+    assert count_labels(catalog, "category_path") == {"A": 2, None: 1}

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger import snapshot
+from cataloger.catalog import Segment, Unit
+from cataloger.errors import PublishError, StorageError
+from cataloger.snapshot import Part
+from cataloger.storage import Location, locate
+
+UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
+
+
+def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
+    part = Part(unit, rows, rejects, forwarded=rows)
+    labels = pa.table({"id": range(rows), "category": ["A"] * rows})
+    snapshot.write_part(folder, part, labels, pa.table({"id": range(rejects), "reason": ["r"] * rejects}), {"run": "r"})
+    return part
+
+
+def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, "r")
+    parts = {0: write(folder, 0, 3, 0), 1: write(folder, 1, 1, 1)}
+    assert snapshot.published(output) is None
+    assert snapshot.finished_parts(folder, UNITS) == parts
+    snapshot.commit(output, "r", UNITS, parts, {"model": "m"})
+    manifest = snapshot.published(output)
+    assert manifest is not None
+    assert (manifest["rows"], manifest["labelled"], manifest["rejects"], manifest["model"]) == (5, 4, 1, "m")
+    pointer = json.loads(Path("labels/_latest.json").read_text())
+    read = pq.read_table(Path("labels") / pointer["path"])
+    assert len(read) == 4, "readers see the labels, not the rejects"
+
+
+@pytest.mark.parametrize("rows", [2, None])
+def test_a_missing_or_short_unit_is_not_published(working_folder: Path, rows: int | None) -> None:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, "r")
+    parts = {0: write(folder, 0, 3, 0)}
+    if rows:
+        parts[1] = write(folder, 1, rows - 1, 0)
+    with pytest.raises(PublishError, match="unit 1"):
+        snapshot.commit(output, "r", UNITS, parts, {})
+    assert snapshot.published(output) is None
+
+
+def test_damaged_and_foreign_parts_are_done_again(working_folder: Path) -> None:
+    folder = snapshot.run_folder(locate("labels"), "r")
+    write(folder, 0, 3, 0)
+    whole = Path("labels/run=r/part-00000.parquet").read_bytes()
+    Path("labels/run=r/part-00001.parquet").write_bytes(whole[:-20])
+    pq.write_table(pa.table({"id": [1, 2]}), "labels/run=r/part-00002.parquet")
+    assert set(snapshot.finished_parts(folder, UNITS)) == {0}
+    recut = [Unit(0, (Segment("x", 0, 0, 4),)), UNITS[1]]
+    assert snapshot.finished_parts(folder, recut) == {}, "a part of another cut does not fit"
+
+
+def test_a_damaged_pointer_is_named(working_folder: Path) -> None:
+    locate("labels/_latest.json").write(b"{")
+    with pytest.raises(StorageError, match="_latest.json: not valid JSON"):
+        snapshot.published(locate("labels"))
+
+
+def test_anything_decisive_gives_another_run_id() -> None:
+    ids = {snapshot.run_id(*decisive) for decisive in [("c", "m", 3), ("c2", "m", 3), ("c", "m2", 3), ("c", "m", 4)]}
+    assert len(ids) == 4
+    assert snapshot.run_id("c", ("a", "b")) == snapshot.run_id("c", ("a", "b"))

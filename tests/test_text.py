@@ -1,0 +1,35 @@
+import pyarrow as pa
+
+from cataloger.text import CHARACTERS_PER_TOKEN, compose, hash_texts, split_position
+
+
+def test_fields_are_joined_without_gaps() -> None:
+    table = pa.table(
+        {
+            "title": ["  red \n shoe ", None, "", "x"],
+            "size": [42, 7, None, None],
+            "brand": pa.array(["Acme", None, None, "  "]).dictionary_encode(),
+        }
+    )
+    assert compose(table, ["title", "size", "brand"], 64).to_pylist() == ["red shoe | 42 | Acme", "7", None, "x"]
+
+
+def test_very_long_text_is_cut() -> None:
+    table = pa.table({"title": ["汉" * 10_000_000]})
+    (text,) = compose(table, ["title"], 10).to_pylist()
+    assert text == "汉" * 10 * CHARACTERS_PER_TOKEN
+
+
+def test_hash_is_stable_and_null_for_null() -> None:
+    first, second, none = hash_texts(pa.array(["a", "a", None])).to_pylist()
+    # blake2b-128 of b"a"; changing it would relabel every catalog.
+    assert first == second == "27c35e6e9373877f29e562464e46497e"
+    assert none is None
+
+
+def test_the_same_product_falls_on_the_same_side() -> None:
+    a, b, c = split_position(pa.array(["Red Shoe", "red shoe", "blue shoe"]))
+    assert a == b != c
+    positions = split_position(pa.array([f"product {i}" for i in range(4_000)]))
+    assert 0 <= positions.min() <= positions.max() < 1
+    assert abs((positions < 0.2).mean() - 0.2) < 0.03
