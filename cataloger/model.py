@@ -58,10 +58,11 @@ def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) ->
     if spec.pooling == "mean":
         MeanPoolingConfig.register_for_auto_class()
         MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-    model.save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
-    tokenizer.model_max_length = spec.max_tokens
-    tokenizer.save_pretrained(folder)
+    with _quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
+        tokenizer.model_max_length = spec.max_tokens
+        tokenizer.save_pretrained(folder)
     write_spec(folder, spec)
 
 

@@ -1,5 +1,6 @@
 """The MLflow run of a job, and the model registry."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -139,10 +140,11 @@ def register(folder: Path, name: str, run_id: str) -> str:
             code_paths=[str(Path(code) / "cataloger")],
             pip_requirements=serving.requirements(),
             signature=serving.signature(folder),
-            registered_model_name=name,
         )
     client = MlflowClient()
-    version = str(info.registered_model_version)
+    with contextlib.suppress(MlflowException):  # it exists already
+        client.create_registered_model(name)
+    version = str(client.create_model_version(name, info.model_uri, run_id, model_id=info.model_id).version)
     first = not client.get_registered_model(name).aliases
     for alias in ["challenger"] + (["champion"] if first else []):
         client.set_registered_model_alias(name, alias, version)

@@ -138,3 +138,32 @@ def shared_data(name: str) -> Path:
 def free_of_ray() -> dict[str, str]:
     """An environment for a subprocess that must not find this process's Ray."""
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+
+
+@pytest.fixture(scope="session", params=["mean", "cls"])
+def trained(
+    request: pytest.FixtureRequest,
+    ray_session: None,
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Path,
+    labelled: Path,
+):  # type: ignore[no-untyped-def]
+    """A tiny model trained and registered by the real training code, once per pooling."""
+    from cataloger.config import TrainConfig
+    from cataloger.training import train
+
+    return train(
+        TrainConfig(
+            catalog=str(labelled),
+            base_model=str(tiny_model),
+            pooling=request.param,
+            epochs=3,
+            batch_size=16,
+            learning_rate=5e-3,
+            max_tokens=32,
+            test_fraction=0.2,
+            storage=str(tmp_path_factory.mktemp("checkpoints")),
+            experiment="tests",
+            model_name=f"tiny-{request.param}",
+        )
+    )

@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import free_of_ray, shared_data
+
+from cataloger import snapshot
+from cataloger.batching import Tokens
+from cataloger.bundle import load_tokenizer, tokenize
+from cataloger.catalog import open_catalog
+from cataloger.config import LabelConfig
+from cataloger.labeling import NO_TEXT, label
+from cataloger.model import Bundle
+from cataloger.storage import locate
+from cataloger.text import compose
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def published(output: str = "labels") -> pa.Table:
+    pointer = json.loads((Path(output) / "_latest.json").read_text())
+    return pq.read_table(Path(output) / pointer["path"])
+
+
+@pytest.fixture
+def catalog(working_folder: Path) -> Path:
+    """Three files, 9,000 rows, two units and more; some rows without text, many repeats."""
+    folder = working_folder / "catalog"
+    folder.mkdir()
+    for part in range(3):
+        ids = np.arange(part * 3_000, (part + 1) * 3_000)
+        title = [None if i % 50 == 0 else f"product {i % 700} of brand {i % 13}" for i in ids]
+        brand = [None if i % 3 == 0 or i % 50 == 0 else f"brand {i % 13}" for i in ids]
+        table = pa.table({"sku": ids, "title": title, "brand": brand, "description": pa.nulls(len(ids))})
+        pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=1_000)
+    return folder
+
+
+def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle: Path) -> None:
+    result = label(
+        LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku", precision="fp32")
+    )
+    assert (result.rows, result.labelled, result.rejects) == (9_000, 8_820, 180)
+    labels = published()
+    source = pq.read_table(catalog)
+    texts = compose(source, ("title", "brand", "description"), 32)
+    readable = np.array(texts.is_valid())
+    assert labels.column("id").to_pylist() == source.column("sku").to_numpy()[readable].tolist(), (
+        "ids as they came, in order"
+    )
+    loaded = Bundle(bundle)
+    found = loaded.predict(Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), texts.drop_null())), alternatives=3)
+    expected = [loaded.spec.categories[i] for i in found.labels]
+    assert labels.column("category").to_pylist() == expected
+    np.testing.assert_allclose(labels.column("confidence").to_numpy(), found.confidence, rtol=1e-3)
+    row = labels.slice(77, 1).to_pylist()[0]
+    assert [a["category"] for a in row["alternatives"]] == [loaded.spec.categories[i] for i in found.alternatives[77]]
+    assert len(row["level_confidences"]) == row["category"].count(" > ") + 1
+    assert row["level_confidences"][-1] == pytest.approx(row["confidence"], rel=1e-5)
+    assert row["needs_review"] == (row["confidence"] < 0.5)
+    assert len(row["text_hash"]) == 32
+    distinct = texts.slice(0, 4_500).drop_null().unique(), texts.slice(4_500).drop_null().unique()
+    assert result.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
+
+
+def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> None:
+    result = label(LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku"))
+    rejects = pq.read_table(f"labels/run={result.run}/_rejects")
+    assert rejects.column("id").to_pylist() == list(range(0, 9_000, 50))
+    assert set(rejects.column("reason").to_pylist()) == {NO_TEXT}
+    manifest = json.loads(Path(f"labels/run={result.run}/_manifest.json").read_text())
+    assert manifest["rows"] == manifest["labelled"] + manifest["rejects"] == 9_000
+    assert sum(part["rows"] for part in manifest["parts"]) == manifest["labelled"]
+
+
+def test_the_same_command_again_costs_nothing_and_another_setting_is_another_run(catalog: Path, bundle: Path) -> None:
+    config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
+    first = label(config)
+    again = label(config)
+    assert (again.run, again.forwarded, again.mlflow_run) == (first.run, 0, None)
+    other = label(LabelConfig(**{**vars(config), "alternatives": 1}))
+    assert other.run != first.run
+    assert json.loads(Path("labels/_latest.json").read_text())["run"] == other.run
+    assert snapshot.is_complete(locate("labels"), first.run), "yesterday's run is still whole"
+
+
+def test_a_resumed_run_keeps_finished_parts(catalog: Path, bundle: Path) -> None:
+    config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
+    first = label(config)
+    folder = Path("labels") / f"run={first.run}"
+    kept = folder / "part-00000.parquet"
+    before, stamp = published(), kept.stat().st_mtime_ns
+    for name in ("_manifest.json", "part-00001.parquet"):
+        (folder / name).unlink()
+    Path("labels/_latest.json").unlink()
+    again = label(config)
+    assert again.run == first.run
+    assert kept.stat().st_mtime_ns == stamp
+    assert published().equals(before)
+
+
+def test_numeric_and_null_columns_are_text_too(working_folder: Path, bundle: Path) -> None:
+    pq.write_table(
+        pa.table({"id": ["a", "b"], "title": [1.5, None], "brand": pa.nulls(2), "description": [True, None]}),
+        "c.parquet",
+    )
+    result = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle)))
+    assert (result.labelled, result.rejects) == (1, 1)
+    assert published().column("id").to_pylist() == ["a"]
+
+
+def test_a_catalog_without_any_text_gives_rejects_only(working_folder: Path, bundle: Path) -> None:
+    pq.write_table(pa.table({"id": [1], "title": [""], "brand": [" "], "description": ["\n"]}), "c.parquet")
+    result = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle)))
+    assert (result.labelled, result.rejects) == (0, 1)
+    assert "category" in published().column_names
+
+
+PIPELINE = """
+import json, sys
+sys.modules["cataloger"] = None  # not importable
+from transformers import pipeline
+folder, texts = sys.argv[1], json.load(open(sys.argv[2]))
+classify = pipeline("text-classification", folder, trust_remote_code=True)
+json.dump([answer["label"] for answer in classify(texts, truncation=True)], open(sys.argv[3], "w"))
+"""
+
+
+def test_transformers_alone_gives_the_labels_that_were_published(
+    trained, labelled: Path, working_folder: Path, job
+) -> None:  # type: ignore[no-untyped-def]
+    """For both poolings: a trained bundle, 200 rows, in a process where cataloger cannot be imported."""
+    from cataloger import tracking
+
+    tracking.connect()
+    folder = tracking.fetch_model(trained.model_uri).folder
+    rows = pq.read_table(labelled).slice(0, 200)
+    pq.write_table(rows, "some.parquet")
+    code, _, err = job(
+        "label", "--catalog", "some.parquet", "--output", "labels", "--model", trained.model_uri, "--precision", "fp32"
+    )
+    assert code == 0, err
+    Path("texts.json").write_text(json.dumps(compose(rows, ("title", "brand", "description"), 32).to_pylist()))
+    environment = {**free_of_ray(), "HF_MODULES_CACHE": str(working_folder / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PIPELINE, str(folder), "texts.json", "answers.json"]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    answers = json.loads(Path("answers.json").read_text())
+    assert answers == published().column("category").to_pylist()
+    assert len(set(answers)) > 3, "a model that always says the same would prove nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "CI" not in os.environ and "CATALOGER_SLOW" not in os.environ, reason="minutes long; set CATALOGER_SLOW=1 to run it"
+)
+def test_all_rows_of_a_large_real_catalog_are_counted(bundle: Path) -> None:
+    catalog = str(shared_data("scale_mix"))
+    result = label(LabelConfig(catalog=catalog, output="labels", model=str(bundle)))
+    assert result.rows == 234_227 == result.labelled + result.rejects
+    source = open_catalog(catalog, "id", ["title"])
+    assert sum(len(pq.read_table(file.path, columns=["id"])) for file in source.files) == result.rows
+    assert len(published()) == result.labelled

@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from conftest import make_bundle
+
+from cataloger.batching import Tokens
+from cataloger.bundle import Spec, digest, load_tokenizer, read_spec, resolve_pooling, tokenize, write_spec
+from cataloger.errors import ModelError
+from cataloger.model import Bundle
+
+TEXTS = ["red running shoes 42", "tea", "", "绿茶 green tea 250g", "word " * 60, "denim jeans | Acme | blue"]
+
+
+@pytest.fixture
+def tokens(bundle: Path) -> Tokens:
+    return Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), pa.array(TEXTS)))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_batched_predictions_equal_one_row_at_a_time(
+    working_folder: Path, tiny_model: Path, labelled: Path, tokens: Tokens, pooling: str
+) -> None:
+    folder = make_bundle(working_folder / "bundle", tiny_model, labelled, pooling)
+    loaded = Bundle(folder)
+    found = loaded.predict(tokens, alternatives=2)
+    taxonomy = loaded.spec.taxonomy
+    for row in range(len(tokens)):
+        ids = torch.from_numpy(tokens.flat[tokens.offsets[row] : tokens.offsets[row + 1]].astype(np.int64))[None]
+        with torch.inference_mode():
+            probabilities = torch.softmax(loaded.model(input_ids=ids).logits[0], dim=0).numpy()
+        order = np.argsort(-probabilities)
+        assert found.labels[row] == order[0]
+        np.testing.assert_array_equal(found.alternatives[row], order[1:3])
+        np.testing.assert_allclose(found.confidence[row], probabilities[order[0]], rtol=1e-4)
+        for level, group in enumerate(taxonomy.groups):
+            mass = probabilities[group == group[order[0]]].sum()
+            np.testing.assert_allclose(found.levels[row, level], mass, rtol=1e-4)
+
+
+def test_inner_category_has_no_confidence_below_its_level(working_folder: Path, bundle: Path, tokens: Tokens) -> None:
+    loaded = Bundle(bundle)
+    paths = list(loaded.spec.categories)
+    paths[0] = paths[0].split(" > ")[0]
+    write_spec(bundle, Spec(tuple(paths), ("title",), 32, "mean", ""))
+    try:
+        inner = Bundle(bundle)
+        inner.model.classifier.bias.data[0] = 1e4
+        found = inner.predict(tokens)
+        assert (found.labels == 0).all()
+        assert np.isnan(found.levels[:, 1:]).all()
+        np.testing.assert_allclose(found.levels[:, 0], 1.0)
+    finally:
+        write_spec(bundle, loaded.spec)
+
+
+def test_temperature_changes_confidence_and_never_the_label(bundle: Path, tokens: Tokens) -> None:
+    sharp, soft = Bundle(bundle), Bundle(bundle)
+    object.__setattr__(soft.spec, "temperature", 3.0)
+    np.testing.assert_array_equal(sharp.predict(tokens).labels, soft.predict(tokens).labels)
+    assert (soft.predict(tokens).confidence < sharp.predict(tokens).confidence).all()
+
+
+def test_no_rows_give_no_predictions(bundle: Path) -> None:
+    nothing = Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), pa.array([], pa.string())))
+    found = Bundle(bundle).predict(nothing, alternatives=3)
+    assert found.labels.shape == (0,)
+    assert found.alternatives.shape == (0, 3)
+
+
+def test_bundle_holds_no_pickle_and_its_digest_follows_its_content(bundle: Path) -> None:
+    assert {file.suffix for file in bundle.iterdir()} <= {".json", ".safetensors", ".txt", ".py"}
+    before, spec = digest(bundle), read_spec(bundle)
+    write_spec(bundle, Spec(**{**vars(spec), "temperature": 2.0}))
+    assert digest(bundle) != before
+    write_spec(bundle, spec)
+    assert digest(bundle) == before
+
+
+def test_auto_pooling_is_what_the_base_model_was_trained_with(tiny_model: Path) -> None:
+    from cataloger.bundle import base_model_folder
+
+    assert resolve_pooling(base_model_folder("minilm"), "auto") == "mean"
+    assert resolve_pooling(base_model_folder("minilm"), "cls") == "cls"
+    assert resolve_pooling(tiny_model, "auto") == "cls"
+
+
+def test_a_folder_that_is_no_bundle_is_named(working_folder: Path) -> None:
+    with pytest.raises(ModelError, match="not a cataloger bundle"):
+        Bundle(working_folder)
