@@ -76,11 +76,13 @@ def read_spec(folder: Path) -> Spec:
     """Raises ModelError when the folder is not a bundle."""
     try:
         fields = json.loads((folder / SPEC).read_text())
-    except (OSError, ValueError) as error:
+        return Spec(
+            **{**fields, "categories": tuple(fields["categories"]), "text_columns": tuple(fields["text_columns"])}
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model {folder}: not a cataloger bundle (no readable {SPEC}); train one with jobs/train.py"
         ) from error
-    return Spec(**{**fields, "categories": tuple(fields["categories"]), "text_columns": tuple(fields["text_columns"])})
 
 
 def digest(folder: Path) -> str:

@@ -7,6 +7,7 @@ CatalogerError            exit code 2
 ├── StorageError          a folder or bucket that cannot be read or written
 ├── TrackingError         the MLflow server, a run, a model name or an alias
 ├── ResourceError         the cluster cannot hold what was asked for
+├── TrainingError         a training run that cannot come to a good end
 └── PublishError          exit code 3: the new labels are not fit to be published
 """
 
@@ -39,6 +40,10 @@ class TrackingError(CatalogerError):
 
 class ResourceError(CatalogerError):
     """The cluster cannot hold what was asked for."""
+
+
+class TrainingError(CatalogerError):
+    """A training run that cannot come to a good end, such as a loss that is no number."""
 
 
 class PublishError(CatalogerError):

@@ -25,8 +25,12 @@ class Source:
     validation_only: bool
 
 
-def ingest(sources: Sequence[Source], config: TrainConfig) -> ray.data.Dataset:
-    """Tokens, label and side of every usable row, computed once, in catalog order, in Ray's object store."""
+def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
+    """Tables of tokens, label and side of every usable row, in catalog order, as references into Ray's object store.
+
+    The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
+    hang where the workers hold all of them.
+    """
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
@@ -45,8 +49,7 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> ray.data.Dataset:
         rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
         datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
     joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    ready: ray.data.Dataset = joined.materialize()
-    return ready
+    return list(joined.to_arrow_refs())
 
 
 def _encode_unit(

@@ -5,6 +5,7 @@ every n-th row of each. So the loss curve does not depend on the number of worke
 """
 
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -28,12 +30,12 @@ from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
 from cataloger.model import new_classifier, resolve_dtype, save_bundle
-from cataloger.tracking import StepLogger
 
 HEAD_RATE = 10.0
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
 EVALUATION_TOKENS = 8_192
+COUNTERS = ("epoch", "step", "seen", "best", "stale")
 
 
 @dataclass(frozen=True)
@@ -44,16 +46,20 @@ class Examples:
     labels: IntArray
 
 
-class Loop:
-    """One worker's share of a training run; `board` is shown the progress of rank 0, metrics go to the MLflow run `run_id`."""
+class NotFiniteError(ArithmeticError):
+    """The loss is infinite or not a number."""
 
-    def __init__(self, config: TrainConfig, spec: Spec, tracking_uri: str, run_id: str, board: Any) -> None:
+
+class Loop:
+    """One worker's share of a training run; rank 0 posts progress and metrics on `board`."""
+
+    def __init__(self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any]) -> None:
         self.config, self.spec, self.board = config, spec, board
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
         self.device = ray.train.torch.get_device()
-        self.train, self.validation = load_examples(ray.train.get_dataset_shard("train"))
+        self.train, self.validation = load_examples(blocks)
         self.base = base_model_folder(self.config.base_model)
         torch.manual_seed(self.config.seed)
         plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
@@ -61,37 +67,44 @@ class Loop:
         self.model = ray.train.torch.prepare_model(plain)
         self.plain = plain
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16
-        self.optimizer = torch.optim.AdamW(_parameter_groups(self.plain, self.config), fused=True)
-        self.logger = StepLogger(tracking_uri, run_id) if self.rank == 0 else None
-        self.epoch, self.step, self.best, self.stale = 0, 0, -1.0, 0
+        self.peak = config.learning_rate or default_learning_rate(plain)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(plain, self.peak, config.weight_decay), fused=True)
+        self.epoch, self.step, self.seen, self.best, self.stale = 0, 0, 0, -1.0, 0
         self._resume()
         # Dropout differs by rank; the data order must not, and has generators of its own.
         torch.manual_seed(self.config.seed * 1_000_003 + self.rank + 1_009 * self.epoch)
 
     def run(self) -> None:
+        """Train until the last epoch or until validation stops improving."""
+        try:
+            self._run_epochs()
+        except NotFiniteError as problem:  # on every rank alike: the losses are summed over all
+            ray.get(self.board.give_up.remote(str(problem)))
+
+    def _run_epochs(self) -> None:
         while self.epoch < self.config.epochs and self.stale < self.config.patience:
             self._train_epoch()
             self.epoch += 1
             metrics, spec = self._validate()
             self.stale = 0 if metrics["val_weighted_f1"] > self.best else self.stale + 1
             self.best = max(self.best, metrics["val_weighted_f1"])
-            if self.logger:
-                self.logger.add(self.step, {**metrics, "epoch": self.epoch})
-                self.logger.flush()
+            self._post(
+                {self.step: {**metrics, "epoch": float(self.epoch)}}, f"validation F1 {metrics['val_weighted_f1']:.3f}"
+            )
             self._report(metrics, spec)
 
     def _train_epoch(self) -> None:
         self.model.train()
         rng = np.random.default_rng([self.config.seed, self.epoch])
         losses: list[torch.Tensor] = []
-        seen = 0
+        rows = len(self.train.labels)
         for batch in shuffled_batches(self.train.tokens.lengths, self.config.batch_size, rng):
-            rate = self._set_learning_rate((self.epoch + seen / len(self.train.labels)) / self.config.epochs)
+            rate = self._set_learning_rate(self.seen / (rows * self.config.epochs))
             losses.append(self._step(batch))
-            seen += len(batch)
+            self.seen += len(batch)
             self.step += 1
-            if self.step % STEPS_PER_LOG == 0 or seen == len(self.train.labels):
-                self._log_losses(losses, rate, seen)
+            if self.step % STEPS_PER_LOG == 0 or self.seen == rows * (self.epoch + 1):
+                self._log_losses(losses, rate)
                 losses = []
 
     def _step(self, batch: IntArray) -> torch.Tensor:
@@ -100,7 +113,7 @@ class Loop:
         # With fewer rows than ranks, an idle rank still has to take part in the gradient exchange.
         rows, weight = (mine, 1.0) if len(mine) else (batch[:1], 0.0)
         labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
-        total = F.cross_entropy(self._logits(self.train.tokens, rows), labels, reduction="sum") * weight / len(batch)
+        total = F.cross_entropy(self._logits(self.model, self.train.tokens, rows), labels, reduction="sum") * weight / len(batch)
         # DDP averages over ranks; the factor turns that into the sum.
         (total * self.world).backward()
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), GRADIENT_NORM)
@@ -108,10 +121,10 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         return total.detach()
 
-    def _logits(self, tokens: Tokens, rows: IntArray) -> torch.Tensor:
+    def _logits(self, model: torch.nn.Module, tokens: Tokens, rows: IntArray) -> torch.Tensor:
         ids, mask = tokens.padded(rows, self.pad_id)
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext():
-            output = self.model(
+            output = model(
                 input_ids=torch.from_numpy(ids).to(self.device), attention_mask=torch.from_numpy(mask).to(self.device)
             )
         return output.logits.float()  # type: ignore[no-any-return]
@@ -124,22 +137,29 @@ class Loop:
             group["lr"] = group["peak"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _log_losses(self, losses: Sequence[torch.Tensor], rate: float, seen: int) -> None:
+    def _log_losses(self, losses: Sequence[torch.Tensor], rate: float) -> None:
         shares = torch.stack(list(losses))
         if self.world > 1:
             dist.all_reduce(shares)
         values = shares.tolist()
         if not np.isfinite(values).all():
-            raise FloatingPointError(
-                f"loss is not finite near step {self.step}; lower --learning-rate (now {rate:.2g}) or use --precision fp32"
+            step = self.step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
+            raise NotFiniteError(
+                f"the loss at step {step} is not a finite number; lower --learning-rate (it peaks at {self.peak:.2g}) "
+                "or use --precision fp32"
             )
-        if self.logger:
-            for step, value in enumerate(values, self.step - len(values) + 1):
-                self.logger.add(step, {"train_loss": value})
-            self.logger.add(self.step, {"learning_rate": rate})
-            self.logger.flush()
-            done = self.epoch * len(self.train.labels) + seen
-            self.board.post.remote(done, f"epoch {self.epoch + 1}/{self.config.epochs}  loss {np.mean(values):.3f}")
+        first = self.step - len(values) + 1
+        steps: dict[int, dict[str, float]] = {step: {"train_loss": loss} for step, loss in enumerate(values, first)}
+        steps[self.step]["learning_rate"] = rate
+        self._post(steps, f"loss {np.mean(values):.3f}")
+
+    def _post(self, steps: dict[int, dict[str, float]], note: str) -> None:
+        """Show rank 0's progress and hand its metrics to the driver."""
+        if self.rank == 0:
+            now = int(time.time() * 1000)
+            metrics = [(name, float(value), now, step) for step, row in steps.items() for name, value in row.items()]
+            epoch = -(-self.seen // len(self.train.labels))
+            self.board.post.remote(self.seen, f"epoch {epoch}/{self.config.epochs}  {note}", metrics)
 
     def _validate(self) -> tuple[dict[str, float], Spec]:
         """Validation metrics, and the spec with temperature and review threshold fitted on the validation rows."""
@@ -150,7 +170,8 @@ class Loop:
             if number % self.world != self.rank:
                 continue
             with torch.inference_mode():
-                logits = self._logits(self.validation.tokens, batch)
+                # Not through DDP: its forward talks to the other ranks, which may have fewer batches.
+                logits = self._logits(self.plain, self.validation.tokens, batch)
                 # log Z at every temperature, [rows, temperatures]: confidence and loss then need no second pass.
                 scores, labels = logits.max(dim=1)
                 normaliser = torch.stack([torch.logsumexp(logits / t, dim=1) for t in temperatures], dim=1)
@@ -200,13 +221,7 @@ class Loop:
             checkpoint = None
             if self.rank == 0:
                 save_bundle(Path(folder) / "bundle", self.plain, self.base, spec)
-                state = {
-                    "optimizer": self.optimizer.state_dict(),
-                    "epoch": self.epoch,
-                    "step": self.step,
-                    "best": self.best,
-                    "stale": self.stale,
-                }
+                state = {"optimizer": self.optimizer.state_dict(), **{key: getattr(self, key) for key in COUNTERS}}
                 torch.save(state, Path(folder) / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
@@ -221,13 +236,12 @@ class Loop:
             )
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.best, self.stale = (state[key] for key in ("epoch", "step", "best", "stale"))
+        self.epoch, self.step, self.seen, self.best, self.stale = (state[key] for key in COUNTERS)
 
 
-def load_examples(shard: Any) -> tuple[Examples, Examples]:
+def load_examples(blocks: list[Any]) -> tuple[Examples, Examples]:
     """(training rows, validation rows) of the tokenized catalog, in memory."""
-    blocks = [block for block in shard.iter_batches(batch_size=None, batch_format="pyarrow") if len(block)]
-    table = pa.concat_tables(blocks).combine_chunks()
+    table = pa.concat_tables(ray.get(blocks)).combine_chunks()
     held_out = table.column("validation")
     sides = []
     for mask in (pc.invert(held_out), held_out):
@@ -243,10 +257,14 @@ def _pad_id(config: Any) -> int:
     return int(inner.get("pad_token_id") or 0)
 
 
-def _parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Four groups: encoder and head, matrices (with weight decay) and vectors (without). `peak` is the highest rate."""
+def default_learning_rate(model: torch.nn.Module) -> float:
+    """3e-4 for MiniLM's width of 384, falling with the square of the width: 7.5e-5 for BERT-base."""
     width = next(module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    rate = config.learning_rate or 3e-4 * (384 / width) ** 2
+    return 3e-4 * (384 / width) ** 2
+
+
+def _parameter_groups(model: torch.nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Four groups: encoder and head, matrices (with weight decay) and vectors (without). `peak` is the highest rate."""
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((name.startswith("classifier"), parameter.ndim > 1), []).append(parameter)
@@ -255,7 +273,7 @@ def _parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[
             "params": parameters,
             "peak": rate * (HEAD_RATE if head else 1.0),
             "lr": 0.0,
-            "weight_decay": config.weight_decay if matrix else 0.0,
+            "weight_decay": weight_decay if matrix else 0.0,
         }
         for (head, matrix), parameters in groups.items()
     ]

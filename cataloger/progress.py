@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
+
+StepMetric = tuple[str, float, int, int]  # name, value, Unix time in milliseconds, step
 
 
 class Meter:
@@ -58,28 +60,49 @@ def meter(title: str, total: int) -> Iterator[Meter]:
 
 
 class Board:
-    """Carries the progress of remote workers to the driver."""
+    """Carries what remote workers report to the driver: rows done and a note, and metrics for MLflow."""
 
     def __init__(self) -> None:
         self.state = (0, "")
+        self.metrics: list[StepMetric] = []
+        self.reason = ""
 
-    def post(self, done: int, note: str) -> None:
+    def give_up(self, reason: str) -> None:
+        """Workers that stop for a reason the user should read; an exception would be retried as if a machine had died."""
+        self.reason = reason
+
+    def reason_to_give_up(self) -> str:
+        return self.reason
+
+    def post(self, done: int, note: str, metrics: list[StepMetric]) -> None:
         self.state = (done, note)
+        self.metrics += metrics
 
-    def read(self) -> tuple[int, str]:
-        return self.state
+    def take(self) -> tuple[int, str, list[StepMetric]]:
+        """The state now and the metrics since the last call."""
+        metrics, self.metrics = self.metrics, []
+        return (*self.state, metrics)
 
 
 @contextmanager
-def remote_meter(title: str, total: int) -> Iterator[Any]:
-    """Like `meter`, fed by whoever calls `board.post.remote(done, note)` on the yielded actor."""
+def remote_meter(title: str, total: int, log_metrics: Callable[[list[StepMetric]], None]) -> Iterator[Any]:
+    """Like `meter`, fed by whoever calls `board.post.remote(done, note, metrics)` on the yielded actor.
+
+    Workers reach the driver through Ray alone: the MLflow server may listen on the driver's localhost only.
+    """
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     stop = threading.Event()
     with meter(title, total) as shown:
 
+        def take() -> None:
+            done, note, metrics = ray.get(board.take.remote())
+            shown.advance_to(done, note)
+            if metrics:
+                log_metrics(metrics)
+
         def follow() -> None:
             while not stop.wait(0.5):
-                shown.advance_to(*ray.get(board.read.remote()))
+                take()
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
@@ -88,4 +111,5 @@ def remote_meter(title: str, total: int) -> Iterator[Any]:
         finally:
             stop.set()
             thread.join()
+            take()
             ray.kill(board)

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,21 +85,9 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
         yield str(active.info.run_id)
 
 
-class StepLogger:
-    """Logs metrics from a worker into the driver's run."""
-
-    def __init__(self, tracking_uri: str, run_id: str) -> None:
-        _quiet()
-        self.client, self.run_id = MlflowClient(tracking_uri), run_id
-        self.waiting: list[Metric] = []
-
-    def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        self.waiting += [Metric(name, float(value), now, step) for name, value in metrics.items()]
-
-    def flush(self) -> None:
-        self.client.log_batch(self.run_id, metrics=self.waiting)
-        self.waiting = []
+def log_steps(run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> None:
+    """Metrics by step: (name, value, Unix time in milliseconds, step) each."""
+    MlflowClient().log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
 
 
 def log_metrics(metrics: Mapping[str, float]) -> None:

@@ -1,11 +1,14 @@
 """The driver's side of fine-tuning: check, ingest with Ray Data, train with Ray Train, register in MLflow."""
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import pyarrow.compute as pc
+import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
@@ -14,7 +17,7 @@ from cataloger import progress, runtime, sample, tracking
 from cataloger.bundle import Spec, base_model_folder, load_tokenizer, resolve_pooling
 from cataloger.catalog import Catalog
 from cataloger.config import SampleConfig, TrainConfig
-from cataloger.errors import CatalogError, ConfigError
+from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.ingest import Source, ingest
 from cataloger.storage import check_writable, locate
 from cataloger.taxonomy import Taxonomy
@@ -58,14 +61,13 @@ def train(config: TrainConfig) -> TrainResult:
             "pooling": spec.pooling,
         }
         with tracking.run("train", Path(config.base_model).name, config, tags) as run_id:
-            return _run(config, spec, sources, gpu, tracking_uri, run_id)
+            return _run(config, spec, sources, gpu, run_id)
 
 
-def _run(
-    config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, tracking_uri: str, run_id: str
-) -> TrainResult:
-    dataset = ingest(sources, config)
-    total, held_out = dataset.count(), int(cast(int, dataset.sum("validation") or 0))
+def _run(config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, run_id: str) -> TrainResult:
+    blocks = ingest(sources, config)
+    sides = [ray.get(block).column("validation") for block in blocks]
+    total, held_out = sum(map(len, sides)), sum(pc.sum(side).as_py() or 0 for side in sides)
     if not held_out or held_out == total:
         raise ConfigError(
             f"{held_out} of {total} usable rows fall on the validation side; both sides need some: change --validation-fraction"
@@ -90,19 +92,11 @@ def _run(
 
         Loop(**setup).run()
 
-    with progress.remote_meter("train", config.epochs * (total - held_out)) as board:
+    report = functools.partial(tracking.log_steps, run_id)
+    with progress.remote_meter("train", config.epochs * (total - held_out), report) as board:
         trainer = TorchTrainer(
             train_loop,
-            train_loop_config={
-                "config": config,
-                "spec": spec,
-                "tracking_uri": tracking_uri,
-                "run_id": run_id,
-                "board": board,
-            },
-            datasets={"train": dataset},
-            # Every worker reads all tokens and takes its share of each global batch (loop.py says why).
-            dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+            train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=config.num_workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
             ),
@@ -117,6 +111,8 @@ def _run(
             ),
         )
         result = trainer.fit()
+        if reason := ray.get(board.reason_to_give_up.remote()):
+            raise TrainingError(reason)
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
     with best.as_directory() as checkpoint:
         uri = tracking.register(Path(checkpoint) / "bundle", config.model_name, run_id)

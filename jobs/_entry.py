@@ -15,9 +15,9 @@ from cataloger.errors import CatalogerError
 Config = TypeVar("Config")
 
 
-def parse(config: type[Config]) -> Config:
+def parse(config: type[Config], *markers: Any) -> Config:
     """The job's configuration from the command line; exits with 2 on a wrong flag, before anything heavy is imported."""
-    return tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes))
+    return tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff, *markers))
 
 
 def run(job: Callable[[], Any]) -> None:

@@ -3,12 +3,14 @@
 python jobs/compare.py RUN_A RUN_B
 """
 
+import tyro
+
 from _entry import parse, run
 from cataloger.config import CompareConfig
 
 
 def main() -> None:
-    config = parse(CompareConfig)
+    config = parse(CompareConfig, tyro.conf.PositionalRequiredArgs)
 
     def job() -> None:
         from _tables import show

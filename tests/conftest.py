@@ -118,7 +118,7 @@ def job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 def write(working_folder: Path) -> Callable[..., Path]:
     """`write("name.parquet", title=[…], …)` makes a Parquet file in the working folder."""
 
-    def make(name: str, **columns: object) -> Path:
+    def make(name: str, /, **columns: object) -> Path:
         path = working_folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(pa.table(columns), path)

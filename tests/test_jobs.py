@@ -29,7 +29,7 @@ def catalog(write: Write) -> Path:
 
 def refused(outcome: tuple[int, str, str], *sentence: str, code: int = 2) -> None:
     """Exit code, one sentence on stderr that says all of this, and no traceback."""
-    exit_code, out, err = outcome
+    exit_code, _out, err = outcome
     assert exit_code == code, err
     problem = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(problem) == 1, err

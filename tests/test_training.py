@@ -9,6 +9,7 @@ from mlflow import MlflowClient
 from cataloger import tracking
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
+from cataloger.errors import TrainingError
 from cataloger.training import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -81,7 +82,7 @@ def test_a_second_version_challenges_and_does_not_replace_the_champion(tiny_mode
 
 
 def test_a_failed_run_is_closed_as_failed(tiny_model: Path, labelled: Path) -> None:
-    with pytest.raises(Exception, match="learning-rate"):
+    with pytest.raises(TrainingError, match="loss at step .* --learning-rate"):
         train(small(tiny_model, labelled, learning_rate=1e30, experiment="failing"))
     (run,) = mlflow.search_runs(experiment_names=["failing"], output_format="list")
     assert run.info.status == "FAILED"

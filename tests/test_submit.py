@@ -1,0 +1,118 @@
+"""`ray job submit --working-dir .` against a local head with a dashboard and token authentication."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, free_of_ray
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """(dashboard address, environment for clients) of a Ray head of its own, ended by PID."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        **free_of_ray(),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+    }
+    # Ray's socket paths have little room: pytest's own folder names are too long.
+    folder = Path(f"/tmp/rs{os.getpid()}")
+    command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={folder}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"]
+    with open(tmp_path_factory.mktemp("head") / "log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(address, environment["RAY_AUTH_TOKEN"], process)
+        yield address, environment
+    finally:
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        for pid in family:
+            if psutil.pid_exists(pid):
+                os.kill(pid, signal.SIGKILL)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def wait_for(address: str, token: str, process: subprocess.Popen[bytes]) -> None:
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            assert process.poll() is None, "ray start ended"
+            assert time.monotonic() < deadline, "no dashboard after two minutes"
+            time.sleep(1)
+
+
+def submit(head: tuple[str, dict[str, str]], *command: object) -> str:
+    address, environment = head
+    line = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        *map(str, command),
+    ]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
+    return done.stdout
+
+
+def test_train_and_label_can_be_submitted(
+    head: tuple[str, dict[str, str]], tiny_model: Path, labelled: Path, working_folder: Path
+) -> None:
+    checkpoints = working_folder / "checkpoints"
+    flags = ("--base-model", tiny_model, "--epochs", 1, "--max-tokens", 16, "--storage", checkpoints)
+    out = submit(head, "jobs/train.py", "--catalog", labelled, *flags, "--model-name", "submitted")
+    assert "models:/submitted/1" in out
+    model = ("--model", "models:/submitted@champion")
+    out = submit(head, "jobs/label.py", "--catalog", labelled, "--output", working_folder / "labels", *model)
+    assert "1,500" in out
+    pointer = json.loads((working_folder / "labels" / "_latest.json").read_text())
+    manifest = json.loads((working_folder / "labels" / pointer["manifest"]).read_text())
+    assert manifest["labelled"] == 1_500
+    assert manifest["model"] == "models:/submitted/1"
+
+
+def test_what_is_uploaded_is_code_and_no_environment_or_data(working_folder: Path) -> None:
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    target = working_folder / "package.zip"
+    create_package(str(ROOT), target, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    names = zipfile.ZipFile(target).namelist()
+    assert {"jobs/train.py", "cataloger/training.py"} <= set(names)
+    assert not [name for name in names if name.split("/")[0] in (".venv", ".git", "tests", "demo", "mlartifacts")]
+    assert target.stat().st_size < 300_000
