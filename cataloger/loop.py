@@ -113,7 +113,11 @@ class Loop:
         # With fewer rows than ranks, an idle rank still has to take part in the gradient exchange.
         rows, weight = (mine, 1.0) if len(mine) else (batch[:1], 0.0)
         labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
-        total = F.cross_entropy(self._logits(self.model, self.train.tokens, rows), labels, reduction="sum") * weight / len(batch)
+        total = (
+            F.cross_entropy(self._logits(self.model, self.train.tokens, rows), labels, reduction="sum")
+            * weight
+            / len(batch)
+        )
         # DDP averages over ranks; the factor turns that into the sum.
         (total * self.world).backward()
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), GRADIENT_NORM)

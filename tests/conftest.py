@@ -2,7 +2,11 @@
 
 import os
 import runpy
+import socket
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,7 +25,43 @@ def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", uri)
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Ray's workers inherit these, so they are set before it starts; the server itself starts with the first test that needs it.
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "a-secret-that-must-not-leak",
+            "AWS_REGION": "eu-central-1",
+        }.items():
+            patch.setenv(name, value)
         yield uri
+
+
+@pytest.fixture(scope="session")
+def s3(tracking_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An empty bucket on an S3 server of this machine: `s3://shop`."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", endpoint.rsplit(":")[-1]]
+    with open(tmp_path_factory.mktemp("s3") / "log", "w") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/shop", method="PUT"), timeout=5)
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the S3 server did not start"
+                time.sleep(0.3)
+        yield "s3://shop"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)
