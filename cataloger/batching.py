@@ -29,6 +29,10 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def slice(self, start: int, stop: int) -> "Tokens":
+        """Rows `start` to `stop`, without a copy."""
+        return Tokens(self.flat, self.offsets[start : stop + 1])
+
     @property
     def lengths(self) -> IntArray:
         return np.diff(self.offsets)

@@ -84,6 +84,12 @@ class LabelConfig:
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    max_reject_fraction: float = 0.01
+    """Share of rejected rows above which the labels are not published."""
+    max_changed_fraction: float = 0.1
+    """Share of products that may change category from one night to the next with the same model; more is held back."""
+    publish_anyway: bool = False
+    """Publish labels that --max-changed-fraction would hold back."""
     experiment: str = "cataloger"
     """MLflow experiment of the run."""
 
@@ -134,3 +140,23 @@ class SampleConfig:
     """Write the category_path column."""
     seed: int = 0
     """Rows are a function of seed and row number."""
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """List the runs of an output folder, publish another one, remove old ones."""
+
+    output: str
+    """Folder or s3:// prefix that label.py writes to."""
+    run: str | None = None
+    """Complete run to publish in place of the current one."""
+    prune: int | None = None
+    """Remove all but this many newest complete runs, and every unfinished one; never the published one."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check the published run against its manifest and its catalog."""
+
+    output: str
+    """Folder or s3:// prefix that label.py writes to."""

@@ -5,6 +5,7 @@ CatalogerError            exit code 2
 ├── CatalogError          the input Parquet is not what the flags say
 ├── ModelError            a base model or bundle that cannot be found or read
 ├── StorageError          a folder or bucket that cannot be read or written
+│   └── ConflictError     somebody else wrote there meanwhile
 ├── TrackingError         the MLflow server, a run, a model name or an alias
 ├── ResourceError         the cluster cannot hold what was asked for
 ├── TrainingError         a training run that cannot come to a good end
@@ -32,6 +33,10 @@ class ModelError(CatalogerError):
 
 class StorageError(CatalogerError):
     """A folder or bucket that cannot be read or written."""
+
+
+class ConflictError(StorageError):
+    """Somebody else wrote there meanwhile."""
 
 
 class TrackingError(CatalogerError):

@@ -17,9 +17,9 @@ from cataloger import metrics, plots, progress, runtime, tracking
 from cataloger.bundle import digest, read_spec
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
-from cataloger.labeling import Model, Reading, assemble, predict_units, unpack_unit
 from cataloger.metrics import Scores
 from cataloger.storage import check_writable, locate
+from cataloger.stream import Model, Reading, assemble, predict_units, unpack_unit
 
 log = logging.getLogger(__name__)
 CONFUSED_PAIRS = 25
@@ -72,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
             units = catalogs.plan_units(catalog)
             tables, seen = [], 0
-            with progress.meter("evaluate", catalog.rows) as shown:
+            with runtime.errors_of_tasks(), progress.meter("evaluate", catalog.rows) as shown:
                 for row in predict_units(reading, model, units, shape, config.precision, alternatives=0).iter_rows():
                     labels, _ = assemble(*unpack_unit(row), spec)
                     tables.append((row["unit"], labels))

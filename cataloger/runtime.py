@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private.state import state as ray_state
 
-from cataloger.errors import ResourceError
+from cataloger.errors import CatalogerError, ResourceError
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8
@@ -68,6 +68,21 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+@contextmanager
+def errors_of_tasks() -> Iterator[None]:
+    """Raise the CatalogerError that a remote task met in place of Ray's wrapping of it."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        # By module, not isinstance: Ray also makes classes that are both its own error and ours.
+        while cause is not None and type(cause).__module__ != CatalogerError.__module__:
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
 
 
 def capacity(resource: str) -> float:

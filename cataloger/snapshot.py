@@ -21,11 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger.catalog import Unit
-from cataloger.errors import PublishError, StorageError
+from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.storage import Location
 
 MANIFEST = "_manifest.json"
 LATEST = "_latest.json"
+REJECTS = "_rejects"
 _COUNTS = b"cataloger.counts"
 
 
@@ -42,6 +43,11 @@ class Part:
     def name(self) -> str:
         return f"part-{self.unit:05d}.parquet"
 
+    @property
+    def files(self) -> list[str]:
+        """The part, and the file of its rejects where it has any, below the run's folder."""
+        return [self.name, f"{REJECTS}/{self.name}"] if self.rejects else [self.name]
+
 
 def run_id(*decisive: Any) -> str:
     """The id of the run that all of these decide: the same inputs resume it, any change is another run."""
@@ -57,7 +63,7 @@ def write_part(folder: Location, part: Part, labels: pa.Table, rejects: pa.Table
     metadata = {f"cataloger.{key}".encode(): value.encode() for key, value in about.items()}
     metadata[_COUNTS] = json.dumps(asdict(part)).encode()
     if len(rejects):
-        (folder / "_rejects" / part.name).write(_parquet(rejects, metadata))
+        (folder / REJECTS / part.name).write(_parquet(rejects, metadata))
     (folder / part.name).write(_parquet(labels, metadata))
 
 
@@ -71,41 +77,67 @@ def finished_parts(folder: Location, units: Sequence[Unit]) -> dict[int, Part]:
     return {part.unit: part for part in parts if part and planned.get(part.unit) == part.rows + part.rejects}
 
 
-def commit(
-    output: Location, run: str, units: Sequence[Unit], parts: Mapping[int, Part], about: Mapping[str, Any]
-) -> None:
-    """Check that every row is accounted for, write the manifest, then turn the pointer. Raises PublishError."""
+def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -> None:
+    """Rows in = labels + rejects, for every unit. Raises PublishError naming the first unit that does not add up."""
     for unit in units:
         part = parts.get(unit.index)
         if part is None:
             raise PublishError(f"run {run}: unit {unit.index} has no part; run the same command again to finish it")
         if part.rows + part.rejects != unit.rows:
             raise PublishError(
-                f"run {run}: unit {unit.index} has {unit.rows} rows but {part.rows} labels and {part.rejects} rejects; not published"
+                f"run {run}: unit {unit.index} has {unit.rows} rows but {part.rows} labels and {part.rejects} rejects; "
+                "not published"
             )
+
+
+def write_manifest(
+    output: Location, run: str, units: Sequence[Unit], parts: Mapping[int, Part], about: Mapping[str, Any]
+) -> None:
+    """Declare a run complete: what it was made from, and every file with its rows, size and checksum."""
+    check_complete(run, units, parts)
+    folder = run_folder(output, run)
+    names = [name for _, part in sorted(parts.items()) for name in part.files]
+    with ThreadPoolExecutor(8) as pool:
+        files = list(pool.map(lambda name: describe_file(folder, name), names))
     manifest = {
         "run": run,
         **about,
         "rows": sum(unit.rows for unit in units),
         "labelled": sum(part.rows for part in parts.values()),
         "rejects": sum(part.rejects for part in parts.values()),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "parts": [{"name": part.name, "rows": part.rows, "rejects": part.rejects} for _, part in sorted(parts.items())],
+        "units": len(units),
+        "created": _now(),
+        "files": files,
     }
-    folder = run_folder(output, run)
     (folder / MANIFEST).write(json.dumps(manifest, ensure_ascii=False, indent=1).encode())
-    publish(output, run)
 
 
-def publish(output: Location, run: str) -> None:
-    """Point readers at a complete run, in one atomic replace."""
-    pointer = {
-        "run": run,
-        "path": f"run={run}",
-        "manifest": f"run={run}/{MANIFEST}",
-        "published": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    (output / LATEST).write(json.dumps(pointer, indent=1).encode())
+def describe_file(folder: Location, name: str) -> dict[str, Any]:
+    """Name, rows, bytes and SHA-256 of a part as it lies there now. Raises StorageError, pyarrow.ArrowInvalid."""
+    data = (folder / name).read()
+    rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return {"name": name, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def publish(output: Location, run: str, expected: str | None) -> None:
+    """Point readers at a complete run, in one atomic replace of the pointer that was at version `expected`.
+
+    Raises PublishError when another run was published since.
+    """
+    pointer = {"run": run, "path": f"run={run}", "manifest": f"run={run}/{MANIFEST}", "published": _now()}
+    try:
+        (output / LATEST).replace(json.dumps(pointer, indent=1).encode(), expected)
+    except ConflictError as error:
+        other = (published(output) or {}).get("run")
+        raise PublishError(
+            f"run {run}: run {other} was published by somebody else while this one was being made; this one is complete "
+            "and not published: run the same command again to publish it"
+        ) from error
+
+
+def pointer_version(output: Location) -> str | None:
+    """To be taken before a run is planned, and given to `publish`."""
+    return (output / LATEST).version()
 
 
 def published(output: Location) -> dict[str, Any] | None:
@@ -122,6 +154,10 @@ def read_manifest(output: Location, run: str) -> dict[str, Any]:
 def is_complete(output: Location, run: str) -> bool:
     """Whether the run has its manifest, which is written last."""
     return (run_folder(output, run) / MANIFEST).exists()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _json(location: Location) -> dict[str, Any]:

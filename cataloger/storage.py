@@ -4,8 +4,12 @@ A location is a local path or `s3://bucket/key`. Credentials, region and endpoin
 instance role, as everywhere in the AWS world (`AWS_ENDPOINT_URL` for other S3 servers); they are never stored.
 """
 
+import fcntl
+import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from cataloger.errors import StorageError
+from cataloger.errors import ConflictError, StorageError
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,58 @@ class Location:
                 f"{self.uri}: cannot be written: {_first_line(error)}; check the path and its permissions"
             ) from error
 
+    def version(self) -> str | None:
+        """A token that changes with the bytes here; None when there is nothing. Raises StorageError."""
+        if not self.exists():
+            return None
+        return (
+            hashlib.sha256(self.read()).hexdigest()
+            if self.is_local
+            else str(_s3().info(self.path, refresh=True)["ETag"])
+        )
+
+    def replace(self, data: bytes, expected: str | None) -> None:
+        """Write only if the version here is still `expected`: of several writers one wins. Raises ConflictError, StorageError.
+
+        Locally under a lock on the folder; on S3 a conditional PUT (`If-Match`, or `If-None-Match` for a first write).
+        """
+        if self.is_local:
+            Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+            with _locked(Path(self.path).parent):
+                if self.version() != expected:
+                    raise ConflictError(f"{self.uri}: was changed by somebody else meanwhile")
+                return self.write(data)
+        condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
+        try:
+            _s3().pipe_file(self.path, data, **condition)
+        except OSError as error:
+            if "precondition" in str(error).lower() or isinstance(error, FileExistsError):
+                raise ConflictError(f"{self.uri}: was changed by somebody else meanwhile") from error
+            raise StorageError(f"{self.uri}: cannot be written: {_first_line(error)}") from error
+
+    def delete(self) -> None:
+        """Remove this file, or this folder with all that is in it. Raises StorageError."""
+        try:
+            if self.info().type == pafs.FileType.Directory:
+                self.filesystem.delete_dir(self.path)
+            else:
+                self.filesystem.delete_file(self.path)
+        except OSError as error:
+            raise StorageError(f"{self.uri}: cannot be removed: {_first_line(error)}") from error
+
+    def abort_uploads(self) -> None:
+        """Give up unfinished multipart uploads below this prefix; they cost money and nobody sees them. Raises StorageError."""
+        if self.is_local:
+            return
+        bucket, _, prefix = self.path.partition("/")
+        client = _s3()
+        try:
+            found = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
+            for upload in found.get("Uploads", []):
+                client.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        except OSError as error:
+            raise StorageError(f"{self.uri}: unfinished uploads cannot be removed: {_first_line(error)}") from error
+
     def _write_aside_and_rename(self, data: bytes | pa.Buffer) -> None:
         final = Path(self.path)
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +148,17 @@ class Location:
             os.replace(aside, final)
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's advisory lock; it goes with the process, so a crash leaves none behind."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def locate(uri: str) -> Location:
@@ -111,7 +178,7 @@ def check_writable(location: Location) -> None:
     """Write and remove a tiny file, so that a job fails before its work and not after. Raises StorageError."""
     probe = location / f"_probe-{secrets.token_hex(8)}"
     probe.write(b"cataloger")
-    probe.filesystem.delete_file(probe.path)
+    probe.delete()
 
 
 def _s3_for_data(bucket: str) -> pafs.S3FileSystem:

@@ -34,6 +34,30 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
 
 
+def undecodable(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """Whether any of the row's string fields is not valid UTF-8: Parquet readers take such bytes as they come."""
+    bad = np.zeros(len(table), bool)
+    for name in columns:
+        field = table.column(name).combine_chunks()
+        if pa.types.is_dictionary(field.type):
+            field = field.cast(field.type.value_type)
+        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
+            continue
+        raw = field.cast(pa.large_binary())
+        try:
+            raw.cast(pa.large_string())
+        except pa.ArrowInvalid:
+            bad |= np.array([not _is_utf8(value) for value in raw.to_pylist()])
+    return pa.array(bad)
+
+
+def _is_utf8(value: bytes | None) -> bool:
+    try:
+        return value is None or value.decode() is not None
+    except UnicodeDecodeError:
+        return False
+
+
 def hash_texts(texts: pa.Array) -> pa.Array:
     """128-bit BLAKE2b of each text, as 32 hex digits; null stays null.
 

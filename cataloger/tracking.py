@@ -4,10 +4,10 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ def connect() -> str:
                 f"MLflow server {uri}: not reachable ({type(error).__name__}); start it, or set MLFLOW_TRACKING_URI"
             ) from error
     _quiet()
+    # MLflow's own defaults keep a job waiting for minutes when the server goes away.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     mlflow.set_tracking_uri(uri)
     try:
         mlflow.search_experiments(max_results=1)
@@ -69,7 +72,7 @@ def check_nodes(uri: str) -> None:
         )
 
 
-@contextmanager
+@contextlib.contextmanager
 def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[str]:
     """An MLflow run around a job: parameters in, FINISHED or FAILED out, whatever happens. Yields the run id."""
     experiment = mlflow.get_experiment_by_name(config.experiment)
@@ -79,30 +82,63 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
         mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
     mlflow.set_experiment(config.experiment)
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
-    with mlflow.start_run(run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}") as active:
-        mlflow.set_tags({"job": kind, **tags})
+    _close_abandoned_runs(config.experiment)
+    active = mlflow.start_run(run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    status = "FAILED"
+    try:
+        mlflow.set_tags({"job": kind, **_process(), **tags})
         mlflow.log_params(parameters)
         yield str(active.info.run_id)
+        status = "FINISHED"
+    finally:
+        with _forgiving():
+            mlflow.end_run(status)
+
+
+def _process() -> dict[str, str]:
+    return {"cataloger.host": socket.gethostname(), "cataloger.pid": str(os.getpid())}
+
+
+def _close_abandoned_runs(experiment: str) -> None:
+    """Close the runs of processes of this machine that were killed: nobody else will."""
+    query = f"attributes.status = 'RUNNING' AND tags.`cataloger.host` = '{socket.gethostname()}'"
+    for run in mlflow.search_runs(experiment_names=[experiment], filter_string=query, output_format="list"):
+        pid = int(run.data.tags["cataloger.pid"])
+        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
+            MlflowClient().set_terminated(run.info.run_id, "KILLED")
+
+
+@contextlib.contextmanager
+def _forgiving() -> Iterator[None]:
+    """MLflow going away in mid-run costs metrics, never the work: say so and go on."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        log.warning("MLflow at %s does not take metrics: %s", mlflow.get_tracking_uri(), str(error).splitlines()[0])
 
 
 def log_steps(run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> None:
     """Metrics by step: (name, value, Unix time in milliseconds, step) each."""
-    MlflowClient().log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
+    with _forgiving():
+        MlflowClient().log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
 
 
 def log_metrics(metrics: Mapping[str, float]) -> None:
     """Into the driver's open run."""
-    mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+    with _forgiving():
+        mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
 
 
 def log_text(text: str, name: str) -> None:
     """As an artifact of the driver's open run."""
-    mlflow.log_text(text, name)
+    with _forgiving():
+        mlflow.log_text(text, name)
 
 
 def log_figure(figure: Figure, name: str) -> None:
     """As an artifact of the driver's open run."""
-    mlflow.log_figure(figure, name)
+    with _forgiving():
+        mlflow.log_figure(figure, name)
 
 
 def tag_version(source: ModelSource, tags: Mapping[str, str]) -> None:
@@ -110,10 +146,10 @@ def tag_version(source: ModelSource, tags: Mapping[str, str]) -> None:
     if source.version is None:
         return
     name, version = source.version.rsplit("/", 1)
-    mlflow.set_tags({"model_name": name, "model_version": version})
-    client = MlflowClient()
-    for key, value in tags.items():
-        client.set_model_version_tag(name, version, key, value)
+    with _forgiving():
+        mlflow.set_tags({"model_name": name, "model_version": version})
+        for key, value in tags.items():
+            MlflowClient().set_model_version_tag(name, version, key, value)
 
 
 def register(folder: Path, name: str, run_id: str) -> str:

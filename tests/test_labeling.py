@@ -15,9 +15,10 @@ from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, tokenize
 from cataloger.catalog import open_catalog
 from cataloger.config import LabelConfig
-from cataloger.labeling import NO_TEXT, label
+from cataloger.labeling import label
 from cataloger.model import Bundle
 from cataloger.storage import locate
+from cataloger.stream import NO_TEXT
 from cataloger.text import compose
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -25,7 +25,8 @@ def labels(working_folder: Path) -> None:
     part = Part(0, 2, 1, forwarded=2)
     rejects = pa.table({"id": [3], "reason": ["no text"]})
     snapshot.write_part(folder, part, pa.table({"id": [1, 2], "category": ["A", "A"]}), rejects, {})
-    snapshot.commit(locate("labels"), "r", units, {0: part}, {})
+    snapshot.write_manifest(locate("labels"), "r", units, {0: part}, {})
+    snapshot.publish(locate("labels"), "r", None)
 
 
 def test_duckdb_reads_the_published_labels(labels: None) -> None:

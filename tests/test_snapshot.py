@@ -27,7 +27,9 @@ def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path
     parts = {0: write(folder, 0, 3, 0), 1: write(folder, 1, 1, 1)}
     assert snapshot.published(output) is None
     assert snapshot.finished_parts(folder, UNITS) == parts
-    snapshot.commit(output, "r", UNITS, parts, {"model": "m"})
+    snapshot.write_manifest(output, "r", UNITS, parts, {"model": "m"})
+    assert snapshot.published(output) is None
+    snapshot.publish(output, "r", None)
     manifest = snapshot.published(output)
     assert manifest is not None
     assert (manifest["rows"], manifest["labelled"], manifest["rejects"], manifest["model"]) == (5, 4, 1, "m")
@@ -44,7 +46,7 @@ def test_a_missing_or_short_unit_is_not_published(working_folder: Path, rows: in
     if rows:
         parts[1] = write(folder, 1, rows - 1, 0)
     with pytest.raises(PublishError, match="unit 1"):
-        snapshot.commit(output, "r", UNITS, parts, {})
+        snapshot.write_manifest(output, "r", UNITS, parts, {})
     assert snapshot.published(output) is None
 
 

@@ -1,0 +1,149 @@
+"""Looking after an output folder: list its runs, publish another one, remove old ones, verify the published one."""
+
+import re
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cataloger import catalog as catalogs
+from cataloger import snapshot
+from cataloger.config import PublishConfig, VerifyConfig
+from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
+from cataloger.storage import Location, locate
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; one without a manifest is unfinished and has no counts."""
+
+    run: str
+    published: bool
+    complete: bool
+    created: str = ""
+    model: str = ""
+    rows: int = 0
+    rejects: int = 0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of the published run."""
+
+    run: str
+    files: int
+    rows: int
+    ids_checked: bool
+
+
+def publish(config: PublishConfig) -> list[Run]:
+    """Publish the named run and prune, as the configuration says; the runs that are there then. Raises CatalogerError."""
+    output = locate(config.output)
+    if config.prune is not None and config.prune < 1:
+        raise ConfigError(f"--prune {config.prune}: keep at least 1 run")
+    if config.run is not None:
+        seen = snapshot.pointer_version(output)
+        if not snapshot.is_complete(output, config.run):
+            known = ", ".join(run.run for run in list_runs(output) if run.complete) or "none"
+            raise ConfigError(f"run {config.run}: not a complete run of {output}; complete are: {known}")
+        snapshot.publish(output, config.run, seen)
+    if config.prune is not None:
+        prune(output, config.prune)
+    runs = list_runs(output)
+    if not runs:
+        raise StorageError(f"{output}: holds no runs; --output takes the folder that jobs/label.py writes to")
+    return runs
+
+
+def list_runs(output: Location) -> list[Run]:
+    """Every run folder, the newest first, unfinished ones last."""
+    current = (snapshot.published(output) or {}).get("run")
+    names = {match.group(1) for info in output.files() if (match := re.search(r"/run=([^/]+)/", info.path))}
+    runs = []
+    for name in names:
+        if not snapshot.is_complete(output, name):
+            runs.append(Run(name, published=False, complete=False))
+            continue
+        about = snapshot.read_manifest(output, name)
+        runs.append(Run(name, name == current, True, about["created"], about["model"], about["rows"], about["rejects"]))
+    return sorted(runs, key=lambda run: (run.complete, run.created, run.run), reverse=True)
+
+
+def prune(output: Location, keep: int) -> None:
+    """Remove all complete runs but the newest `keep`, every unfinished run and every file that is no part of a run.
+
+    The published run always stays. A run that is being made counts as unfinished: prune when no job is running.
+    """
+    runs = list_runs(output)
+    complete = [run for run in runs if run.complete]
+    for run in [run for run in runs if not run.complete] + complete[keep:]:
+        if not run.published:
+            snapshot.run_folder(output, run.run).delete()
+    for info in output.files():
+        if info.base_name.startswith(("_writing-", "_probe-")):
+            Location(output.filesystem, info.path, info.path).delete()
+    output.abort_uploads()
+
+
+def verify(config: VerifyConfig) -> Verification:
+    """Re-read the published run against its manifest, and its ids against the catalog. Raises PublishError, StorageError.
+
+    Ids are compared unit by unit, labels and rejects together, when the catalog is still the one that was labelled.
+    """
+    output = locate(config.output)
+    manifest = snapshot.published(output)
+    if manifest is None:
+        raise StorageError(f"{output}: nothing is published there")
+    run = str(manifest["run"])
+    folder = snapshot.run_folder(output, run)
+    with ThreadPoolExecutor(8) as pool:
+        problems = [problem for problem in pool.map(lambda entry: _check(folder, entry), manifest["files"]) if problem]
+    present = {info.path.removeprefix(folder.path + "/") for info in folder.files()}
+    listed = {entry["name"] for entry in manifest["files"]} | {snapshot.MANIFEST}
+    problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
+    rows = sum(entry["rows"] for entry in manifest["files"])
+    if rows != manifest["rows"]:
+        problems.append(f"the files have {rows} rows, the manifest says {manifest['rows']}")
+    checked = False
+    if not problems:
+        problems, checked = _check_ids(manifest, folder)
+    if problems:
+        raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
+    return Verification(run, len(manifest["files"]), rows, checked)
+
+
+def _check(folder: Location, entry: dict[str, Any]) -> str | None:
+    try:
+        found = snapshot.describe_file(folder, entry["name"])
+    except (StorageError, pa.ArrowInvalid, OSError) as error:
+        return f"{entry['name']}: {str(error).splitlines()[0]}"
+    wrong = [key for key in ("bytes", "sha256", "rows") if found[key] != entry[key]]
+    return f"{entry['name']}: {', '.join(wrong)} differ from the manifest" if wrong else None
+
+
+def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], bool]:
+    settings = manifest["config"]
+    try:
+        catalog = catalogs.open_catalog(manifest["catalog"], settings["id_column"], ())
+    except (CatalogError, StorageError):
+        return [], False
+    if catalog.fingerprint != manifest["catalog_fingerprint"]:
+        return [], False
+    names = {entry["name"] for entry in manifest["files"]}
+    problems = []
+    for unit in catalogs.plan_units(catalog):
+        files = [name for name in snapshot.Part(unit.index, 0, 1, 0).files if name in names]
+        written = Counter(
+            value
+            for name in files
+            for value in pq.read_table((folder / name).path, filesystem=folder.filesystem, columns=["id"])
+            .column(0)
+            .to_pylist()
+        )
+        source = catalogs.read_unit(catalog.location.filesystem, unit, [settings["id_column"]]).column(0)
+        if written != Counter(source.to_pylist()):
+            problems.append(f"unit {unit.index}: its ids are not those of the catalog")
+    return problems, True

@@ -1,0 +1,24 @@
+"""Re-read the published run against its manifest and its catalog; for cron and for auditors.
+
+python jobs/verify.py --output labels/
+"""
+
+from _entry import parse, run
+from cataloger.config import VerifyConfig
+
+
+def main() -> None:
+    config = parse(VerifyConfig)
+
+    def job() -> None:
+        from cataloger.publishing import verify
+
+        result = verify(config)
+        ids = "ids equal to the catalog's" if result.ids_checked else "ids not compared: the catalog has changed since"
+        print(f"run {result.run} is whole: {result.rows:,} rows in {result.files:,} files, {ids}")
+
+    run(job)
+
+
+if __name__ == "__main__":
+    main()

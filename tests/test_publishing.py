@@ -1,0 +1,107 @@
+"""Listing, rollback, pruning and verification of an output folder, through the jobs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from cataloger import snapshot
+from cataloger.catalog import Segment, Unit
+from cataloger.errors import PublishError
+from cataloger.snapshot import Part
+from cataloger.storage import locate
+
+Job = Callable[..., tuple[int, str, str]]
+UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
+
+
+def make(run: str, publish: bool = True) -> Path:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, run)
+    parts = {0: Part(0, 3, 0, 3), 1: Part(1, 1, 1, 1)}
+    for part in parts.values():
+        labels = pa.table({"id": range(part.rows), "category": ["A"] * part.rows})
+        rejects = pa.table({"id": range(part.rejects), "reason": ["r"] * part.rejects})
+        snapshot.write_part(folder, part, labels, rejects, {"run": run})
+    about = {"model": "m", "catalog": "gone", "catalog_fingerprint": "f", "config": {"id_column": "id"}}
+    snapshot.write_manifest(output, run, UNITS, parts, about)
+    if publish:
+        snapshot.publish(output, run, snapshot.pointer_version(output))
+    return Path("labels") / f"run={run}"
+
+
+def current() -> str:
+    return str(json.loads(Path("labels/_latest.json").read_text())["run"])
+
+
+def test_rollback_in_one_command(working_folder: Path, job: Job) -> None:
+    make("monday"), make("tuesday")
+    code, out, _ = job("publish", "--output", "labels", "--run", "monday")
+    assert code == 0
+    assert current() == "monday"
+    assert [line.split("│")[2].strip() for line in out.splitlines() if "monday" in line] == ["published"]
+    code, _, err = job("publish", "--output", "labels", "--run", "sunday")
+    assert (code, current()) == (2, "monday")
+    assert "sunday" in err
+    assert "monday, tuesday" in err or "tuesday, monday" in err
+
+
+def test_prune_keeps_the_newest_and_the_published_and_removes_orphans(working_folder: Path, job: Job) -> None:
+    for number, run in enumerate(["a", "b", "c", "d"]):
+        manifest = make(run) / "_manifest.json"
+        manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "created": f"2026-11-2{number}"}))
+    (make("dead", publish=False) / "_manifest.json").unlink()
+    Path("labels/run=d/_writing-0123").write_text("half")
+    job("publish", "--output", "labels", "--run", "a")
+    code, out, err = job("publish", "--output", "labels", "--prune", 2)
+    assert code == 0, err
+    assert sorted(folder.name for folder in Path("labels").glob("run=*")) == ["run=a", "run=c", "run=d"]
+    assert not list(Path("labels").rglob("_writing*"))
+    assert current() == "a"
+    assert "dead" not in out
+
+
+def test_verify_finds_every_kind_of_damage(working_folder: Path, job: Job) -> None:
+    folder = make("r")
+    code, out, _ = job("verify", "--output", "labels")
+    assert code == 0
+    assert "5 rows in 3 files" in out
+    whole = (folder / "part-00000.parquet").read_bytes()
+
+    def damaged(sentence: str) -> None:
+        code, _, err = job("verify", "--output", "labels")
+        assert code == 3
+        assert sentence in err
+        (folder / "part-00000.parquet").write_bytes(whole)
+
+    (folder / "part-00000.parquet").write_bytes(whole[:40] + bytes([whole[40] ^ 1]) + whole[41:])
+    damaged("part-00000.parquet: sha256 differ")
+    (folder / "part-00000.parquet").write_bytes(whole[:-3])
+    damaged("part-00000.parquet")
+    (folder / "part-00000.parquet").unlink()
+    damaged("part-00000.parquet")
+    (folder / "part-00007.parquet").write_bytes(whole)
+    damaged("part-00007.parquet: not in the manifest")
+    (folder / "part-00007.parquet").unlink()
+    assert job("verify", "--output", "labels")[0] == 0
+
+
+def test_of_two_drivers_one_publishes(working_folder: Path) -> None:
+    make("yesterday")
+    output = locate("labels")
+    seen = snapshot.pointer_version(output)
+    make("mine", publish=False), make("theirs", publish=False)
+    snapshot.publish(output, "theirs", seen)
+    with pytest.raises(PublishError, match="run theirs was published by somebody else"):
+        snapshot.publish(output, "mine", seen)
+    assert current() == "theirs"
+    assert snapshot.is_complete(output, "mine"), "nothing is lost"
+
+
+def test_an_empty_or_damaged_output_is_named(working_folder: Path, job: Job) -> None:
+    for name in ("publish", "verify"):
+        code, _, err = job(name, "--output", "nowhere")
+        assert code == 2
+        assert "nowhere" in err
