@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from cataloger import catalog as catalogs
+from cataloger import runtime
 from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog, Unit
 from cataloger.config import TrainConfig
@@ -49,7 +50,8 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
         datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
     joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    return list(joined.to_arrow_refs())
+    with runtime.errors_of_tasks():
+        return list(joined.to_arrow_refs())
 
 
 def _encode_unit(

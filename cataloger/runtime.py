@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray._private.state import state as ray_state
 
-from cataloger.errors import CatalogerError, ResourceError
+from cataloger import errors
+from cataloger.errors import ResourceError
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8
@@ -45,7 +48,7 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS") or "local"
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     with _silent_stderr():
@@ -72,17 +75,15 @@ def _silent_stderr() -> Iterator[None]:
 
 @contextmanager
 def errors_of_tasks() -> Iterator[None]:
-    """Raise the CatalogerError that a remote task met in place of Ray's wrapping of it."""
+    """Raise again, as itself, the CatalogerError that a remote task met: of the original, Ray Data keeps the text only."""
     try:
         yield
-    except Exception as error:
-        cause: BaseException | None = error
-        # By module, not isinstance: Ray also makes classes that are both its own error and ours.
-        while cause is not None and type(cause).__module__ != CatalogerError.__module__:
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        if cause is None:
+    except ray.exceptions.RayError as error:
+        found = re.findall(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
+        if not found:
             raise
-        raise cause from None
+        name, sentence = found[-1]
+        raise getattr(errors, name)(sentence) from None
 
 
 def capacity(resource: str) -> float:
