@@ -19,7 +19,7 @@ from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.metrics import Scores
 from cataloger.storage import check_writable, locate
-from cataloger.stream import Model, Reading, assemble, predict_units, unpack_unit
+from cataloger.stream import NO_TEXT, Model, Reading, assemble, predict_units, unpack_unit
 
 log = logging.getLogger(__name__)
 CONFUSED_PAIRS = 25
@@ -71,13 +71,16 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         with tracking.run("evaluate", Path(catalog.location.path).stem, config, about) as run_id:
             model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
             units = catalogs.plan_units(catalog)
-            tables, seen = [], 0
+            tables, seen, rejected = [], 0, 0
             with runtime.errors_of_tasks(), progress.meter("evaluate", catalog.rows) as shown:
                 for row in predict_units(reading, model, units, shape, config.precision, alternatives=0).iter_rows():
-                    labels, _ = assemble(*unpack_unit(row), spec)
+                    labels, rejects = assemble(*unpack_unit(row), spec)
                     tables.append((row["unit"], labels))
+                    rejected += len(rejects)
                     seen += units[row["unit"]].rows
                     shown.advance_to(seen)
+            if rejected:
+                log.info("%s rows could not be labelled and are not scored: %s", f"{rejected:,}", NO_TEXT)
             predictions = _predictions(
                 pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]), names, config
             )

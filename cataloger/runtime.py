@@ -49,14 +49,30 @@ def session() -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = os.environ.get("RAY_ADDRESS") or "local"
+    address = cluster_address()
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    with _silent_stderr():
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    try:
+        with _silent_stderr():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except ConnectionError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
+        ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str:
+    """Where to connect to; "local" starts a Ray of our own. Raises ResourceError for the address of a job server."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("http"):
+        raise ResourceError(
+            f"RAY_ADDRESS={address} is a job server: submit with `ray job submit --working-dir . -- python jobs/…`, "
+            "or unset RAY_ADDRESS to run on this machine"
+        )
+    return address
 
 
 @contextmanager
@@ -116,7 +132,8 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     """One actor per GPU, or CPU actors of up to 8 threads; at least one CPU stays free for reading and tokenizing."""
     if wants_gpu(use_gpu):
         return ActorShape("cuda", cpus=1, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
-    cores = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+    # A head without workload counts no CPU.
+    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
     threads = min(MAX_THREADS_PER_ACTOR, cores)
     # Declaring one CPU less than the threads it uses leaves that one schedulable: tokenizing needs little, a full cluster hangs.
     cpus = max(1, threads - 1) if cores > 1 else 0.5

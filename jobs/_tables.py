@@ -1,26 +1,30 @@
 """Results as terminal tables."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from cataloger.evaluation import Evaluation
+if TYPE_CHECKING:
+    from cataloger.evaluation import Evaluation
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
     """A table; rows whose mark is true are bold. Text columns left, the others as they come."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="")
+    table = Table(header_style="")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for number, row in enumerate(rows):
         table.add_row(*row, style="bold" if number < len(marked) and marked[number] else "")
     console = Console()
     # A pipe or a log file has no width of its own: leave room for long paths.
-    (console if console.is_terminal else Console(width=160)).print(table)
+    console = console if console.is_terminal else Console(width=160)
+    console.print(f"\n{title}", style="bold", highlight=False)
+    console.print(table)
 
 
-def show_evaluation(result: Evaluation) -> None:
+def show_evaluation(result: "Evaluation") -> None:
     """Scores by level, then those of the whole path."""
     rows = [
         (f"level {number}", f"{level.accuracy:.4f}", f"{level.weighted_f1:.4f}", f"{level.macro_f1:.4f}")
