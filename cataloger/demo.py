@@ -2,12 +2,15 @@
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from cataloger import evaluation, labeling, runtime, sample, training
+from cataloger import runtime, sample
 from cataloger.config import EvaluateConfig, LabelConfig, SampleConfig, TrainConfig
-from cataloger.evaluation import Evaluation
-from cataloger.labeling import LabelResult
-from cataloger.training import TrainResult
+
+if TYPE_CHECKING:
+    from cataloger.evaluation import Evaluation
+    from cataloger.labeling import LabelResult
+    from cataloger.training import TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +23,9 @@ UNLABELLED_ROWS = 20_000
 class DemoResult:
     """What the three jobs returned."""
 
-    training: TrainResult
-    evaluation: Evaluation
-    labels: LabelResult
+    training: "TrainResult"
+    evaluation: "Evaluation"
+    labels: "LabelResult"
 
 
 def demo() -> DemoResult:
@@ -34,12 +37,17 @@ def demo() -> DemoResult:
     _say(f"jobs/sample.py --rows {UNLABELLED_ROWS} --output {unlabelled} --seed 1")
     sample.generate(SampleConfig(rows=UNLABELLED_ROWS, output=unlabelled, seed=1))
     with runtime.session():
+        from cataloger import training
+
         _say(
             f"jobs/train.py --catalog {labelled} --test-fraction {test_fraction} --epochs 2 --storage {FOLDER}/checkpoints"
         )
         trained = training.train(
             TrainConfig(catalog=labelled, test_fraction=test_fraction, epochs=2, storage=f"{FOLDER}/checkpoints")
         )
+        # Imported when their turn comes: somebody is waiting for the training to start.
+        from cataloger import evaluation, labeling
+
         _say(f"jobs/evaluate.py --catalog {labelled} --split test --model {trained.model_uri}")
         scores = evaluation.evaluate(EvaluateConfig(catalog=labelled, split="test", model=trained.model_uri))
         _say(f"jobs/label.py --catalog {unlabelled} --output {FOLDER}/labels --model {trained.model_uri}")
