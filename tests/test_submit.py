@@ -36,6 +36,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
     folder = Path(f"/tmp/rs{os.getpid()}")
     command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={folder}"]
     command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"]
+    # Its default port belongs to whichever Ray of this machine came first.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
     with open(tmp_path_factory.mktemp("head") / "log", "w") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -78,7 +80,13 @@ def submit(head: tuple[str, dict[str, str]], *command: object) -> str:
         "python",
         *map(str, command),
     ]
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400)
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400)
+        # The dashboard answers before the node's agent has reported to it.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
     assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
     return done.stdout
 
