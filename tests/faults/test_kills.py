@@ -38,10 +38,12 @@ def parts() -> set[str]:
     return {path.name for path in Path("labels").rglob("part-*.parquet")}
 
 
-def descendants(names: str) -> Iterator[psutil.Process]:
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if names in " ".join(process.info["cmdline"] or []):
-            yield process
+def descendants(name: str) -> Iterator[psutil.Process]:
+    """Processes of this test's own Ray; another one on the machine is none of our business."""
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if name in " ".join(process.cmdline()):
+                yield process
 
 
 @pytest.mark.parametrize("victim", ["ray::MapWorker(MapBatches(Labeler))", "ray::Map(_read)"])
