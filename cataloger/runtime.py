@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.data
 import ray.exceptions
+import ray.train
 from ray._private.state import state as ray_state
 
 from cataloger import errors
@@ -47,6 +49,7 @@ def session() -> Iterator[None]:
     # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # (ray.data and ray.train set up their loggers when imported: above, so that this comes last.)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = cluster_address()
