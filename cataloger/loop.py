@@ -29,7 +29,7 @@ from cataloger.batching import IntArray, Tokens, pack, shuffled_batches
 from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
-from cataloger.model import new_classifier, resolve_dtype, save_bundle
+from cataloger.model import new_classifier, pad_id, resolve_dtype, save_bundle
 
 HEAD_RATE = 10.0
 GRADIENT_NORM = 1.0
@@ -63,7 +63,7 @@ class Loop:
         self.base = base_model_folder(self.config.base_model)
         torch.manual_seed(self.config.seed)
         plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
-        self.pad_id = _pad_id(plain.config)
+        self.pad_id = pad_id(plain)
         self.model = ray.train.torch.prepare_model(plain)
         self.plain = plain
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16
@@ -254,11 +254,6 @@ def load_examples(blocks: list[Any]) -> tuple[Examples, Examples]:
             Examples(Tokens.from_arrow(side.column("tokens")), side.column("label").to_numpy().astype(np.int64))
         )
     return sides[0], sides[1]
-
-
-def _pad_id(config: Any) -> int:
-    inner = config.encoder if isinstance(getattr(config, "encoder", None), dict) else config.to_dict()
-    return int(inner.get("pad_token_id") or 0)
 
 
 def default_learning_rate(model: torch.nn.Module) -> float:

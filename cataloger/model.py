@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from cataloger.batching import Tokens, pack
@@ -82,6 +82,12 @@ def resolve_dtype(precision: Precision, device: str) -> torch.dtype:
     return torch.bfloat16 if use_bf16 else torch.float32
 
 
+def pad_id(model: PreTrainedModel) -> int:
+    """The token that fills up a batch; a mean-pooled configuration wraps that of its encoder."""
+    encoder = model.config.encoder if isinstance(model.config, MeanPoolingConfig) else model.config.to_dict()
+    return int(encoder.get("pad_token_id") or 0)
+
+
 class Bundle:
     """A loaded bundle, ready to predict on one device."""
 
@@ -100,9 +106,7 @@ class Bundle:
         except (OSError, ValueError) as error:
             raise ModelError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
         self.model = model.to(device).eval()
-        # A mean-pooled configuration wraps that of its encoder.
-        inner = AutoConfig.for_model(**model.config.encoder) if self.spec.pooling == "mean" else model.config
-        self.pad_id = inner.pad_token_id or 0
+        self.pad_id = pad_id(model)
         taxonomy = self.spec.taxonomy
         self._groups = [torch.from_numpy(group).to(device) for group in taxonomy.groups]
         self._depths = torch.from_numpy(taxonomy.depths).to(device)
