@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from cataloger import ids
 from cataloger.storage import Location
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
@@ -45,8 +46,8 @@ class Drift:
 
 
 def compare_runs(before: Sequence[Location], now: Sequence[Location], rows: int) -> Drift:
-    """Compare the parts of two runs; `rows` is the size of the larger one."""
-    every = max(1, -(-rows // COMPARED_PRODUCTS))
+    """Compare the parts of two runs; `rows` is their size, about."""
+    every = ids.sample_every(rows, COMPARED_PRODUCTS)
     old, new = _read(before, every), _read(now, every)
     both = old.labels.merge(new.labels, on="id", suffixes=("_before", "_now"))
     moved = both[both["category_before"] != both["category_now"]]
@@ -86,7 +87,9 @@ def _read(parts: Sequence[Location], every: int) -> _Run:
 
 def _read_part(part: Location, every: int) -> _Run:
     table = pq.read_table(part.path, filesystem=part.filesystem, columns=["id", "category", "confidence"])
-    frame = table.to_pandas()
-    chosen = pd.util.hash_array(frame["id"].to_numpy()) % np.uint64(every) == 0
+    frame = table.drop_columns("id").to_pandas()
+    # By hash: ids that were numbers yesterday and are strings today are simply other ids.
+    frame["id"] = ids.hash_ids(table.column("id"))
     counts = Counter(frame["category"].value_counts().to_dict())
+    chosen = frame["id"] % np.uint64(every) == 0
     return _Run(frame.loc[chosen, ["id", "category"]], counts, float(frame["confidence"].sum()), len(frame))

@@ -12,14 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import precision_recall_fscore_support
 
-from cataloger import catalog as catalogs
 from cataloger import metrics, plots, progress, runtime, tracking
 from cataloger.bundle import digest, read_spec
+from cataloger.catalog import open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
+from cataloger.labels import count_labels, normalise_labels
 from cataloger.metrics import Scores
 from cataloger.storage import check_writable, locate
 from cataloger.stream import NO_TEXT, Model, Reading, assemble, predict_units, unpack_unit
+from cataloger.units import plan_units
 
 log = logging.getLogger(__name__)
 CONFUSED_PAIRS = 25
@@ -52,13 +54,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
     text_columns = config.text_columns or spec.text_columns
-    catalog = catalogs.open_catalog(config.catalog, config.id_column, text_columns, config.label_column)
-    written = catalogs.count_labels(catalog, config.label_column)
-    names, _ = catalogs.normalise_labels(written, config.catalog, config.label_column)
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column)
+    written = count_labels(catalog, config.label_column)
+    names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)
     test_fraction = spec.test_fraction if config.split == "test" else None
-    reading = Reading(catalog, config.id_column, text_columns, config.label_column, test_fraction)
+    reading = Reading(
+        catalog.location.filesystem, catalog.schema, config.id_column, text_columns, config.label_column, test_fraction
+    )
     about = {
         "model": source.uri,
         "catalog": str(catalog.location),
@@ -70,7 +74,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         shape = runtime.labelling_shape(config.use_gpu)
         with tracking.run("evaluate", Path(catalog.location.path).stem, config, about) as run_id:
             model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
-            units = catalogs.plan_units(catalog)
+            units = plan_units(catalog)
             tables, seen, rejected = [], 0, 0
             with runtime.errors_of_tasks(), progress.meter("evaluate", catalog.rows) as shown:
                 for row in predict_units(reading, model, units, shape, config.precision, alternatives=0).iter_rows():

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger import catalog as catalogs
 from cataloger import runtime
 from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
-from cataloger.catalog import Catalog, Unit
+from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.text import compose, split_position
+from cataloger.units import Unit, plan_units, read_unit
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     context.enable_progress_bars = False
     datasets = []
     for source in sources:
-        units = catalogs.plan_units(source.catalog)
+        units = plan_units(source.catalog)
         validation = 1.0 if source.validation_only else (0.0 if config.eval_catalog else config.validation_fraction)
         encode = functools.partial(
             _encode_unit,
             filesystem=source.catalog.location.filesystem,
+            schema=source.catalog.schema,
             label_ids=source.label_ids,
             config=config,
             test_fraction=0.0 if source.validation_only else config.test_fraction,
@@ -57,13 +58,14 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
 def _encode_unit(
     batch: pa.Table,
     filesystem: Any,
+    schema: pa.Schema,
     label_ids: dict[str, int],
     config: TrainConfig,
     test_fraction: float,
     validation_fraction: float,
 ) -> pa.Table:
     unit = Unit.from_dict(batch.to_pylist()[0])
-    table = catalogs.read_unit(filesystem, unit, [*config.text_columns, config.label_column])
+    table = read_unit(filesystem, unit, schema)
     labels = [label_ids.get(path) for path in table.column(config.label_column).to_pylist()]
     texts = compose(table, config.text_columns, config.max_tokens)
     position = split_position(texts)

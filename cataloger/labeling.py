@@ -1,25 +1,30 @@
 """The labelling job: plan, stream, check, publish."""
 
 import functools
+import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger import catalog as catalogs
-from cataloger import drift, progress, runtime, snapshot, tracking
+import numpy as np
+
+from cataloger import drift, ids, pointer, progress, runtime, snapshot, tracking
 from cataloger.bundle import Spec, digest, read_spec
-from cataloger.catalog import Unit
+from cataloger.catalog import open_catalog
 from cataloger.config import LabelConfig
 from cataloger.errors import ConfigError, PublishError
 from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
 from cataloger.storage import Location, check_writable, locate
 from cataloger.stream import Model, Reading, assemble, predict_units, unpack_unit
+from cataloger.units import Unit, plan_units
 
 log = logging.getLogger(__name__)
+# Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
+LAYOUT = 2
 
 
 @dataclass(frozen=True)
@@ -48,49 +53,70 @@ def label(config: LabelConfig) -> LabelResult:
     source = tracking.fetch_model(config.model)
     spec = read_spec(source.folder)
     text_columns = config.text_columns or spec.text_columns
-    catalog = catalogs.open_catalog(config.catalog, config.id_column, text_columns)
+    catalog = open_catalog(config.catalog, config.id_column, text_columns)
     model_digest = digest(source.folder)
-    decisive = (config.id_column, text_columns, config.alternatives, config.precision)
-    run = snapshot.run_id(catalog.fingerprint, model_digest, *decisive)
     check_writable(output)
-    seen = snapshot.pointer_version(output)
+    seen = pointer.look(output)
+    decisive = (LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives)
+    run = pointer.choose(output, snapshot.run_id(*decisive, config.precision), seen)
+    night = _Night(config, output, run, seen, catalog.fingerprint, model_digest, started)
     if snapshot.is_complete(output, run):
-        return _publish_again(output, run, seen, started)
-    units = catalogs.plan_units(catalog)
-    parts = snapshot.finished_parts(snapshot.run_folder(output, run), units)
+        return _publish_again(night)
+    units = plan_units(catalog)
+    parts = snapshot.finished_parts(night.folder, units)
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
-    about = {
-        "catalog": str(catalog.location),
-        "catalog_fingerprint": catalog.fingerprint,
-        "model": source.uri,
-        "model_digest": model_digest,
-    }
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         shape = runtime.labelling_shape(config.use_gpu)
         name = Path(catalog.location.path).stem
+        about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
         with tracking.run("label", name, config, {**about, "snapshot_run": run}) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
-            reading = Reading(catalog, config.id_column, text_columns)
+            reading = Reading(catalog.location.filesystem, catalog.schema, config.id_column, text_columns)
+            every = ids.sample_every(catalog.rows, ids.COUNTED)
+            samples = [ids.sample(snapshot.read_ids(night.folder, part), every) for part in parts.values()]
             todo = [unit for unit in units if unit.index not in parts]
-            folder = snapshot.run_folder(output, run)
-            new = _stream(config, reading, model, shape, todo, folder, {"run": run, **about})
+            new: dict[int, Part] = {}
+            for part, sample in _stream(night, reading, model, shape, todo, every):
+                new[part.unit] = part
+                samples.append(sample)
             parts |= new
             snapshot.check_complete(run, units, parts)
-            _check_rejects(config, run, parts)
-            shares = _check_drift(config, output, run, parts, model_digest)
-            snapshot.write_manifest(
-                output, run, units, parts, {**about, "mlflow_run": mlflow_run, "config": asdict(config)}
-            )
-            snapshot.publish(output, run, seen)
-            result = _result(output, run, units, parts, new, started, mlflow_run)
-            tracking.log_metrics({**_metrics(result), **shares})
+            _check_rejects(night, parts.values())
+            shares = _check_drift(night, [file.name for part in parts.values() for file in part.files])
+            repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
+            about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
+            snapshot.write_manifest(output, run, units, parts, about_run)
+            pointer.publish(output, run, seen)
+            result = _result(night, units, parts, new, mlflow_run)
+            tracking.log_metrics({**_metrics(result), **shares, "repeated_ids": repeated["repeated_ids"]})
             tracking.tag_version(source, {"label_run": mlflow_run})
     log.info(
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
     )
     return result
+
+
+@dataclass(frozen=True)
+class _Night:
+    """One call of the job: what is to be done, where, and what stood there when it began."""
+
+    config: LabelConfig
+    output: Location
+    run: str
+    seen: pointer.Seen
+    catalog_fingerprint: str
+    model_digest: str
+    started: float
+
+    @property
+    def folder(self) -> Location:
+        return snapshot.run_folder(self.output, self.run)
+
+    @property
+    def decided_by(self) -> dict[str, str]:
+        return {"catalog_fingerprint": self.catalog_fingerprint, "model_digest": self.model_digest}
 
 
 def _check(config: LabelConfig) -> None:
@@ -102,65 +128,56 @@ def _check(config: LabelConfig) -> None:
 
 
 def _stream(
-    config: LabelConfig,
-    reading: Reading,
-    model: Model,
-    shape: ActorShape,
-    units: Sequence[Unit],
-    folder: Location,
-    about: dict[str, str],
-) -> dict[int, Part]:
-    """Run the stream over the units that are left; the part of each. Raises the CatalogerError a task met."""
-    parts: dict[int, Part] = {}
+    night: _Night, reading: Reading, model: Model, shape: ActorShape, units: Sequence[Unit], every: int
+) -> Iterator[tuple[Part, ids.Hashes]]:
+    """Run the stream over the units that are left; each one's part and sample of ids. Raises the CatalogerError a task met."""
     if not units:
-        return parts
-    write = functools.partial(_write, spec=model.spec, folder=folder, about=about)
-    stream = predict_units(reading, model, units, shape, config.precision, config.alternatives).map(write)
+        return
+    about = {"run": night.run, **night.decided_by}
+    write = functools.partial(_write, spec=model.spec, folder=night.folder, about=about, every=every)
+    stream = predict_units(reading, model, units, shape, night.config.precision, night.config.alternatives).map(write)
     total, done, rejects = sum(unit.rows for unit in units), 0, 0
     with runtime.errors_of_tasks(), progress.meter("label", total) as shown:
         for row in stream.iter_rows():
-            part = Part(**row)
-            parts[part.unit] = part
+            part = Part.from_dict(json.loads(row["part"]))
             done, rejects = done + part.rows + part.rejects, rejects + part.rejects
             shown.advance_to(done, f"{rejects:,} rejected" if rejects else "")
-    return parts
+            yield part, np.frombuffer(row["ids"], np.uint64)
 
 
-def _write(row: dict[str, Any], spec: Spec, folder: Location, about: dict[str, str]) -> dict[str, Any]:
+def _write(row: dict[str, Any], spec: Spec, folder: Location, about: dict[str, str], every: int) -> dict[str, Any]:
     rows, answers = unpack_unit(row)
     labels, rejects = assemble(rows, answers, spec)
-    part = Part(int(row["unit"]), len(labels), len(rejects), forwarded=len(answers))
-    snapshot.write_part(folder, part, labels, rejects, about)
-    return asdict(part)
+    part = snapshot.write_part(folder, int(row["unit"]), labels, rejects, len(answers), about)
+    return {"part": json.dumps(asdict(part)), "ids": ids.sample(rows.column("id"), every).tobytes()}
 
 
-def _check_rejects(config: LabelConfig, run: str, parts: dict[int, Part]) -> None:
-    rejects, rows = sum(part.rejects for part in parts.values()), sum(part.rows for part in parts.values())
-    if rejects > config.max_reject_fraction * (rows + rejects):
+def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
+    rejects, labelled = sum(part.rejects for part in parts), sum(part.rows for part in parts)
+    rows, limit = rejects + labelled, night.config.max_reject_fraction
+    if rejects > limit * rows:
         raise PublishError(
-            f"run {run}: {rejects:,} of {rows + rejects:,} rows were rejected ({rejects / (rows + rejects):.1%}, the limit "
-            f"is {config.max_reject_fraction:.1%}); not published. The reasons are in {config.output}/run={run}/_rejects; "
-            "if they are as they should be, run again with a higher --max-reject-fraction: nothing is labelled twice"
+            f"run {night.run}: {rejects:,} of {rows:,} rows were rejected ({rejects / rows:.1%}, the limit is {limit:.1%}); "
+            f"not published. The reasons are in {night.folder / snapshot.REJECTS}; if they are as they should be, "
+            "run again with a higher --max-reject-fraction: nothing is labelled twice"
         )
 
 
-def _check_drift(
-    config: LabelConfig, output: Location, run: str, parts: dict[int, Part], model_digest: str
-) -> dict[str, float]:
+def _check_drift(night: _Night, files: Sequence[str]) -> dict[str, float]:
     """Hold back a run that differs too much from the published one of the same model; the shares, for MLflow."""
-    before = snapshot.published(output)
-    if before is None:
+    if night.seen.run in (None, night.run):
         return {}
-    folder, old = snapshot.run_folder(output, run), snapshot.run_folder(output, before["run"])
-    old_parts = [old / entry["name"] for entry in before["files"] if not entry["name"].startswith(snapshot.REJECTS)]
-    rows = max(before["rows"], sum(part.rows for part in parts.values()))
-    found = drift.compare_runs(old_parts, [folder / part.name for part in parts.values()], rows)
+    before = snapshot.read_manifest(night.output, str(night.seen.run))
+    old = snapshot.run_folder(night.output, before["run"])
+    found = drift.compare_runs(
+        _labels_in(old, [file["name"] for file in before["files"]]), _labels_in(night.folder, files), before["rows"]
+    )
     log.info("against published run %s: %s", before["run"], found)
-    same_model = before["model_digest"] == model_digest
-    if same_model and found.worst > config.max_changed_fraction and not config.publish_anyway:
+    same_model, limit = before["model_digest"] == night.model_digest, night.config.max_changed_fraction
+    if same_model and found.worst > limit and not night.config.publish_anyway:
         raise PublishError(
-            f"run {run} is held back, readers keep run {before['run']}: {found}. The limit is --max-changed-fraction "
-            f"{config.max_changed_fraction}; if this is as it should be, run again with --publish-anyway: nothing is labelled twice"
+            f"run {night.run} is held back, readers keep run {before['run']}: {found}. The limit is --max-changed-fraction "
+            f"{limit}; if this is as it should be, run again with --publish-anyway: nothing is labelled twice"
         )
     return {
         "changed_fraction": found.changed,
@@ -169,33 +186,33 @@ def _check_drift(
     }
 
 
-def _publish_again(output: Location, run: str, seen: str | None, started: float) -> LabelResult:
+def _labels_in(folder: Location, files: Iterable[str]) -> list[Location]:
+    return [folder / name for name in files if not name.startswith(snapshot.REJECTS)]
+
+
+def _publish_again(night: _Night) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
-    manifest = snapshot.read_manifest(output, run)
-    if (snapshot.published(output) or {}).get("run") != run:
-        snapshot.publish(output, run, seen)
-    log.info("run %s is complete: the same rows, model and settings; nothing to label", run)
+    manifest = snapshot.read_manifest(night.output, night.run)
+    if night.seen.run != night.run:
+        _check_drift(night, [file["name"] for file in manifest["files"]])
+        pointer.publish(night.output, night.run, night.seen)
+    log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
-    return LabelResult(run, str(output), rows, labelled, rejects, 0, time.monotonic() - started, None)
+    seconds = time.monotonic() - night.started
+    return LabelResult(night.run, str(night.output), rows, labelled, rejects, 0, seconds, None)
 
 
 def _result(
-    output: Location,
-    run: str,
-    units: Sequence[Unit],
-    parts: dict[int, Part],
-    new: dict[int, Part],
-    started: float,
-    mlflow_run: str,
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], new: dict[int, Part], mlflow_run: str
 ) -> LabelResult:
     return LabelResult(
-        run=run,
-        output=str(output),
+        run=night.run,
+        output=str(night.output),
         rows=sum(unit.rows for unit in units),
         labelled=sum(part.rows for part in parts.values()),
         rejects=sum(part.rejects for part in parts.values()),
         forwarded=sum(part.forwarded for part in new.values()),
-        seconds=time.monotonic() - started,
+        seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
     )
 

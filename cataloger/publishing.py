@@ -3,17 +3,17 @@
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cataloger import catalog as catalogs
-from cataloger import snapshot
+from cataloger import pointer, snapshot
+from cataloger.catalog import open_catalog
 from cataloger.config import PublishConfig, VerifyConfig
 from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
-from cataloger.storage import Location, locate
+from cataloger.storage import PROBE, WRITING, Location, check_reachable, locate
+from cataloger.units import plan_units, read_unit
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,17 @@ class Verification:
 def publish(config: PublishConfig) -> list[Run]:
     """Publish the named run and prune, as the configuration says; the runs that are there then. Raises CatalogerError."""
     output = locate(config.output)
+    check_reachable(output)
     if config.prune is not None and config.prune < 1:
         raise ConfigError(f"--prune {config.prune}: keep at least 1 run")
     if config.run is not None:
-        seen = snapshot.pointer_version(output)
-        if not snapshot.is_complete(output, config.run):
-            known = ", ".join(run.run for run in list_runs(output) if run.complete) or "none"
-            raise ConfigError(f"run {config.run}: not a complete run of {output}; complete are: {known}")
-        snapshot.publish(output, config.run, seen)
+        seen = pointer.look(output)
+        if config.run not in (known := [run.run for run in list_runs(output) if run.complete]):
+            raise ConfigError(
+                f"run {config.run}: not a complete run of {output}; complete are: {', '.join(known) or 'none'}"
+            )
+        if config.run != seen.run:
+            pointer.publish(output, config.run, seen)
     if config.prune is not None:
         prune(output, config.prune)
     runs = list_runs(output)
@@ -60,11 +63,11 @@ def publish(config: PublishConfig) -> list[Run]:
 
 def list_runs(output: Location) -> list[Run]:
     """Every run folder, the newest first, unfinished ones last."""
-    current = (snapshot.published(output) or {}).get("run")
+    current, dead = pointer.look(output).run, pointer.tombstones(output)
     names = {match.group(1) for info in output.files() if (match := re.search(r"/run=([^/]+)/", info.path))}
     runs = []
     for name in names:
-        if not snapshot.is_complete(output, name):
+        if not snapshot.is_complete(output, name) or (name in dead and name != current):
             runs.append(Run(name, published=False, complete=False))
             continue
         about = snapshot.read_manifest(output, name)
@@ -75,15 +78,17 @@ def list_runs(output: Location) -> list[Run]:
 def prune(output: Location, keep: int) -> None:
     """Remove all complete runs but the newest `keep`, every unfinished run and every file that is no part of a run.
 
-    The published run always stays. A run that is being made counts as unfinished: prune when no job is running.
+    The published run always stays. A run that is being made counts as unfinished: its job then ends with a sentence and
+    nothing else is harmed, but prune when no job is running. Nothing is removed before the first publication.
     """
-    runs = list_runs(output)
-    complete = [run for run in runs if run.complete]
-    for run in [run for run in runs if not run.complete] + complete[keep:]:
-        if not run.published:
-            snapshot.run_folder(output, run.run).delete()
+    while (seen := pointer.look(output)).run is not None:
+        runs = list_runs(output)
+        complete = [run for run in runs if run.complete]
+        doomed = [run for run in runs if not run.complete] + complete[keep:]
+        if pointer.prune(output, [run.run for run in doomed if run.run != seen.run], seen):
+            break
     for info in output.files():
-        if info.base_name.startswith(("_writing-", "_probe-")):
+        if info.base_name.startswith((WRITING, PROBE)):
             Location(output.filesystem, info.path, info.path).delete()
     output.abort_uploads()
 
@@ -94,7 +99,8 @@ def verify(config: VerifyConfig) -> Verification:
     Ids are compared unit by unit, labels and rejects together, when the catalog is still the one that was labelled.
     """
     output = locate(config.output)
-    manifest = snapshot.published(output)
+    check_reachable(output)
+    manifest = pointer.published(output)
     if manifest is None:
         raise StorageError(f"{output}: nothing is published there")
     run = str(manifest["run"])
@@ -117,8 +123,8 @@ def verify(config: VerifyConfig) -> Verification:
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:
     try:
-        found = snapshot.describe_file(folder, entry["name"])
-    except (StorageError, pa.ArrowInvalid, OSError) as error:
+        found = asdict(snapshot.read_file(folder, entry["name"])[0])
+    except (StorageError, pa.ArrowException, OSError) as error:
         return f"{entry['name']}: {str(error).splitlines()[0]}"
     wrong = [key for key in ("bytes", "sha256", "rows") if found[key] != entry[key]]
     return f"{entry['name']}: {', '.join(wrong)} differ from the manifest" if wrong else None
@@ -127,23 +133,22 @@ def _check(folder: Location, entry: dict[str, Any]) -> str | None:
 def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], bool]:
     settings = manifest["config"]
     try:
-        catalog = catalogs.open_catalog(manifest["catalog"], settings["id_column"], ())
+        catalog = open_catalog(manifest["catalog"], settings["id_column"], ())
     except (CatalogError, StorageError):
         return [], False
     if catalog.fingerprint != manifest["catalog_fingerprint"]:
         return [], False
     names = {entry["name"] for entry in manifest["files"]}
     problems = []
-    for unit in catalogs.plan_units(catalog):
-        files = [name for name in snapshot.Part(unit.index, 0, 1, 0).files if name in names]
+    for unit in plan_units(catalog):
+        name = snapshot.part_name(unit.index)
+        files = [file for file in (name, f"{snapshot.REJECTS}/{name}") if file in names]
         written = Counter(
             value
-            for name in files
-            for value in pq.read_table((folder / name).path, filesystem=folder.filesystem, columns=["id"])
-            .column(0)
-            .to_pylist()
+            for file in files
+            for value in snapshot.read_file(folder, file)[1].read(columns=["id"]).column(0).to_pylist()
         )
-        source = catalogs.read_unit(catalog.location.filesystem, unit, [settings["id_column"]]).column(0)
+        source = read_unit(catalog.location.filesystem, unit, catalog.schema).column(0)
         if written != Counter(source.to_pylist()):
             problems.append(f"unit {unit.index}: its ids are not those of the catalog")
     return problems, True

@@ -1,11 +1,11 @@
-"""The published layout: run folder, parts, manifest, pointer.
+"""A run's folder: parts and manifest.
 
     OUTPUT/run=<id>/part-00000.parquet …     one part per unit, immutable
     OUTPUT/run=<id>/_rejects/…parquet        rows that could not be labelled: id, reason
     OUTPUT/run=<id>/_manifest.json           written when every unit is complete
-    OUTPUT/_latest.json                      names the published run; the only thing that ever changes
 
 A unit is finished when its part is there: rejects are written before it, and its footer says how many there are.
+The first part of a unit stands: whoever comes second, be it a retry or what is left of a killed driver, adopts it.
 """
 
 import hashlib
@@ -20,33 +20,42 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger.catalog import Unit
 from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.storage import Location
+from cataloger.units import Unit
 
 MANIFEST = "_manifest.json"
-LATEST = "_latest.json"
 REJECTS = "_rejects"
 _COUNTS = b"cataloger.counts"
 
 
 @dataclass(frozen=True)
+class File:
+    """A file of a run as it was written; `name` is below the run's folder."""
+
+    name: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Part:
-    """What the footer of a part says of its unit; `forwarded` counts distinct texts that went through the model."""
+    """A finished unit; `forwarded` counts the distinct texts that went through the model."""
 
     unit: int
     rows: int
     rejects: int
     forwarded: int
+    files: tuple[File, ...]
 
-    @property
-    def name(self) -> str:
-        return f"part-{self.unit:05d}.parquet"
+    @classmethod
+    def from_dict(cls, part: Mapping[str, Any]) -> "Part":
+        return cls(**{**part, "files": tuple(File(**file) for file in part["files"])})
 
-    @property
-    def files(self) -> list[str]:
-        """The part, and the file of its rejects where it has any, below the run's folder."""
-        return [self.name, f"{REJECTS}/{self.name}"] if self.rejects else [self.name]
+
+def part_name(unit: int) -> str:
+    return f"part-{unit:05d}.parquet"
 
 
 def run_id(*decisive: Any) -> str:
@@ -58,23 +67,42 @@ def run_folder(output: Location, run: str) -> Location:
     return output / f"run={run}"
 
 
-def write_part(folder: Location, part: Part, labels: pa.Table, rejects: pa.Table, about: Mapping[str, str]) -> None:
-    """Write rejects, then labels; each file appears whole or not at all. Raises StorageError."""
+def write_part(
+    folder: Location, unit: int, labels: pa.Table, rejects: pa.Table, forwarded: int, about: Mapping[str, str]
+) -> Part:
+    """Write rejects, then labels, unless the unit is finished already; each file appears whole or not at all.
+
+    `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
+    """
+    name, rows = part_name(unit), len(labels) + len(rejects)
+    if standing := _standing(folder, unit, rows):
+        return standing
     metadata = {f"cataloger.{key}".encode(): value.encode() for key, value in about.items()}
-    metadata[_COUNTS] = json.dumps(asdict(part)).encode()
+    counts = {"unit": unit, "rows": len(labels), "rejects": len(rejects), "forwarded": forwarded}
+    metadata[_COUNTS] = json.dumps(counts).encode()
+    files = []
     if len(rejects):
-        (folder / REJECTS / part.name).write(_parquet(rejects, metadata))
-    (folder / part.name).write(_parquet(labels, metadata))
+        data = _parquet(rejects, metadata)
+        (folder / REJECTS / name).write(data)
+        files.append(_describe(f"{REJECTS}/{name}", data))
+    data = _parquet(labels, metadata)
+    try:
+        (folder / name).replace(data, None)
+    except ConflictError:
+        if standing := _standing(folder, unit, rows):
+            return standing
+        (folder / name).write(data)  # what lies there is damaged
+    return Part(**counts, files=(_describe(name, data), *files))
 
 
 def finished_parts(folder: Location, units: Sequence[Unit]) -> dict[int, Part]:
-    """The parts of earlier attempts at this run that are whole and have as many rows as their unit."""
+    """The parts of earlier attempts at this run that are whole and have as many rows as their unit; they are read in full."""
     planned = {unit.index: unit.rows for unit in units}
     names = [info.base_name for info in folder.files(recursive=False)]
-    names = [name for name in names if re.fullmatch(r"part-\d+\.parquet", name)]
+    there = [int(match.group(1)) for name in names if (match := re.fullmatch(r"part-(\d+)\.parquet", name))]
     with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(lambda name: _read_footer(folder / name), names))
-    return {part.unit: part for part in parts if part and planned.get(part.unit) == part.rows + part.rejects}
+        parts = pool.map(lambda unit: _read_part(folder, unit), [unit for unit in there if unit in planned])
+        return {part.unit: part for part in parts if part and part.rows + part.rejects == planned[part.unit]}
 
 
 def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -> None:
@@ -83,7 +111,7 @@ def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -
         part = parts.get(unit.index)
         if part is None:
             raise PublishError(f"run {run}: unit {unit.index} has no part; run the same command again to finish it")
-        if part.rows + part.rejects != unit.rows:
+        if sum(file.rows for file in part.files) != unit.rows or part.rows + part.rejects != unit.rows:
             raise PublishError(
                 f"run {run}: unit {unit.index} has {unit.rows} rows but {part.rows} labels and {part.rejects} rejects; "
                 "not published"
@@ -93,12 +121,17 @@ def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -
 def write_manifest(
     output: Location, run: str, units: Sequence[Unit], parts: Mapping[int, Part], about: Mapping[str, Any]
 ) -> None:
-    """Declare a run complete: what it was made from, and every file with its rows, size and checksum."""
+    """Declare a run complete: what it was made from, and every file with its rows, size and checksum.
+
+    Whoever comes second leaves the manifest as it is. Raises PublishError when a unit or a file is not as it should be.
+    """
     check_complete(run, units, parts)
     folder = run_folder(output, run)
-    names = [name for _, part in sorted(parts.items()) for name in part.files]
-    with ThreadPoolExecutor(8) as pool:
-        files = list(pool.map(lambda name: describe_file(folder, name), names))
+    files = [file for _, part in sorted(parts.items()) for file in part.files]
+    sizes = {str(info.path).removeprefix(folder.path + "/"): info.size for info in folder.files()}
+    for file in files:
+        if sizes.get(file.name) != file.bytes:
+            raise PublishError(f"run {run}: {file.name} was removed or changed meanwhile; run the same command again")
     manifest = {
         "run": run,
         **about,
@@ -106,49 +139,29 @@ def write_manifest(
         "labelled": sum(part.rows for part in parts.values()),
         "rejects": sum(part.rejects for part in parts.values()),
         "units": len(units),
-        "created": _now(),
-        "files": files,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "files": [asdict(file) for file in files],
     }
-    (folder / MANIFEST).write(json.dumps(manifest, ensure_ascii=False, indent=1).encode())
-
-
-def describe_file(folder: Location, name: str) -> dict[str, Any]:
-    """Name, rows, bytes and SHA-256 of a part as it lies there now. Raises StorageError, pyarrow.ArrowInvalid."""
-    data = (folder / name).read()
-    rows = pq.read_metadata(pa.BufferReader(data)).num_rows
-    return {"name": name, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def publish(output: Location, run: str, expected: str | None) -> None:
-    """Point readers at a complete run, in one atomic replace of the pointer that was at version `expected`.
-
-    Raises PublishError when another run was published since.
-    """
-    pointer = {"run": run, "path": f"run={run}", "manifest": f"run={run}/{MANIFEST}", "published": _now()}
     try:
-        (output / LATEST).replace(json.dumps(pointer, indent=1).encode(), expected)
-    except ConflictError as error:
-        other = (published(output) or {}).get("run")
-        raise PublishError(
-            f"run {run}: run {other} was published by somebody else while this one was being made; this one is complete "
-            "and not published: run the same command again to publish it"
-        ) from error
+        (folder / MANIFEST).replace(json.dumps(manifest, ensure_ascii=False, indent=1).encode(), None)
+    except ConflictError:
+        return  # another driver of the same command was first
 
 
-def pointer_version(output: Location) -> str | None:
-    """To be taken before a run is planned, and given to `publish`."""
-    return (output / LATEST).version()
+def read_file(folder: Location, name: str) -> tuple[File, pq.ParquetFile]:
+    """A file of a run as it lies there now. Raises StorageError, pyarrow.ArrowException."""
+    data = pa.py_buffer((folder / name).read())
+    return _describe(name, data), pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 
-def published(output: Location) -> dict[str, Any] | None:
-    """The manifest of the published run, or None before the first one. Raises StorageError when it is damaged."""
-    if not (output / LATEST).exists():
-        return None
-    return read_manifest(output, str(_json(output / LATEST)["run"]))
+def read_ids(folder: Location, part: Part) -> pa.ChunkedArray:
+    """The ids of a unit, labelled ones first. Raises StorageError, pyarrow.ArrowException."""
+    tables = [read_file(folder, file.name)[1].read(columns=["id"]) for file in part.files]
+    return pa.concat_tables(tables, promote_options="permissive").column(0)
 
 
 def read_manifest(output: Location, run: str) -> dict[str, Any]:
-    return _json(run_folder(output, run) / MANIFEST)
+    return read_json(run_folder(output, run) / MANIFEST)
 
 
 def is_complete(output: Location, run: str) -> bool:
@@ -156,31 +169,45 @@ def is_complete(output: Location, run: str) -> bool:
     return (run_folder(output, run) / MANIFEST).exists()
 
 
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _json(location: Location) -> dict[str, Any]:
+def read_json(location: Location) -> dict[str, Any]:
+    """Raises StorageError when it cannot be read, or is damaged."""
     try:
         return dict(json.loads(location.read()))
     except ValueError as error:
-        raise StorageError(f"{location}: not valid JSON; publish a run again to replace it") from error
+        raise StorageError(
+            f"{location}: not valid JSON; remove it and publish a run again: python jobs/publish.py --run ID"
+        ) from error
+
+
+def _describe(name: str, data: pa.Buffer) -> File:
+    rows = pq.read_metadata(pa.BufferReader(data)).num_rows
+    return File(name, rows, data.size, hashlib.sha256(data).hexdigest())
 
 
 def _parquet(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(dict(metadata)), sink, compression="zstd")
-    buffer = sink.getvalue()
-    written = pq.read_metadata(pa.BufferReader(buffer)).num_rows
-    if written != len(table):
-        raise StorageError(f"a part of {len(table)} rows was encoded as {written}; not written")
-    return buffer
+    table = table.replace_schema_metadata(dict(metadata))
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()
 
 
-def _read_footer(location: Location) -> Part | None:
+def _standing(folder: Location, unit: int, rows: int) -> Part | None:
+    """The part of this unit where it is there and whole."""
+    part = _read_part(folder, unit) if (folder / part_name(unit)).exists() else None
+    return part if part and part.rows + part.rejects == rows else None
+
+
+def _read_part(folder: Location, unit: int) -> Part | None:
+    """A finished unit with its files, or None: not a whole part of ours, the unit is done again."""
+    name = part_name(unit)
     try:
-        metadata = pq.read_metadata(location.path, filesystem=location.filesystem)
-        part = Part(**json.loads((metadata.metadata or {})[_COUNTS]))
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError):
-        return None  # not a whole part of ours: its unit is done again
-    return part if part.rows == metadata.num_rows else None
+        labels, parquet = read_file(folder, name)
+        counts = json.loads((parquet.metadata.metadata or {})[_COUNTS])
+        files = (labels, *([read_file(folder, f"{REJECTS}/{name}")[0]] if counts["rejects"] else []))
+        part = Part(**counts, files=files)
+    except (pa.ArrowException, StorageError, OSError, KeyError, ValueError, TypeError):
+        return None
+    whole = (
+        part.unit == unit and labels.rows == part.rows and sum(file.rows for file in files) == part.rows + part.rejects
+    )
+    return part if whole else None

@@ -14,15 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
+from pyarrow.fs import FileSystem
 
-from cataloger import catalog as catalogs
 from cataloger import runtime
 from cataloger.batching import Tokens
 from cataloger.bundle import Spec, load_tokenizer, tokenize
-from cataloger.catalog import Catalog, Unit
 from cataloger.config import Precision
 from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_position, undecodable
+from cataloger.units import Unit, read_unit
 
 if TYPE_CHECKING:
     from cataloger.model import Predictions
@@ -52,7 +52,8 @@ class Model:
 class Reading:
     """What the reading tasks take from a catalog. `test_fraction` keeps only the rows on that side of the split."""
 
-    catalog: Catalog
+    filesystem: FileSystem
+    schema: pa.Schema
     id_column: str
     text_columns: tuple[str, ...]
     label_column: str | None = None
@@ -159,8 +160,7 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
     """Read → compose → tokenize: one unit's rows, and the tokens of its distinct texts."""
     unit = Unit.from_dict(row)
     kept = {"id": reading.id_column} | ({"true_category": reading.label_column} if reading.label_column else {})
-    filesystem = reading.catalog.location.filesystem
-    table = catalogs.read_unit(filesystem, unit, [*kept.values(), *reading.text_columns])
+    table = read_unit(reading.filesystem, unit, reading.schema)
     bad = undecodable(table, reading.text_columns)
     # Nulled before composing: Arrow's string functions stop at invalid bytes.
     texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, model.spec.max_tokens)

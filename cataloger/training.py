@@ -12,13 +12,13 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import catalog as catalogs
 from cataloger import progress, runtime, sample, tracking
 from cataloger.bundle import Spec, base_model_folder, load_tokenizer, resolve_pooling
-from cataloger.catalog import Catalog
+from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.ingest import Source, ingest
+from cataloger.labels import count_labels, normalise_labels
 from cataloger.storage import check_writable, locate
 from cataloger.taxonomy import Taxonomy
 
@@ -169,10 +169,8 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
 
 
 def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
-    catalog = catalogs.open_catalog(uri, config.id_column, config.text_columns, config.label_column)
-    names, rows = catalogs.normalise_labels(
-        catalogs.count_labels(catalog, config.label_column), uri, config.label_column
-    )
+    catalog = open_catalog(uri, config.id_column, config.text_columns, config.label_column)
+    names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
     return catalog, names, rows
 
 

@@ -2,17 +2,14 @@
 
 import os
 import runpy
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from servers import free_port, seaweed
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
@@ -39,29 +36,13 @@ def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def s3(tracking_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An empty bucket on an S3 server of this machine: `s3://shop`."""
-    endpoint = os.environ["AWS_ENDPOINT_URL"]
-    command = [str(Path(sys.executable).parent / "moto_server"), "-H", "127.0.0.1", "-p", endpoint.rsplit(":")[-1]]
-    with open(tmp_path_factory.mktemp("s3") / "log", "w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(urllib.request.Request(f"{endpoint}/shop", method="PUT"), timeout=5)
-                break
-            except OSError:
-                assert time.monotonic() < deadline, "the S3 server did not start"
-                time.sleep(0.3)
+    from cataloger.s3 import for_writing
+
+    port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":")[-1])
+    key, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    with seaweed(tmp_path_factory.mktemp("s3"), port, key, secret):
+        for_writing().call_s3("create_bucket", Bucket="shop")
         yield "s3://shop"
-    finally:
-        server.kill()
-        server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(autouse=True)

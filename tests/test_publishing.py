@@ -7,11 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cataloger import snapshot
-from cataloger.catalog import Segment, Unit
+from cataloger import pointer, snapshot
 from cataloger.errors import PublishError
-from cataloger.snapshot import Part
 from cataloger.storage import locate
+from cataloger.units import Segment, Unit
 
 Job = Callable[..., tuple[int, str, str]]
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
@@ -20,15 +19,15 @@ UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 def make(run: str, publish: bool = True) -> Path:
     output = locate("labels")
     folder = snapshot.run_folder(output, run)
-    parts = {0: Part(0, 3, 0, 3), 1: Part(1, 1, 1, 1)}
-    for part in parts.values():
-        labels = pa.table({"id": range(part.rows), "category": ["A"] * part.rows})
-        rejects = pa.table({"id": range(part.rejects), "reason": ["r"] * part.rejects})
-        snapshot.write_part(folder, part, labels, rejects, {"run": run})
+    parts = {}
+    for unit, rows, rejected in [(0, 3, 0), (1, 1, 1)]:
+        labels = pa.table({"id": range(rows), "category": ["A"] * rows})
+        rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
+        parts[unit] = snapshot.write_part(folder, unit, labels, rejects, rows, {"run": run})
     about = {"model": "m", "catalog": "gone", "catalog_fingerprint": "f", "config": {"id_column": "id"}}
     snapshot.write_manifest(output, run, UNITS, parts, about)
     if publish:
-        snapshot.publish(output, run, snapshot.pointer_version(output))
+        pointer.publish(output, run, pointer.look(output))
     return Path("labels") / f"run={run}"
 
 
@@ -91,11 +90,11 @@ def test_verify_finds_every_kind_of_damage(working_folder: Path, job: Job) -> No
 def test_of_two_drivers_one_publishes(working_folder: Path) -> None:
     make("yesterday")
     output = locate("labels")
-    seen = snapshot.pointer_version(output)
+    seen = pointer.look(output)
     make("mine", publish=False), make("theirs", publish=False)
-    snapshot.publish(output, "theirs", seen)
+    pointer.publish(output, "theirs", seen)
     with pytest.raises(PublishError, match="run theirs was published by somebody else"):
-        snapshot.publish(output, "mine", seen)
+        pointer.publish(output, "mine", seen)
     assert current() == "theirs"
     assert snapshot.is_complete(output, "mine"), "nothing is lost"
 

@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 from conftest import ROOT
 
-from cataloger import snapshot
-from cataloger.catalog import Segment, Unit
-from cataloger.snapshot import Part
+from cataloger import pointer, snapshot
 from cataloger.storage import locate
+from cataloger.units import Segment, Unit
 
 README = (ROOT / "README.md").read_text()
 
@@ -22,11 +21,10 @@ README = (ROOT / "README.md").read_text()
 def labels(working_folder: Path) -> None:
     units = [Unit(0, (Segment("x", 0, 0, 3),))]
     folder = snapshot.run_folder(locate("labels"), "r")
-    part = Part(0, 2, 1, forwarded=2)
     rejects = pa.table({"id": [3], "reason": ["no text"]})
-    snapshot.write_part(folder, part, pa.table({"id": [1, 2], "category": ["A", "A"]}), rejects, {})
+    part = snapshot.write_part(folder, 0, pa.table({"id": [1, 2], "category": ["A", "A"]}), rejects, 2, {})
     snapshot.write_manifest(locate("labels"), "r", units, {0: part}, {})
-    snapshot.publish(locate("labels"), "r", None)
+    pointer.publish(locate("labels"), "r", pointer.look(locate("labels")))
 
 
 def test_duckdb_reads_the_published_labels(labels: None) -> None:

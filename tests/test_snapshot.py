@@ -5,36 +5,35 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger import snapshot
-from cataloger.catalog import Segment, Unit
+from cataloger import pointer, snapshot
 from cataloger.errors import PublishError, StorageError
 from cataloger.snapshot import Part
 from cataloger.storage import Location, locate
+from cataloger.units import Segment, Unit
 
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 
 
 def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
-    part = Part(unit, rows, rejects, forwarded=rows)
     labels = pa.table({"id": range(rows), "category": ["A"] * rows})
-    snapshot.write_part(folder, part, labels, pa.table({"id": range(rejects), "reason": ["r"] * rejects}), {"run": "r"})
-    return part
+    refused = pa.table({"id": range(rejects), "reason": ["r"] * rejects})
+    return snapshot.write_part(folder, unit, labels, refused, rows, {"run": "r"})
 
 
 def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
     output = locate("labels")
     folder = snapshot.run_folder(output, "r")
     parts = {0: write(folder, 0, 3, 0), 1: write(folder, 1, 1, 1)}
-    assert snapshot.published(output) is None
+    assert pointer.published(output) is None
     assert snapshot.finished_parts(folder, UNITS) == parts
     snapshot.write_manifest(output, "r", UNITS, parts, {"model": "m"})
-    assert snapshot.published(output) is None
-    snapshot.publish(output, "r", None)
-    manifest = snapshot.published(output)
+    assert pointer.published(output) is None
+    pointer.publish(output, "r", pointer.look(output))
+    manifest = pointer.published(output)
     assert manifest is not None
     assert (manifest["rows"], manifest["labelled"], manifest["rejects"], manifest["model"]) == (5, 4, 1, "m")
-    pointer = json.loads(Path("labels/_latest.json").read_text())
-    read = pq.read_table(Path("labels") / pointer["path"])
+    named = json.loads(Path("labels/_latest.json").read_text())
+    read = pq.read_table(Path("labels") / named["path"])
     assert len(read) == 4, "readers see the labels, not the rejects"
 
 
@@ -47,7 +46,7 @@ def test_a_missing_or_short_unit_is_not_published(working_folder: Path, rows: in
         parts[1] = write(folder, 1, rows - 1, 0)
     with pytest.raises(PublishError, match="unit 1"):
         snapshot.write_manifest(output, "r", UNITS, parts, {})
-    assert snapshot.published(output) is None
+    assert pointer.published(output) is None
 
 
 def test_damaged_and_foreign_parts_are_done_again(working_folder: Path) -> None:
@@ -64,7 +63,7 @@ def test_damaged_and_foreign_parts_are_done_again(working_folder: Path) -> None:
 def test_a_damaged_pointer_is_named(working_folder: Path) -> None:
     locate("labels/_latest.json").write(b"{")
     with pytest.raises(StorageError, match="_latest.json: not valid JSON"):
-        snapshot.published(locate("labels"))
+        pointer.published(locate("labels"))
 
 
 def test_anything_decisive_gives_another_run_id() -> None:

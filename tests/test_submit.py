@@ -14,7 +14,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, free_of_ray, free_port
+from conftest import ROOT, free_of_ray
+from servers import free_port
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

@@ -1,0 +1,51 @@
+"""The true categories of a labelled catalog, as written and as the model learns them."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.catalog import Catalog
+from cataloger.errors import CatalogError
+from cataloger.taxonomy import SEPARATOR, parse_path
+from cataloger.units import Unit, plan_units, read_unit
+
+
+def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
+    """Rows per category path as written in the file; None counts rows without one."""
+    counts: Counter[str | None] = Counter()
+
+    def count(unit: Unit) -> list[dict[str, Any]]:
+        values = read_unit(catalog.location.filesystem, unit, pa.schema([catalog.schema.field(label_column)])).column(0)
+        return list(pc.value_counts(values.combine_chunks().cast(pa.large_string())).to_pylist())
+
+    with ThreadPoolExecutor(4) as pool:
+        for pairs in pool.map(count, plan_units(catalog)):
+            counts.update({pair["values"]: pair["counts"] for pair in pairs})
+    return counts
+
+
+def normalise_labels(
+    counts: Counter[str | None], catalog: str, label_column: str
+) -> tuple[dict[str, str], Counter[str]]:
+    """(path as written → normalised path, rows per normalised path). Raises CatalogError naming malformed paths."""
+    names: dict[str, str] = {}
+    rows: Counter[str] = Counter()
+    malformed = []
+    for written, count in counts.items():
+        if written is None or not written.strip():
+            continue
+        try:
+            names[written] = SEPARATOR.join(parse_path(written))
+            rows[names[written]] += count
+        except ValueError as problem:
+            malformed.append((written, str(problem), count))
+    if malformed:
+        example, what, _ = malformed[0]
+        raise CatalogError(
+            f"catalog {catalog}: column {label_column!r} has malformed category paths in {sum(m[2] for m in malformed)} rows, "
+            f"for example {example!r} ({what}); write levels as 'A > B > C'"
+        )
+    return names, rows

@@ -1,0 +1,103 @@
+"""The pointer that readers follow, and the protocol that keeps it right while drivers crash, race and prune.
+
+    OUTPUT/_latest.json       names the published run; the only thing that ever changes, in one atomic step
+    OUTPUT/_pruned/<run>      a tombstone: this run must not be published any more
+
+A driver looks at the pointer (`look`), then chooses its run (`choose`: never a tombstoned one), makes it, and turns the
+pointer only if nobody has meanwhile (`publish`). Pruning writes tombstones, rewrites the pointer to the same run, and
+only then deletes. So a driver that chose its run before the tombstone finds the pointer rewritten, looks again, and
+sees the tombstone; one that comes later sees it at once and takes the next free id. No order of these steps, and no
+crash between them, leaves readers with a run that is not whole; tests/test_protocol.py tries them.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from cataloger import snapshot
+from cataloger.errors import ConflictError, PublishError
+from cataloger.storage import Location
+
+LATEST = "_latest.json"
+PRUNED = "_pruned"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The pointer as it was: its version in the store and the run it names; both None before the first publication."""
+
+    version: str | None
+    run: str | None
+
+
+def look(output: Location) -> Seen:
+    """Raises StorageError when the pointer is damaged."""
+    version = (output / LATEST).version()
+    return Seen(version, None if version is None else str(snapshot.read_json(output / LATEST)["run"]))
+
+
+def published(output: Location) -> dict[str, Any] | None:
+    """The manifest of the published run, or None before the first one. Raises StorageError when it is damaged."""
+    run = look(output).run
+    return None if run is None else snapshot.read_manifest(output, run)
+
+
+def choose(output: Location, run: str, seen: Seen) -> str:
+    """The id to make this run under: its own, or the next (`ID-2`, …) where that one was pruned."""
+    dead = tombstones(output) - {seen.run}
+    names = [run, *(f"{run}-{attempt}" for attempt in range(2, len(dead) + 3))]
+    return next(name for name in names if name not in dead)
+
+
+def publish(output: Location, run: str, seen: Seen) -> None:
+    """Point readers at a complete run, unless the pointer names another one than when it was `seen`. Raises PublishError."""
+    while True:
+        if run != seen.run and (output / PRUNED / run).exists():
+            raise PublishError(f"run {run} was pruned while it was being made; run the same command again")
+        manifest = f"run={run}/{snapshot.MANIFEST}"
+        if _turn(output, {"run": run, "path": f"run={run}", "manifest": manifest, "published": _now()}, seen):
+            return
+        now = look(output)
+        if now.run == run:
+            raise PublishError(f"run {run} was published by another driver of the same command; nothing is left to do")
+        if now.run != seen.run:
+            raise PublishError(
+                f"run {run}: run {now.run} was published by somebody else while this one was being made; this one is "
+                "complete and not published: run the same command again to publish it"
+            )
+        seen = now
+
+
+def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:
+    """Remove these runs for good; False when the pointer was turned since it was `seen`: choose again.
+
+    The published run is never among them. Nothing is removed before the first publication.
+    """
+    if seen.run is None or seen.run in runs:
+        return False
+    for run in runs:
+        (output / PRUNED / run).write(b"")
+    if not _turn(output, {**snapshot.read_json(output / LATEST), "pruned": _now()}, seen):
+        return False  # perhaps one of them was published just before its tombstone: that one stays
+    for run in runs:
+        snapshot.run_folder(output, run).delete()
+    return True
+
+
+def tombstones(output: Location) -> set[str]:
+    return {info.base_name for info in (output / PRUNED).files()}
+
+
+def _turn(output: Location, pointer: Mapping[str, str], seen: Seen) -> bool:
+    """Whether the pointer still was as `seen`, and now is this one."""
+    try:
+        (output / LATEST).replace(json.dumps(pointer, indent=1).encode(), seen.version)
+    except ConflictError:
+        return False
+    return True
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()  # to the microsecond: no two pointers are alike
