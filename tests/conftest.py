@@ -156,9 +156,9 @@ def shared_data(name: str) -> Path:
     return path
 
 
-def free_of_ray() -> dict[str, str]:
+def free_of_ray(**more: str) -> dict[str, str]:
     """An environment for a subprocess that must not find this process's Ray."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more
 
 
 @pytest.fixture(scope="session", params=["mean", "cls"])

@@ -99,7 +99,8 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
         kill()
 
 
-# What a fault does to one request: None lets it pass, a status answers it, "reset" cuts the line.
+# What a fault does to one request: None lets it pass, a status answers it, "reset" cuts the line before the server
+# hears of it, "lose" after the server has done it.
 Fault = Callable[[web.Request], int | str | None]
 
 
@@ -131,6 +132,9 @@ def fault_proxy(target: str, fault: Fault) -> Iterator[str]:
             ) as answer,
         ):
             data = await answer.read()
+            if todo == "lose":
+                assert request.transport is not None
+                request.transport.abort()
             kept = {k: v for k, v in answer.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
             if request.method == "HEAD":
                 response = web.Response(status=answer.status, headers=kept)

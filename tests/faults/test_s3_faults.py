@@ -1,0 +1,221 @@
+"""Promises on S3: retries are bounded, what cannot work says so at once, and no fault leaves a half-written result."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+from aiohttp import web
+from conftest import ROOT, free_of_ray, shared_data
+from servers import Fault, fault_proxy
+from test_s3 import upload
+
+from cataloger import s3 as clients
+from cataloger.errors import ConflictError, StorageError
+from cataloger.storage import Location, locate
+
+pytestmark = [pytest.mark.faults, pytest.mark.s3]
+Job = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def through(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Fault], str]]:
+    """`through(fault)` puts a failing proxy between this test and the S3 server; its address."""
+    import contextlib
+    import os
+
+    server = os.environ["AWS_ENDPOINT_URL"]
+    with contextlib.ExitStack() as stack:
+
+        def start(fault: Fault) -> str:
+            address = stack.enter_context(fault_proxy(server, fault))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+            s3fs.S3FileSystem.clear_instance_cache()
+            return address
+
+        yield start
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def read_published(output: str) -> tuple[dict[str, object], int]:
+    pointer = json.loads((locate(output) / "_latest.json").read())
+    manifest = json.loads((locate(output) / pointer["manifest"]).read())
+    folder = locate(output) / pointer["path"]
+    return manifest, len(pq.read_table(folder.path, filesystem=folder.filesystem, columns=["id"]))
+
+
+def test_every_third_put_refused_or_reset_costs_nothing_but_time(
+    s3: str, through: Callable[[Fault], str], labelled: Path, bundle: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload(labelled, f"{s3}/third/catalog")
+    puts, failed = count(1), []
+
+    def fault(request: web.Request) -> int | str | None:
+        if request.method != "PUT" or (number := next(puts)) % 3:
+            return None
+        failed.append(number)
+        return 503 if number % 2 else "reset"
+
+    address = through(fault)
+    command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", f"{s3}/third/catalog"]
+    command += ["--output", f"{s3}/third/labels", "--model", str(bundle)]
+    environment = free_of_ray(AWS_ENDPOINT_URL=address)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert failed, "nothing failed, so nothing was shown"
+    manifest, rows = read_published(f"{s3}/third/labels")
+    assert manifest["rows"] == 1_500 == rows
+    code, _, err = job("verify", "--output", f"{s3}/third/labels")
+    assert code == 0, err
+    assert "must-not-leak" not in done.stdout + done.stderr + json.dumps(manifest)
+
+
+def test_a_server_that_dies_while_completing_a_multipart_upload_leaves_nothing_that_a_reader_sees(
+    s3: str, through: Callable[[Fault], str]
+) -> None:
+    dead = []
+
+    def fault(request: web.Request) -> int | str | None:
+        if request.method == "POST" and "uploadId" in request.query:
+            dead.append(request.path)
+        return "reset" if dead else None
+
+    through(fault)
+    large = locate(f"{s3}/multipart/model.safetensors")
+    with pytest.raises(StorageError, match="multipart/model.safetensors: cannot be written: the S3 endpoint does not"):
+        large.write(bytes(101 << 20))
+    through(lambda _: None)
+    large = locate(f"{s3}/multipart/model.safetensors")
+    assert not large.exists()
+
+    def unfinished() -> list[object]:
+        answer = clients.for_writing().call_s3("list_multipart_uploads", Bucket="shop", Prefix="multipart")
+        return list(answer.get("Uploads") or [])
+
+    assert unfinished()
+    large.parent.abort_uploads()
+    assert not unfinished()
+
+
+def test_a_conditional_write_whose_answer_is_lost_was_written(s3: str, through: Callable[[Fault], str]) -> None:
+    lost = []
+
+    def fault(request: web.Request) -> int | str | None:
+        if request.method == "PUT" and len(lost) < 2:
+            lost.append(request.path)
+            return "lose"
+        return None
+
+    through(fault)
+    pointer = locate(f"{s3}/lost/_latest.json")
+    pointer.replace(b"one", None)
+    assert lost, "no answer was lost"
+    assert pointer.read() == b"one"
+    version = pointer.version()
+    pointer.replace(b"two", version)
+    for expected in (None, version):
+        with pytest.raises(ConflictError):
+            pointer.replace(b"three", expected)
+    assert pointer.read() == b"two"
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "answer", "sentence"),
+    [
+        (("s3://shop/c", "labels"), {"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "S3 refuses the credentials"),
+        (("c", "s3://shop/l"), {"AWS_SECRET_ACCESS_KEY": "wrong"}, None, "S3 refuses the credentials"),
+        (("c", "s3://nowhere/l"), {}, None, "there is no such bucket"),
+        (("s3://nowhere/c", "labels"), {}, None, "there is no such bucket"),
+        (("s3://shop/c", "labels"), {}, 301, "the bucket lies in another region; set AWS_REGION"),
+        (("c", "s3://shop/l"), {}, 301, "the bucket lies in another region; set AWS_REGION"),
+    ],
+)
+def test_what_cannot_work_is_not_retried_and_says_what_to_do(
+    flags: tuple[str, str],
+    environment: dict[str, str],
+    answer: int | None,
+    sentence: str,
+    through: Callable[[Fault], str],
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[..., Path],
+    bundle: Path,
+    job: Job,
+) -> None:
+    requests = []
+
+    def fault(request: web.Request) -> int | str | None:
+        requests.append(request.path)
+        return answer
+
+    through(fault)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    write("c/part.parquet", id=[1], title=["tea"])
+    catalog, output = flags
+    code, _, err = job("label", "--catalog", catalog, "--output", output, "--model", bundle, "--text-columns", "title")
+    assert code == 2
+    assert sentence in err
+    assert "wrong" not in err
+    assert "Traceback" not in err
+    assert len(requests) <= 4, "it was tried again and again"
+
+
+def test_credentials_in_a_uri_are_refused_and_not_repeated(job: Job, bundle: Path) -> None:
+    code, _, err = job("label", "--catalog", "s3://key:hush@shop/c", "--output", "labels", "--model", bundle)
+    assert code == 2
+    assert "credentials do not belong in a URI" in err
+    assert "hush" not in err
+
+
+@pytest.mark.slow
+def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
+    s3: str, bundle: Path, job: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All of scale_mix, from and to S3: 234,227 rows."""
+    upload(shared_data("scale_mix"), f"{s3}/scale/catalog")
+    command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", f"{s3}/scale/catalog"]
+    command += ["--output", f"{s3}/scale/labels", "--model", str(bundle)]
+    output = locate(f"{s3}/scale/labels")
+
+    def parts() -> list[Location]:
+        return [output / info.path.removeprefix(output.path + "/") for info in output.files() if "/part-" in info.path]
+
+    units = 58  # of 4,096 rows
+    driver = subprocess.Popen(command, env=free_of_ray(), start_new_session=True, stderr=subprocess.DEVNULL)
+    while len(parts()) < units // 2 and driver.poll() is None:
+        time.sleep(0.2)
+    kill_with_descendants(driver)
+    finished = len(parts())
+    assert 0 < finished < units
+    done = subprocess.run(command, env=free_of_ray(), capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    forwarded = int(re.search(r"through the model\s*│\s*([\d,]+)", done.stdout)[1].replace(",", ""))  # type: ignore[index]
+    with capsys.disabled():
+        print(f"\n{finished} of {units} units were finished; the second run forwarded {forwarded:,} texts")
+    assert forwarded <= (units - finished + 1) * 4_096
+    manifest, rows = read_published(f"{s3}/scale/labels")
+    assert manifest["rows"] == 234_227 == rows + int(str(manifest["rejects"]))
+    assert manifest["units"] == units
+    assert job("verify", "--output", f"{s3}/scale/labels")[0] == 0
+
+
+def kill_with_descendants(driver: subprocess.Popen[bytes]) -> None:
+    """The whole machine, so to speak: Ray's agents would outlive their driver."""
+    import contextlib
+
+    import psutil
+
+    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.send_signal(signal.SIGKILL)
+    driver.wait()
+    psutil.wait_procs(family, timeout=30)
