@@ -135,7 +135,8 @@ def _stream(
         return
     about = {"run": night.run, **night.decided_by}
     write = functools.partial(_write, spec=model.spec, folder=night.folder, about=about, every=every)
-    stream = predict_units(reading, model, units, shape, night.config.precision, night.config.alternatives).map(write)
+    stream = predict_units(reading, model, units, shape, night.config.precision, night.config.alternatives)
+    stream = stream.map(write, num_cpus=runtime.TASK_CPUS)
     total, done, rejects = sum(unit.rows for unit in units), 0, 0
     with runtime.errors_of_tasks(), progress.meter("label", total) as shown:
         for row in stream.iter_rows():

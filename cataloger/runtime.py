@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
+import ray.data.exceptions
 import ray.exceptions
 import ray.train
 from ray._private.state import state as ray_state
@@ -23,6 +24,12 @@ from cataloger.errors import ResourceError
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8
+# An actor declares this much less than the threads it uses. Not a simple fraction: no number of actors fills a node.
+CPU_LEFT_BY_ACTOR = 0.45
+# What a reading or writing task declares, so that at least two fit beside the actors.
+TASK_CPUS = 0.2
+# A unit takes a slow CPU up to an hour; when nothing ends for longer, the cluster is stuck.
+STUCK_SECONDS = 2 * 3600
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,11 @@ def session() -> Iterator[None]:
         with _silent_stderr():
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     except ConnectionError as error:
+        if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
+            raise ResourceError(
+                f"RAY_ADDRESS={address}: the Ray cluster wants its token; set RAY_AUTH_MODE=token and put the token into "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from error
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
         ) from error
@@ -97,6 +109,10 @@ def errors_of_tasks() -> Iterator[None]:
     """Raise again, as itself, the CatalogerError that a remote task met: of the original, Ray Data keeps the text only."""
     try:
         yield
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ResourceError(
+            f"nothing has moved for {STUCK_SECONDS // 3600} hours: no node has room for what is next; see `ray status`"
+        ) from error
     except ray.exceptions.RayError as error:
         found = re.findall(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
         if not found:
@@ -132,21 +148,19 @@ def check_training_workers(num_workers: int, gpu: bool) -> None:
 
 
 def labelling_shape(use_gpu: bool) -> ActorShape:
-    """One actor per GPU, or CPU actors of up to 8 threads; at least one CPU stays free for reading and tokenizing."""
+    """One actor per GPU, or CPU actors of up to 8 threads.
+
+    However many actors of however many jobs are on a node, some CPU stays free for the reading and writing tasks:
+    actors that hold all of it would wait for their input for ever.
+    """
     if wants_gpu(use_gpu):
-        return ActorShape("cuda", cpus=1, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
+        return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
     # A head without workload counts no CPU.
     cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
     threads = min(MAX_THREADS_PER_ACTOR, cores)
-    # Declaring one CPU less than the threads it uses leaves that one schedulable: tokenizing needs little, a full cluster hangs.
-    cpus = max(1, threads - 1) if cores > 1 else 0.5
+    cpus = threads - CPU_LEFT_BY_ACTOR
     return ActorShape(
-        "cpu",
-        cpus=cpus,
-        gpus=0,
-        threads=threads,
-        min_actors=1,
-        max_actors=max(1, int(capacity("CPU") - 1) // max(1, int(cpus))),
+        "cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, int(capacity("CPU") / cpus))
     )
 
 

@@ -92,7 +92,7 @@ class Location:
         """
         with self._named("cannot be written"):
             if self.is_local:
-                with self._aside(data) as aside, _locked(aside.parent):
+                with self._aside(data) as aside, locked(aside.parent):
                     written = self.version() == expected
                     if written:
                         os.replace(aside, self.path)
@@ -154,7 +154,7 @@ def explain(error: BaseException) -> str:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the folder's advisory lock; it goes with the process, so a crash leaves none behind."""
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -27,8 +27,6 @@ from cataloger.units import Unit, read_unit
 if TYPE_CHECKING:
     from cataloger.model import Predictions
 
-# Other than an actor's, or Ray Data would fuse reading into the actors and nothing would overlap.
-READING_CPUS = 0.5
 NO_TEXT = "no text in any of the text columns"
 NOT_UTF8 = "a text column is not valid UTF-8"
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
@@ -66,9 +64,11 @@ def predict_units(
     """The stream without its end: rows of {unit, rows, answers}, in any order; `assemble` makes a table of each."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
+    context.max_consecutive_actor_init_deaths = 2  # a node lost while its actor starts
     items = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
     read = functools.partial(_read, reading=reading, model=model)
-    return items.map(read, num_cpus=READING_CPUS).map_batches(
+    return items.map(read, num_cpus=runtime.TASK_CPUS).map_batches(
         Labeler,
         fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
         batch_size=1,

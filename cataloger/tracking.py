@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 
 from cataloger import serving
 from cataloger.errors import ModelError, TrackingError
-from cataloger.storage import locate
+from cataloger.storage import locate, locked
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,9 @@ def connect() -> str:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     mlflow.set_tracking_uri(uri)
     try:
-        mlflow.search_experiments(max_results=1)
+        # The first to come creates the tables; MLflow itself does not expect two to come at once.
+        with locked(_beside(uri)) if uri.startswith("sqlite:") else contextlib.nullcontext():
+            mlflow.search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(
             f"MLflow store {uri}: cannot be used: {str(error).splitlines()[0]}; set MLFLOW_TRACKING_URI"
@@ -78,8 +80,9 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
     experiment = mlflow.get_experiment_by_name(config.experiment)
     if experiment is None and mlflow.get_tracking_uri().startswith("sqlite"):
         # Beside the database and absolute, so that artifacts are found from every working folder.
-        beside = Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent / "mlartifacts"
-        mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
+        beside = _beside(mlflow.get_tracking_uri()) / "mlartifacts"
+        with contextlib.suppress(MlflowException):  # another job was first
+            mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
     mlflow.set_experiment(config.experiment)
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
     _close_abandoned_runs(config.experiment)
@@ -93,6 +96,11 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
     finally:
         with _forgiving():
             mlflow.end_run(status)
+
+
+def _beside(uri: str) -> Path:
+    """The folder of a SQLite store."""
+    return Path(uri.removeprefix("sqlite:///")).resolve().parent
 
 
 def _process() -> dict[str, str]:

@@ -156,6 +156,11 @@ def shared_data(name: str) -> Path:
     return path
 
 
+def on_ray(address: str, **more: str) -> dict[str, str]:
+    """An environment for a subprocess that joins a Ray of this process."""
+    return free_of_ray(RAY_ADDRESS=address, RAY_AUTH_MODE=os.environ.get("RAY_AUTH_MODE", "disabled"), **more)
+
+
 def free_of_ray(**more: str) -> dict[str, str]:
     """An environment for a subprocess that must not find this process's Ray."""
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more

@@ -16,13 +16,17 @@ def test_the_address_of_a_job_server_is_explained(monkeypatch: pytest.MonkeyPatc
     assert runtime.cluster_address() == "local"
 
 
-def test_labelling_never_takes_every_cpu(ray_session: None) -> None:
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16, 17, 31, 64, 96, 128, 192])
+def test_actors_of_any_number_of_jobs_leave_room_for_two_tasks(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": float(cores)}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(runtime, "capacity", lambda resource: float(cores) if resource == "CPU" else 0.0)
     shape = runtime.labelling_shape(use_gpu=False)
-    total = runtime.capacity("CPU")
-    assert 1 <= shape.min_actors <= shape.max_actors
-    if total > 1:
-        assert shape.max_actors * shape.cpus < total
-    assert shape.threads >= 1
+    fitting = int(cores / shape.cpus)
+    assert fitting >= 1
+    assert cores - fitting * shape.cpus >= 2 * runtime.TASK_CPUS
+    assert shape.min_actors == 1 <= shape.max_actors <= fitting
+    assert shape.threads == min(8, cores)
 
 
 def test_a_shared_folder_is_the_same_on_every_node(ray_session: None, working_folder: Path) -> None:

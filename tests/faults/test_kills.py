@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,12 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import mlflow
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, free_of_ray
+import ray
+from conftest import ROOT, on_ray
+from mlflow import MlflowClient
+from servers import free_port, mlflow_server
 
 from cataloger.config import LabelConfig
 from cataloger.labeling import label
@@ -28,10 +34,14 @@ ROWS = 40_000
 @pytest.fixture
 def catalog(working_folder: Path) -> Path:
     """Ten units."""
-    titles = [f"product {i} of {i % 97}" for i in range(ROWS)]
-    Path("catalog").mkdir()
-    pq.write_table(pa.table({"id": range(ROWS), "title": titles}), "catalog/part.parquet", row_group_size=5_000)
+    write_catalog(ROWS)
     return working_folder / "catalog"
+
+
+def write_catalog(rows: int) -> None:
+    titles = [f"product {i} of {i % 97}" for i in range(rows)]
+    Path("catalog").mkdir(exist_ok=True)
+    pq.write_table(pa.table({"id": range(rows), "title": titles}), "catalog/part.parquet", row_group_size=5_000)
 
 
 def parts() -> set[str]:
@@ -70,42 +80,165 @@ def test_a_killed_actor_or_task_costs_nothing_but_time(
     assert job("verify", "--output", "labels")[0] == 0
 
 
+def run_driver(bundle: Path, moment: str | None = None, *more: str) -> subprocess.Popen[str]:
+    """A driver on the Ray of this session, as on a cluster: it dies, the cluster does not."""
+    script = [str(ROOT / "tests/faults/dying_driver.py"), moment] if moment else [str(ROOT / "jobs/label.py")]
+    command = [sys.executable, *script, "--catalog", "catalog", "--output", "labels", "--model", str(bundle)]
+    environment = on_ray(ray.get_runtime_context().gcs_address)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [*command, "--text-columns", "title", *more], env=environment, stdout=pipe, stderr=pipe, text=True
+    )
+
+
+def finish(driver: subprocess.Popen[str], within: float = 300) -> tuple[int, str, str]:
+    out, err = driver.communicate(timeout=within)
+    return driver.returncode, out, err
+
+
+def published_ids() -> list[int]:
+    pointer = json.loads(Path("labels/_latest.json").read_text())
+    return sorted(pq.read_table(Path("labels") / pointer["path"], columns=["id"]).column("id").to_pylist())
+
+
 @pytest.mark.slow
-def test_a_driver_killed_ten_times_is_finished_by_the_same_command(catalog: Path, bundle: Path, job: Job) -> None:
-    """Seeded moments: while it plans, while parts appear, after the last part. Finished parts are never done again."""
-    command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", "catalog", "--output", "labels"]
-    command += ["--model", str(bundle), "--text-columns", "title"]
+def test_a_driver_killed_ten_times_is_finished_by_the_same_command(
+    ray_session: None, catalog: Path, bundle: Path, job: Job
+) -> None:
+    """At seeded moments, and at the worst ones. Finished parts are never done again."""
+    write_catalog(2 * ROWS)
     choose = random.Random(3)
+    between_parts = [f"parts={choose.randint(0, 1)}" for _ in range(4)]
+    moments = [
+        "catalog.open_catalog",
+        "labeling.plan_units",
+        "runtime.session",
+        choose.uniform(1.0, 6.0),
+        *between_parts,
+    ]
+    moments += ["snapshot.write_manifest", "pointer.publish"]
+    assert len(moments) == 10
     stamps: dict[str, int] = {}
-    for attempt in range(10):
-        driver = subprocess.Popen(command, env=free_of_ray(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        driver_process = psutil.Process(driver.pid)
-        if attempt < 4:
-            time.sleep(choose.uniform(0.2, 6.0))
+    for moment in moments:
+        if isinstance(moment, float):
+            driver = run_driver(bundle)
+            time.sleep(moment)
+            driver.kill()
         else:
-            wanted, deadline = len(parts()) + 1, time.monotonic() + 120
-            while len(parts()) < wanted and driver.poll() is None and time.monotonic() < deadline:
-                time.sleep(0.005)
-        # The whole machine, so to speak: Ray's agents would outlive their driver.
-        family_members = [driver_process, *driver_process.children(recursive=True)] if driver.poll() is None else []
-        for member in family_members:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                member.kill()
-        driver.wait()
-        psutil.wait_procs(family_members, timeout=30)
+            driver = run_driver(bundle, moment)
+        code, _, err = finish(driver)
+        assert code == -signal.SIGKILL, err
         now = {path.name: path.stat().st_mtime_ns for path in Path("labels").rglob("part-*.parquet")}
         assert {name: now[name] for name in stamps} == stamps, "finished parts are kept"
         stamps = now
-        if not Path("labels/_latest.json").exists():
-            continue
-        break
-    done = subprocess.run(command, env=free_of_ray(), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    pointer = json.loads(Path("labels/_latest.json").read_text())
-    labels = pq.read_table(Path("labels") / pointer["path"], columns=["id"])
-    assert sorted(labels.column("id").to_pylist()) == list(range(ROWS))
+        assert not Path("labels/_latest.json").exists()
+    assert len(stamps) == 20
+    assert list(Path("labels").glob("run=*/_manifest.json")), "the last one died between manifest and pointer"
+    code, out, err = finish(run_driver(bundle))
+    assert code == 0, err
+    assert re.search(r"through the model\s*│\s*0", out), "nothing was left but to turn the pointer"
+    assert published_ids() == list(range(2 * ROWS))
     assert job("verify", "--output", "labels")[0] == 0
-    import mlflow
-
+    code, _, err = finish(run_driver(bundle, None, "--alternatives", "1"))
+    assert code == 0, err
     runs = mlflow.search_runs(search_all_experiments=True, filter_string="tags.job = 'label'", output_format="list")
     assert not [run for run in runs if run.info.status == "RUNNING"], "the next run closes those of killed drivers"
+
+
+@pytest.mark.slow
+def test_of_two_drivers_that_race_one_publishes(ray_session: None, catalog: Path, bundle: Path, job: Job) -> None:
+    drivers = [run_driver(bundle, None, "--alternatives", number) for number in "12"]
+    ended = [finish(driver) for driver in drivers]
+    assert sorted(code for code, _, _ in ended) == [0, 3], ended
+    loser = next(err for code, _, err in ended if code == 3)
+    assert "was published by somebody else while this one was being made" in loser
+    assert published_ids() == list(range(ROWS))
+    assert job("verify", "--output", "labels")[0] == 0
+    assert len(list(Path("labels").glob("run=*/_manifest.json"))) == 2, "nothing is lost"
+
+
+@pytest.mark.slow
+def test_the_same_command_started_twice_makes_one_whole_run(
+    ray_session: None, catalog: Path, bundle: Path, job: Job
+) -> None:
+    ended = [finish(driver) for driver in [run_driver(bundle), run_driver(bundle)]]
+    assert sorted(code for code, _, _ in ended) in ([0, 3], [0, 0]), ended
+    if any(code for code, _, _ in ended):
+        assert "was published by another driver of the same command" in "".join(err for _, _, err in ended)
+    assert published_ids() == list(range(ROWS))
+    assert job("verify", "--output", "labels")[0] == 0
+    assert len(list(Path("labels").glob("run=*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_mlflow_server_costs_metrics_and_no_labels(
+    ray_session: None, catalog: Path, bundle: Path, job: Job, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mlflow_server(working_folder / "mlflow") as (address, kill):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        driver = run_driver(bundle)
+        while not parts() and driver.poll() is None:
+            time.sleep(0.01)
+        kill()
+        code, _, err = finish(driver)
+    assert code == 0, err
+    assert "does not take metrics" in err
+    assert published_ids() == list(range(ROWS))
+    assert job("verify", "--output", "labels")[0] == 0
+    with mlflow_server(working_folder / "mlflow") as (address, _):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        code, _, err = finish(run_driver(bundle, None, "--alternatives", "1"))
+        assert code == 0, err
+        runs = MlflowClient(address).search_runs(["1"])
+        assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"], "the next run closes it"
+
+
+def family(node: Any) -> list[psutil.Process]:
+    """A node's raylet and all that it started."""
+    (raylet,) = node.all_processes["raylet"]
+    process = psutil.Process(raylet.process.pid)
+    return [process, *process.children(recursive=True)]
+
+
+def is_labeler(process: psutil.Process) -> bool:
+    try:
+        return "Labeler" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_nothing_but_time(catalog: Path, bundle: Path, job: Job, working_folder: Path) -> None:
+    """SIGKILL of a raylet, with all that runs on its node, in a cluster of three."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=1, include_dashboard=False, dashboard_agent_listen_port=free_port())
+        nodes = [cluster.add_node(num_cpus=2, dashboard_agent_listen_port=free_port()) for _ in range(2)]
+        with mlflow_server(working_folder / "mlflow") as (mlflow_address, _):
+            command = [sys.executable, str(ROOT / "jobs/label.py"), "--catalog", "catalog", "--output", "labels"]
+            environment = on_ray(cluster.address, MLFLOW_TRACKING_URI=mlflow_address)
+            pipe = subprocess.PIPE
+            driver = subprocess.Popen(
+                [*command, "--model", str(bundle), "--text-columns", "title"],
+                env=environment,
+                stdout=pipe,
+                stderr=pipe,
+                text=True,
+            )
+            while not parts() and driver.poll() is None:
+                time.sleep(0.005)
+            there = len(parts())
+            labelling = [node for node in nodes if any(map(is_labeler, family(node)))]
+            assert labelling, "no actor is on any node"
+            for member in family(labelling[0]):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            code, _, err = finish(driver)
+            assert code == 0, err
+        assert there < 10, "the run was over before the node was lost"
+    finally:
+        cluster.shutdown()
+    assert published_ids() == list(range(ROWS))
+    assert job("verify", "--output", "labels")[0] == 0

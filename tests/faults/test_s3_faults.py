@@ -1,6 +1,8 @@
 """Promises on S3: retries are bounded, what cannot work says so at once, and no fault leaves a half-written result."""
 
+import contextlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import s3fs
@@ -29,9 +32,6 @@ Job = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def through(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Fault], str]]:
     """`through(fault)` puts a failing proxy between this test and the S3 server; its address."""
-    import contextlib
-    import os
-
     server = os.environ["AWS_ENDPOINT_URL"]
     with contextlib.ExitStack() as stack:
 
@@ -79,8 +79,9 @@ def test_every_third_put_refused_or_reset_costs_nothing_but_time(
 
 
 def test_a_server_that_dies_while_completing_a_multipart_upload_leaves_nothing_that_a_reader_sees(
-    s3: str, through: Callable[[Fault], str]
+    s3: str, through: Callable[[Fault], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(clients, "ATTEMPTS", 2)  # six would take a minute
     dead = []
 
     def fault(request: web.Request) -> int | str | None:
@@ -209,10 +210,6 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
 
 def kill_with_descendants(driver: subprocess.Popen[bytes]) -> None:
     """The whole machine, so to speak: Ray's agents would outlive their driver."""
-    import contextlib
-
-    import psutil
-
     family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
     for member in family:
         with contextlib.suppress(psutil.NoSuchProcess):
