@@ -52,3 +52,15 @@ def test_every_flag_in_the_readme_exists() -> None:
     flags = set(re.findall(r"(?<=\s)--([a-z-]+)(?=\s)", commands)) - {"working-dir", "generate"}
     assert {"catalog", "use-gpu"} <= flags
     assert not [flag for flag in flags if f"    {flag.replace('-', '_')}:" not in config]
+
+
+def test_every_failure_names_tests_that_exist() -> None:
+    table = README[README.index("| failure |") : README.index("Prune when no job")]
+    cells = [line.split("|")[3] for line in table.strip().splitlines()[2:]]
+    assert len(cells) > 15
+    for cell in cells:
+        file = ""
+        for path, test in re.findall(r"`([\w/…]+(?:\.py)?)(?:::(\w+))?`", cell):
+            file = file if path == "…" else path
+            source = (ROOT / "tests" / file).read_text()
+            assert not test or f"def {test}(" in source, f"{file}::{test}"
