@@ -11,8 +11,10 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
+import psutil
 from aiohttp import web
 
 BIN = Path(sys.executable).parent
@@ -34,6 +36,16 @@ def wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> 
             assert server.poll() is None, f"the server for {url} ended with {server.returncode}"
             assert time.monotonic() < deadline, f"nothing answers at {url}"
             time.sleep(0.1)
+
+
+def kill_with_descendants(process: subprocess.Popen[Any]) -> None:
+    """SIGKILL for a whole machine, so to speak: Ray's agents, for one, outlive their driver."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
+    psutil.wait_procs(family, timeout=30)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,10 +11,9 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import ROOT, free_of_ray
-from servers import free_port
+from servers import free_port, kill_with_descendants
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -45,12 +43,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         wait_for(address, environment["RAY_AUTH_TOKEN"], process)
         yield address, environment
     finally:
-        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
-        process.send_signal(signal.SIGTERM)
-        process.wait(60)
-        for pid in family:
-            if psutil.pid_exists(pid):
-                os.kill(pid, signal.SIGKILL)
+        # SIGTERM would take half a minute.
+        kill_with_descendants(process)
         subprocess.run(["rm", "-rf", str(folder)], check=True)
 
 

@@ -185,12 +185,12 @@ def test_a_killed_mlflow_server_costs_metrics_and_no_labels(
     assert "does not take metrics" in err
     assert published_ids() == list(range(ROWS))
     assert job("verify", "--output", "labels")[0] == 0
-    with mlflow_server(working_folder / "mlflow") as (address, _):
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        code, _, err = finish(run_driver(bundle, None, "--alternatives", "1"))
-        assert code == 0, err
-        runs = MlflowClient(address).search_runs(["1"])
-        assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"], "the next run closes it"
+    store = f"sqlite:///{working_folder}/mlflow/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    code, _, err = finish(run_driver(bundle, None, "--alternatives", "1"))
+    assert code == 0, err
+    runs = MlflowClient(store).search_runs(["1"])
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED"], "the next run closes it"
 
 
 def family(node: Any) -> list[psutil.Process]:

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -12,13 +11,12 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import s3fs
 from aiohttp import web
 from conftest import ROOT, free_of_ray, shared_data
-from servers import Fault, fault_proxy
+from servers import Fault, fault_proxy, kill_with_descendants
 from test_s3 import upload
 
 from cataloger import s3 as clients
@@ -206,13 +204,3 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
     assert manifest["rows"] == 234_227 == rows + int(str(manifest["rejects"]))
     assert manifest["units"] == units
     assert job("verify", "--output", f"{s3}/scale/labels")[0] == 0
-
-
-def kill_with_descendants(driver: subprocess.Popen[bytes]) -> None:
-    """The whole machine, so to speak: Ray's agents would outlive their driver."""
-    family = [psutil.Process(driver.pid), *psutil.Process(driver.pid).children(recursive=True)]
-    for member in family:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.send_signal(signal.SIGKILL)
-    driver.wait()
-    psutil.wait_procs(family, timeout=30)
