@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from sklearn.metrics import precision_recall_fscore_support
 
 from cataloger import metrics, plots, progress, runtime, tracking
+from cataloger.answers import assemble
 from cataloger.bundle import digest, read_spec
 from cataloger.catalog import open_catalog
 from cataloger.config import EvaluateConfig
@@ -20,7 +21,7 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
 from cataloger.metrics import Scores
 from cataloger.storage import check_writable, locate
-from cataloger.stream import NO_TEXT, Model, Reading, assemble, predict_units, unpack_unit
+from cataloger.stream import NO_TEXT, Done, Model, Reading, predict_units
 from cataloger.units import plan_units
 
 log = logging.getLogger(__name__)
@@ -78,10 +79,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             tables, seen, rejected = [], 0, 0
             with runtime.errors_of_tasks(), progress.meter("evaluate", catalog.rows) as shown:
                 for row in predict_units(reading, model, units, shape, config.precision, alternatives=0).iter_rows():
-                    labels, rejects = assemble(*unpack_unit(row), spec)
-                    tables.append((row["unit"], labels))
+                    done = Done.of(row)
+                    labels, rejects = assemble(done.rows, done.answers, spec)
+                    tables.append((done.unit, labels))
                     rejected += len(rejects)
-                    seen += units[row["unit"]].rows
+                    seen += units[done.unit].rows
                     shown.advance_to(seen)
             if rejected:
                 log.info("%s rows could not be labelled and are not scored: %s", f"{rejected:,}", NO_TEXT)

@@ -1,26 +1,24 @@
 """The labelling job: plan, stream, check, publish."""
 
-import functools
-import json
 import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cataloger import drift, ids, pointer, progress, runtime, snapshot, tracking
-from cataloger.bundle import Spec, digest, read_spec
+from cataloger.bundle import digest, read_spec
+from cataloger.carry import Published
 from cataloger.catalog import open_catalog
 from cataloger.config import LabelConfig
+from cataloger.effort import Effort
 from cataloger.errors import ConfigError, PublishError
 from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
 from cataloger.storage import Location, check_writable, locate
-from cataloger.stream import Model, Reading, assemble, predict_units, unpack_unit
+from cataloger.stream import Model, Reading, predict_units
 from cataloger.units import Unit, plan_units
+from cataloger.writing import read_written, write_units
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
@@ -36,7 +34,7 @@ class LabelResult:
     rows: int
     labelled: int
     rejects: int
-    forwarded: int
+    effort: Effort
     seconds: float
     mlflow_run: str | None
 
@@ -73,15 +71,17 @@ def label(config: LabelConfig) -> LabelResult:
         about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
         with tracking.run("label", name, config, {**about, "snapshot_run": run}) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
-            reading = Reading(catalog.location.filesystem, catalog.schema, config.id_column, text_columns)
+            published = _to_carry_over(night)
+            filesystem, schema = catalog.location.filesystem, catalog.schema
+            reading = Reading(filesystem, schema, config.id_column, text_columns, published=published)
             every = ids.sample_every(catalog.rows, ids.COUNTED)
             samples = [ids.sample(snapshot.read_ids(night.folder, part), every) for part in parts.values()]
             todo = [unit for unit in units if unit.index not in parts]
-            new: dict[int, Part] = {}
-            for part, sample in _stream(night, reading, model, shape, todo, every):
-                new[part.unit] = part
+            effort = Effort()
+            for part, sample, spent in _stream(night, reading, model, shape, todo, every):
+                parts[part.unit] = part
                 samples.append(sample)
-            parts |= new
+                effort += spent
             snapshot.check_complete(run, units, parts)
             _check_rejects(night, parts.values())
             shares = _check_drift(night, [file.name for part in parts.values() for file in part.files])
@@ -89,7 +89,7 @@ def label(config: LabelConfig) -> LabelResult:
             about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
             snapshot.write_manifest(output, run, units, parts, about_run)
             pointer.publish(output, run, seen)
-            result = _result(night, units, parts, new, mlflow_run)
+            result = _result(night, units, parts, effort, mlflow_run)
             tracking.log_metrics({**_metrics(result), **shares, "repeated_ids": repeated["repeated_ids"]})
             tracking.tag_version(source, {"label_run": mlflow_run})
     log.info(
@@ -127,30 +127,42 @@ def _check(config: LabelConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
 
 
+def _to_carry_over(night: _Night) -> Published | None:
+    """The published run, where the same model made it with the same settings: equal texts have equal labels."""
+    if night.seen.run is None:
+        return None
+    before, config = snapshot.read_manifest(night.output, night.seen.run), night.config
+    alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
+    if before.get("model_digest") != night.model_digest or not alike:
+        return None
+    folder = snapshot.run_folder(night.output, night.seen.run)
+    parts = tuple(file["name"] for file in before["files"] if not file["name"].startswith(snapshot.REJECTS))
+    return Published(night.seen.run, folder, parts, before["labelled"], config.alternatives)
+
+
 def _stream(
     night: _Night, reading: Reading, model: Model, shape: ActorShape, units: Sequence[Unit], every: int
-) -> Iterator[tuple[Part, ids.Hashes]]:
-    """Run the stream over the units that are left; each one's part and sample of ids. Raises the CatalogerError a task met."""
+) -> Iterator[tuple[Part, ids.Hashes, Effort]]:
+    """Run the stream over the units that are left; each one's part, sample of ids and effort.
+
+    Raises the CatalogerError a task met.
+    """
     if not units:
         return
-    about = {"run": night.run, **night.decided_by}
-    write = functools.partial(_write, spec=model.spec, folder=night.folder, about=about, every=every)
     stream = predict_units(reading, model, units, shape, night.config.precision, night.config.alternatives)
-    stream = stream.map(write, num_cpus=runtime.TASK_CPUS)
-    total, done, rejects = sum(unit.rows for unit in units), 0, 0
+    stream = write_units(stream, model.spec, night.folder, {"run": night.run, **night.decided_by}, every)
+    total, rejects, effort = sum(unit.rows for unit in units), 0, Effort()
     with runtime.errors_of_tasks(), progress.meter("label", total) as shown:
         for row in stream.iter_rows():
-            part = Part.from_dict(json.loads(row["part"]))
-            done, rejects = done + part.rows + part.rejects, rejects + part.rejects
-            shown.advance_to(done, f"{rejects:,} rejected" if rejects else "")
-            yield part, np.frombuffer(row["ids"], np.uint64)
-
-
-def _write(row: dict[str, Any], spec: Spec, folder: Location, about: dict[str, str], every: int) -> dict[str, Any]:
-    rows, answers = unpack_unit(row)
-    labels, rejects = assemble(rows, answers, spec)
-    part = snapshot.write_part(folder, int(row["unit"]), labels, rejects, len(answers), about)
-    return {"part": json.dumps(asdict(part)), "ids": ids.sample(rows.column("id"), every).tobytes()}
+            part, sample, spent = read_written(row)
+            if spent.halvings > effort.halvings:
+                log.warning(
+                    "a GPU ran out of memory: fewer tokens per forward pass from now on; the labels stay the same"
+                )
+            effort, rejects = effort + spent, rejects + part.rejects
+            rejected = f"{rejects:,} rejected, " if rejects else ""
+            shown.advance_to(effort.rows, rejected + effort.describe(shown.seconds))
+            yield part, sample, spent
 
 
 def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
@@ -200,11 +212,11 @@ def _publish_again(night: _Night) -> LabelResult:
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
     seconds = time.monotonic() - night.started
-    return LabelResult(night.run, str(night.output), rows, labelled, rejects, 0, seconds, None)
+    return LabelResult(night.run, str(night.output), rows, labelled, rejects, Effort(), seconds, None)
 
 
 def _result(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], new: dict[int, Part], mlflow_run: str
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], effort: Effort, mlflow_run: str
 ) -> LabelResult:
     return LabelResult(
         run=night.run,
@@ -212,7 +224,7 @@ def _result(
         rows=sum(unit.rows for unit in units),
         labelled=sum(part.rows for part in parts.values()),
         rejects=sum(part.rejects for part in parts.values()),
-        forwarded=sum(part.forwarded for part in new.values()),
+        effort=effort,
         seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
     )
@@ -222,7 +234,7 @@ def _metrics(result: LabelResult) -> dict[str, float]:
     return {
         "rows": result.rows,
         "rejects": result.rejects,
-        "forwarded_rows": result.forwarded,
+        **result.effort.metrics(result.seconds),
         "seconds": result.seconds,
         "rows_per_second": result.rows / result.seconds,
     }

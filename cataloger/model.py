@@ -97,6 +97,8 @@ class Bundle:
     def __init__(self, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> None:
         self.spec = read_spec(folder)
         self.device = device
+        self.token_budget = self.TOKEN_BUDGET[device]
+        self.halvings = 0
         cls = (
             MeanPoolingForSequenceClassification if self.spec.pooling == "mean" else AutoModelForSequenceClassification
         )
@@ -107,33 +109,62 @@ class Bundle:
             raise ModelError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
         self.model = model.to(device).eval()
         self.pad_id = pad_id(model)
+        self.vocabulary = model.get_input_embeddings().num_embeddings
         taxonomy = self.spec.taxonomy
         self._groups = [torch.from_numpy(group).to(device) for group in taxonomy.groups]
         self._depths = torch.from_numpy(taxonomy.depths).to(device)
 
+    def predict(self, tokens: Tokens, alternatives: int = 0) -> Predictions:
+        """Predictions in the order of `tokens`. A GPU that runs out of memory is given half the tokens at a time from then on.
+
+        Raises IndexError for a token the model does not have.
+        """
+        try:
+            return self._predict(tokens, min(alternatives + 1, len(self.spec.categories)))
+        except torch.OutOfMemoryError:
+            if self.token_budget <= int(tokens.lengths.max()):
+                raise
+        self.token_budget, self.halvings = self.token_budget // 2, self.halvings + 1
+        if self.device == "cuda":
+            torch.cuda.empty_cache()
+        return self.predict(tokens, alternatives)
+
     def logits(self, tokens: Tokens) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
-        """(row numbers, float32 logits [rows, categories]) batch by batch, in the packer's order."""
-        for rows in pack(tokens.lengths, self.TOKEN_BUDGET[self.device]):
+        """(row numbers, float32 logits [rows, categories] on the device) batch by batch, in the packer's order."""
+        for rows in pack(tokens.lengths, self.token_budget):
             ids, mask = tokens.padded(rows, self.pad_id)
+            if ids.max() >= self.vocabulary:
+                # Checked here: on a GPU it would take the whole process down.
+                raise IndexError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
             with torch.inference_mode():
-                output = self.model(
-                    input_ids=torch.from_numpy(ids).to(self.device),
-                    attention_mask=torch.from_numpy(mask).to(self.device),
-                )
+                output = self.model(input_ids=self._put(ids), attention_mask=self._put(mask))
                 yield rows, output.logits.float()
 
-    def predict(self, tokens: Tokens, alternatives: int = 0) -> Predictions:
-        """Predictions in the order of `tokens`."""
-        count, depth = len(tokens), len(self._groups)
-        best = min(alternatives + 1, len(self.spec.categories))
-        labels, scores = np.empty((count, best), np.int64), np.empty((count, best), np.float32)
-        levels = np.empty((count, depth), np.float32)
+    def _predict(self, tokens: Tokens, best: int) -> Predictions:
+        # On the device until the end: nothing waits for a batch while the next one is being packed.
+        order, labels, scores, levels = [], [], [], []
         for rows, logits in self.logits(tokens):
             probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
             top = torch.topk(probabilities, best, dim=1)
-            labels[rows], scores[rows] = top.indices.cpu().numpy(), top.values.cpu().numpy()
-            levels[rows] = self._level_confidences(probabilities, top.indices[:, 0]).cpu().numpy()
-        return Predictions(labels[:, 0], scores[:, 0], levels, labels[:, 1:], scores[:, 1:])
+            order.append(rows)
+            labels.append(top.indices)
+            scores.append(top.values)
+            levels.append(self._level_confidences(probabilities, top.indices[:, 0]))
+        if not order:
+            nothing = np.empty((0, best), np.float32)
+            none = np.empty((0, best), np.int64)
+            return Predictions(
+                none[:, 0], nothing[:, 0], np.empty((0, len(self._groups)), np.float32), none[:, 1:], nothing[:, 1:]
+            )
+        back = np.empty(len(tokens), np.int64)
+        back[np.concatenate(order)] = np.arange(len(tokens))
+        label, score, level = (torch.cat(column).cpu().numpy()[back] for column in (labels, scores, levels))
+        return Predictions(label[:, 0], score[:, 0], level, label[:, 1:], score[:, 1:])
+
+    def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """On the device; to a GPU from pinned memory, without waiting."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.device == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _level_confidences(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """[rows, levels]: the probability mass below each ancestor of the chosen category, NaN below its depth."""

@@ -36,9 +36,14 @@ class Meter:
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task(title, total=total, note="")
 
+    @property
+    def seconds(self) -> float:
+        """Since the meter was started."""
+        return time.monotonic() - self.started
+
     def advance_to(self, done: int, note: str = "") -> None:
         self.done, self.note = done, note
-        rate = done / max(1e-9, time.monotonic() - self.started)
+        rate = done / max(1e-9, self.seconds)
         text = f"{rate:,.0f} rows/s  {note}".strip()
         if self.bar:
             self.bar.update(self.task, completed=done, note=text)

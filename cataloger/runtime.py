@@ -176,12 +176,18 @@ def share_folder(folder: Path) -> Any:
     return ray.put({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
 
 
+def node_folder() -> Path:
+    """Where this node keeps what its processes share: models, and labels to carry over."""
+    folder = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def local_copy(shared: Any, digest: str) -> Path:
     """The shared folder on this node's disk; the processes of a node write it once. `digest` names its content."""
-    folder = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}" / digest
+    folder = node_folder() / digest
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=folder.parent))
     for name, data in ray.get(shared).items():
         (aside / name).parent.mkdir(parents=True, exist_ok=True)

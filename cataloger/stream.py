@@ -5,8 +5,9 @@ GPU actors get exactly one per call.
 """
 
 import functools
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ import pyarrow.compute as pc
 import ray.data
 from pyarrow.fs import FileSystem
 
-from cataloger import runtime
-from cataloger.batching import Tokens
+from cataloger import answers, carry, runtime
+from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
+from cataloger.effort import Effort
 from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_position, undecodable
 from cataloger.units import Unit, read_unit
@@ -48,7 +50,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reading tasks take from a catalog. `test_fraction` keeps only the rows on that side of the split."""
+    """What the reading tasks take from a catalog. `test_fraction` keeps only the rows on that side of the split.
+
+    Texts that have a label in `published` are not read into tokens: that label is carried over.
+    """
 
     filesystem: FileSystem
     schema: pa.Schema
@@ -56,12 +61,29 @@ class Reading:
     text_columns: tuple[str, ...]
     label_column: str | None = None
     test_fraction: float | None = None
+    published: carry.Published | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit at the end of the stream: its rows, an answer per distinct text (`place` says which is a row's), what it took."""
+
+    unit: int
+    rows: pa.Table
+    answers: pa.Table
+    effort: Effort
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Done":
+        """From one row of `predict_units`."""
+        effort = Effort(**json.loads(row["effort"]))
+        return cls(int(row["unit"]), _unpack(row["rows"]), _unpack(row["answers"]), effort)
 
 
 def predict_units(
     reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision, alternatives: int
 ) -> ray.data.Dataset:
-    """The stream without its end: rows of {unit, rows, answers}, in any order; `assemble` makes a table of each."""
+    """The stream without its end: rows that `Done.of` reads, in any order."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
@@ -94,23 +116,31 @@ class Labeler:
         self.alternatives = alternatives
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One unit: its distinct texts' tokens become one answer each."""
+        """One unit: its distinct texts' tokens become one answer each, after those that were carried over."""
+        effort = Effort(**json.loads(batch.column("effort")[0].as_py()))
         tokens = Tokens.from_arrow(_unpack(batch.column("tokens")[0]).column(0))
-        packed = _pack(self._answer(tokens))
+        carried = _unpack(batch.column("carried")[0])
+        with effort.timed("forward"):
+            found = self._answer(tokens)
+        effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
+        effort.slots, effort.halvings = slots(tokens.lengths, self.bundle.token_budget), self.bundle.halvings
+        if len(carried):
+            carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
+            found = pa.concat_tables([carried.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
-        return pa.table({**columns, "answers": pa.array([packed], pa.large_binary())})
+        columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
+        return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
 
     def _answer(self, tokens: Tokens) -> pa.Table:
         """One row per text: the prediction, or the error that its prediction raised."""
         errors: dict[int, str] = {}
         pieces = list(self._predict(tokens, 0, len(tokens), errors))
-        answers = pa.concat_tables([_table(piece) for piece in pieces]).combine_chunks()
-        good = np.setdiff1d(np.arange(len(tokens)), list(errors))
-        place = np.zeros(len(tokens), np.int64)
-        place[good] = np.arange(len(good))
-        failed = np.isin(np.arange(len(tokens)), list(errors))
-        answers = answers.take(pa.array(place, mask=failed))
-        return answers.append_column("error", pa.array([errors.get(row) for row in range(len(tokens))], pa.string()))
+        found = pa.concat_tables([answers.from_predictions(piece) for piece in pieces]).combine_chunks()
+        if errors:
+            failed = np.isin(np.arange(len(tokens)), list(errors))
+            place = np.cumsum(~failed) - 1
+            found = found.take(pa.array(place, mask=failed))
+        return found.append_column("error", pa.array([errors.get(row) for row in range(len(tokens))], pa.string()))
 
     def _predict(self, tokens: Tokens, start: int, stop: int, errors: dict[int, str]) -> "Iterator[Predictions]":
         """Predictions of rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
@@ -128,52 +158,38 @@ class Labeler:
                 yield from self._predict(tokens, middle, stop, errors)
 
 
-def assemble(rows: pa.Table, answers: pa.Table, spec: Spec) -> tuple[pa.Table, pa.Table]:
-    """(labels, rejects) of a unit in input order. Labels have the columns of the published layout."""
-    found = answers.take(rows.column("place"))
-    reason = pc.coalesce(rows.column("reason"), found.column("error"))
-    labelled = reason.is_null()
-    kept = rows.drop_columns(["place", "reason", "text_hash"])
-    found = found.filter(labelled)
-    categories = pa.array(spec.categories)
-    confidence = found.column("confidence").combine_chunks()
-    labels = kept.filter(labelled)
-    for name, column in {
-        "category": categories.take(found.column("label").combine_chunks()),
-        "confidence": confidence,
-        "level_confidences": _trim(found.column("levels").combine_chunks()),
-        "alternatives": _alternatives(found, categories),
-        "needs_review": pc.less(confidence, pa.scalar(spec.review_threshold, pa.float32())),
-        "text_hash": rows.column("text_hash").filter(labelled),
-    }.items():
-        labels = labels.append_column(name, column)
-    rejected = pc.invert(labelled)
-    return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
-
-
-def unpack_unit(row: dict[str, Any]) -> tuple[pa.Table, pa.Table]:
-    """(rows, answers) of one row of `predict_units`."""
-    return _unpack(row["rows"]), _unpack(row["answers"])
-
-
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]:
-    """Read → compose → tokenize: one unit's rows, and the tokens of its distinct texts."""
-    unit = Unit.from_dict(row)
+    """Read → compose → tokenize: one unit's rows, the answers it need not ask for, and the tokens of its other texts."""
+    unit, effort = Unit.from_dict(row), Effort()
     kept = {"id": reading.id_column} | ({"true_category": reading.label_column} if reading.label_column else {})
-    table = read_unit(reading.filesystem, unit, reading.schema)
-    bad = undecodable(table, reading.text_columns)
-    # Nulled before composing: Arrow's string functions stop at invalid bytes.
-    texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, model.spec.max_tokens)
-    if reading.test_fraction is not None:
-        chosen = pa.array(split_position(texts) < reading.test_fraction)
-        table, texts, bad = table.filter(chosen), texts.filter(chosen), bad.filter(chosen)
-    distinct = texts.dictionary_encode()
+    with effort.timed("reading"):
+        table = read_unit(reading.filesystem, unit, reading.schema)
+        bad = undecodable(table, reading.text_columns)
+        # Nulled before composing: Arrow's string functions stop at invalid bytes.
+        texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, model.spec.max_tokens)
+        if reading.test_fraction is not None:
+            chosen = pa.array(split_position(texts) < reading.test_fraction)
+            table, texts, bad = table.filter(chosen), texts.filter(chosen), bad.filter(chosen)
+        distinct = texts.dictionary_encode()
+        hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
+        fresh = distinct.dictionary
+        if reading.published is not None:
+            known, carried = carry.find(reading.published, model.spec, hashes)
+            # Carried answers come first, those of the model after them.
+            order = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
+            place = pa.array(order).take(distinct.indices)
+            fresh = fresh.filter(pa.array(~known))
+            effort.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
+    with effort.timed("tokenizing"):
+        tokens = tokenize(_tokenizer(model.folder(), model.spec.max_tokens), fresh)
+    effort.rows = len(table)
     reason = pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), pc.if_else(bad, NOT_UTF8, NO_TEXT))
-    tokens = tokenize(_tokenizer(model.folder(), model.spec.max_tokens), distinct.dictionary)
     rows = pa.table({name: table.column(column) for name, column in kept.items()})
-    rows = rows.append_column("text_hash", hash_texts(distinct.dictionary).take(distinct.indices))
-    rows = rows.append_column("place", distinct.indices).append_column("reason", reason)
-    return {"unit": unit.index, "rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}
+    rows = rows.append_column("text_hash", hashes.take(distinct.indices))
+    rows = rows.append_column("place", place).append_column("reason", reason)
+    packed = {"rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}
+    packed["carried"] = _pack(carried if carried is not None else pa.table({}))
+    return {"unit": unit.index, **packed, "effort": json.dumps(asdict(effort))}
 
 
 def _without(table: pa.Table, bad: pa.Array, columns: Sequence[str]) -> pa.Table:
@@ -182,47 +198,6 @@ def _without(table: pa.Table, bad: pa.Array, columns: Sequence[str]) -> pa.Table
         return table
     fields = {name: table.column(name).combine_chunks() for name in columns}
     return pa.table({name: pc.if_else(bad, pa.scalar(None, field.type), field) for name, field in fields.items()})
-
-
-def _table(found: "Predictions") -> pa.Table:
-    return pa.table(
-        {
-            "label": pa.array(found.labels.astype(np.int32)),
-            "confidence": pa.array(found.confidence),
-            "levels": _lists(found.levels),
-            "alternatives": _lists(found.alternatives.astype(np.int32)),
-            "alternative_confidence": _lists(found.alternative_confidence),
-        }
-    )
-
-
-def _lists(matrix: np.ndarray[Any, Any]) -> pa.Array:
-    """A [rows, width] matrix as a list column."""
-    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
-
-
-def _trim(levels: pa.Array) -> pa.Array:
-    """Level confidences without the NaN below the depth of a category."""
-    values = levels.flatten().to_numpy(zero_copy_only=False)
-    real = ~np.isnan(values)
-    counts = (
-        np.add.reduceat(real, levels.offsets.to_numpy()[:-1] - levels.offsets[0].as_py())
-        if len(levels)
-        else np.empty(0, int)
-    )
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[real]))
-
-
-def _alternatives(found: pa.Table, categories: pa.Array) -> pa.Array:
-    labels = found.column("alternatives").combine_chunks()
-    scores = found.column("alternative_confidence").combine_chunks()
-    structs = pa.StructArray.from_arrays(
-        [categories.take(labels.flatten()), scores.flatten()], ["category", "confidence"]
-    )
-    offsets = pc.subtract(labels.offsets, labels.offsets[0])
-    return pa.ListArray.from_arrays(offsets, structs)
 
 
 @functools.cache

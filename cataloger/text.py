@@ -69,12 +69,15 @@ def hash_texts(texts: pa.Array) -> pa.Array:
     return pa.array(digests, pa.string())
 
 
+def hash_words(hashes: pa.Array) -> npt.NDArray[np.uint64]:
+    """Hashes of 32 hex digits, none of them null, as two 64-bit words each: [N, 2]."""
+    return np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), dtype="<u8").reshape(-1, 2)
+
+
 def split_position(texts: pa.Array) -> npt.NDArray[np.float64]:
     """A position in [0, 1) per text that depends on its normalised form only (lower case, white space collapsed).
 
     Rows below the validation fraction are held out: the same product always falls on the same side.
     """
     hashes = hash_texts(pc.utf8_lower(pc.fill_null(texts, "")))
-    # The first 64 of the 128 bits.
-    words = np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), dtype="<u8")[::2]
-    return words.astype(np.float64) / 2.0**64
+    return hash_words(hashes)[:, 0].astype(np.float64) / 2.0**64

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+
 from servers import free_port, seaweed
 
 ROOT = Path(__file__).parents[1]

@@ -7,6 +7,7 @@ import jsonschema
 import pytest
 import ray
 import yaml
+
 from conftest import ROOT
 
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import free_of_ray, shared_data
 
 from cataloger import snapshot
 from cataloger.batching import Tokens
@@ -20,6 +19,7 @@ from cataloger.model import Bundle
 from cataloger.storage import locate
 from cataloger.stream import NO_TEXT
 from cataloger.text import compose
+from conftest import free_of_ray, shared_data
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -67,7 +67,7 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert row["needs_review"] == (row["confidence"] < 0.5)
     assert len(row["text_hash"]) == 32
     distinct = texts.slice(0, 4_500).drop_null().unique(), texts.slice(4_500).drop_null().unique()
-    assert result.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
+    assert result.effort.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
 
 
 def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> None:
@@ -84,7 +84,7 @@ def test_the_same_command_again_costs_nothing_and_another_setting_is_another_run
     config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
     first = label(config)
     again = label(config)
-    assert (again.run, again.forwarded, again.mlflow_run) == (first.run, 0, None)
+    assert (again.run, again.effort.forwarded, again.mlflow_run) == (first.run, 0, None)
     other = label(LabelConfig(**{**vars(config), "alternatives": 1}))
     assert other.run != first.run
     assert json.loads(Path("labels/_latest.json").read_text())["run"] == other.run

@@ -4,12 +4,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from conftest import make_bundle
 
 from cataloger.batching import Tokens
 from cataloger.bundle import Spec, digest, load_tokenizer, read_spec, resolve_pooling, tokenize, write_spec
 from cataloger.errors import ModelError
 from cataloger.model import Bundle
+from conftest import make_bundle
 
 TEXTS = ["red running shoes 42", "tea", "", "绿茶 green tea 250g", "word " * 60, "denim jeans | Acme | blue"]
 
@@ -90,3 +90,44 @@ def test_auto_pooling_is_what_the_base_model_was_trained_with(tiny_model: Path) 
 def test_a_folder_that_is_no_bundle_is_named(working_folder: Path) -> None:
     with pytest.raises(ModelError, match="not a cataloger bundle"):
         Bundle(working_folder)
+
+
+@pytest.mark.parametrize("budget", [1, 40, 300, 1 << 20])
+def test_predictions_are_those_of_a_plain_loop_for_any_token_budget(bundle: Path, tokens: Tokens, budget: int) -> None:
+    loaded = Bundle(bundle)
+    one_by_one = [loaded.predict(tokens.slice(row, row + 1), alternatives=2) for row in range(len(tokens))]
+    loaded.token_budget = budget
+    found = loaded.predict(tokens, alternatives=2)
+    for name in ("labels", "confidence", "levels", "alternatives", "alternative_confidence"):
+        expected = np.concatenate([getattr(one, name) for one in one_by_one])
+        np.testing.assert_allclose(getattr(found, name), expected, rtol=1e-3)
+
+
+def test_out_of_memory_halves_the_batches_and_changes_no_label(
+    bundle: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Bundle(bundle)
+    expected, forward, longest = loaded.predict(tokens), loaded.model.forward, int(tokens.lengths.max())
+
+    def short_of_memory(input_ids: torch.Tensor, **more: torch.Tensor) -> object:
+        if input_ids.numel() > 2 * longest:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(input_ids=input_ids, **more)
+
+    monkeypatch.setattr(loaded.model, "forward", short_of_memory)
+    np.testing.assert_array_equal(loaded.predict(tokens).labels, expected.labels)
+    assert loaded.halvings > 0
+    assert loaded.token_budget <= 2 * longest
+    before = loaded.halvings
+    loaded.predict(tokens)
+    assert loaded.halvings == before, "the smaller batches are kept"
+    monkeypatch.setattr(loaded.model, "forward", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(torch.OutOfMemoryError):
+        loaded.predict(tokens)
+
+
+def test_a_token_that_the_model_does_not_have_is_named(bundle: Path) -> None:
+    loaded = Bundle(bundle)
+    beyond = Tokens(np.array([101, 40_000, 102], np.int32), np.array([0, 3]))
+    with pytest.raises(IndexError, match="token 40000 is not in the model's vocabulary of 30522"):
+        loaded.predict(beyond)

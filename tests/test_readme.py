@@ -8,11 +8,11 @@ import duckdb
 import pandas as pd
 import pyarrow as pa
 import pytest
-from conftest import ROOT
 
 from cataloger import pointer, snapshot
 from cataloger.storage import locate
 from cataloger.units import Segment, Unit
+from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 

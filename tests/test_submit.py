@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, free_of_ray
 from servers import free_port, kill_with_descendants
 

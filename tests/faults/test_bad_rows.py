@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_bundle
 
 from cataloger.stream import NO_TEXT, NOT_UTF8
+from conftest import make_bundle
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 Job = Callable[..., tuple[int, str, str]]

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
-from conftest import ROOT, on_ray
 from mlflow import MlflowClient
-from servers import free_port, mlflow_server
 
 from cataloger.config import LabelConfig
 from cataloger.labeling import label
+from conftest import ROOT, on_ray
+from servers import free_port, mlflow_server
 
 pytestmark = pytest.mark.faults
 Job = Callable[..., tuple[int, str, str]]

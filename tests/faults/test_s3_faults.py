@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from aiohttp import web
-from conftest import ROOT, free_of_ray, shared_data
-from servers import Fault, fault_proxy, kill_with_descendants
-from test_s3 import upload
 
 from cataloger import s3 as clients
 from cataloger.errors import ConflictError, StorageError
 from cataloger.storage import Location, locate
+from conftest import ROOT, free_of_ray, shared_data
+from servers import Fault, fault_proxy, kill_with_descendants
+from test_s3 import upload
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
 Job = Callable[..., tuple[int, str, str]]

@@ -1,0 +1,140 @@
+"""BERT-base (random weights) on one GPU: the forward pass against a measured matmul, and end to end against the forward pass.
+
+python benchmarks/gpu.py                                   # needs a GPU
+python benchmarks/gpu.py --device cpu --size tiny --rows 500   # does it run?
+"""
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from cataloger.batching import Tokens
+from cataloger.bundle import Spec, base_model_folder
+from cataloger.config import LabelConfig
+from cataloger.labeling import LabelResult, label
+from cataloger.model import new_classifier, save_bundle
+from cataloger.taxonomy import Taxonomy
+from cataloger.text import compose
+from labeling import steady_rate
+from yardsticks import REAL, forward_rate, report, seconds, titles, tokens_of
+
+SHAPES = {
+    "base": BertConfig(),
+    "tiny": BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    """Where the model runs."""
+    size: Literal["base", "tiny"] = "base"
+    """BERT-base, or a model for trying the script."""
+    rows: int = 1_000_000
+    """Rows of each catalog; the real titles are repeated with a number until there are as many."""
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    with tempfile.TemporaryDirectory() as folder:
+        room = Path(folder)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{room}/mlflow.db"
+        logging.getLogger("cataloger").setLevel(logging.WARNING)
+        bundle = make_bundle(room, SHAPES[config.size])
+        matmul = matmul_rate(config.device)
+        rows: list[dict[str, object]] = []
+        for name, table in catalogs(config.rows, room).items():
+            pq.write_table(table, room / f"{name}.parquet")
+            tokens = tokens_of(bundle, table.slice(0, 200_000).column("title").combine_chunks(), 128)
+            forward = forward_rate(bundle, tokens, config.device)
+            flops = forward * flops_per_row(tokens, SHAPES[config.size])
+            results: list[LabelResult] = []
+            labels = LabelConfig(
+                catalog=str(room / f"{name}.parquet"),
+                output=str(room / f"labels-{name}"),
+                model=str(bundle),
+                text_columns=("title",),
+            )
+            took = seconds(lambda labels=labels, results=results: results.append(label(labels)))  # type: ignore[misc]
+            steady = steady_rate(room / f"labels-{name}", results[0])
+            rows.append(
+                {
+                    "catalog": name,
+                    "tokens per row": float(tokens.lengths.mean()),
+                    "forward rows/s": forward,
+                    "forward tokens/s": forward * float(tokens.lengths.mean()),
+                    "TFLOP/s": flops / 1e12,
+                    "÷ matmul": flops / matmul,
+                    "end to end rows/s": steady,
+                    "÷ forward": steady / forward,
+                    "whole wall, s": took,
+                }
+            )
+        report(f"gpu-{config.size}", f"BERT-{config.size}; bf16 matmul {matmul / 1e12:,.1f} TFLOP/s", rows)
+
+
+def make_bundle(room: Path, shape: BertConfig) -> Path:
+    torch.manual_seed(0)
+    BertModel(shape).save_pretrained(room / "base")
+    AutoTokenizer.from_pretrained(base_model_folder("minilm")).save_pretrained(room / "base")
+    taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(400)])
+    model = new_classifier(room / "base", "mean", taxonomy)
+    save_bundle(room / "bundle", model, room / "base", Spec(taxonomy.categories, ("title",), 128, "mean", "none"))
+    return room / "bundle"
+
+
+def catalogs(rows: int, room: Path) -> dict[str, pa.Table]:
+    """Texts of real lengths, all different."""
+    sources = {"titles": titles(None, room).column("title").combine_chunks()}
+    described = REAL.parent / "mwpd2020" / "train.parquet"
+    if described.exists():
+        table = pq.read_table(described, columns=["title", "description"])
+        sources["titles and descriptions"] = compose(table, ("title", "description"), 128).drop_null()
+    made = {}
+    for name, texts in sources.items():
+        some = texts.take(pa.array(np.arange(rows) % len(texts))).to_pylist()
+        numbered = [f"{number} {text}" for number, text in enumerate(some)]
+        made[name] = pa.table({"id": pa.array(range(rows)), "title": numbered})
+    return made
+
+
+def flops_per_row(tokens: Tokens, shape: BertConfig) -> float:
+    """Multiplications and additions of the encoder, two per multiply-add, mean over the rows (Kaplan et al. 2020, table 1).
+
+    Per layer and token: 4 projections of width² and 2 of width × inner, and 2 × length × width for scores and values.
+    """
+    width, inner, layers = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers
+    lengths = tokens.lengths.astype(np.float64)
+    per_token = 2 * (4 * width**2 + 2 * width * inner) + 2 * 2 * lengths * width
+    return float((layers * lengths * per_token).mean())
+
+
+def matmul_rate(device: str) -> float:
+    """FLOP/s of a large bf16 matrix product: the most a model could reach."""
+    side = 8_192 if device == "cuda" else 1_024
+    left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            torch.mm(left, right)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    multiply(3)
+    return 20 * 2 * side**3 / seconds(lambda: multiply(20))
+
+
+if __name__ == "__main__":
+    main()

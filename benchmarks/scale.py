@@ -1,0 +1,109 @@
+"""Time and memory from 10^5 to 10^7 generated rows, with a tiny model: what the pipeline itself costs.
+
+python benchmarks/scale.py
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from transformers import AutoTokenizer, BertConfig, BertModel
+
+from cataloger.bundle import Spec, base_model_folder
+from cataloger.model import new_classifier, save_bundle
+from cataloger.taxonomy import Taxonomy
+from yardsticks import report
+
+JOB = Path(__file__).parents[1] / "jobs" / "label.py"
+ROWS_PER_FILE = 500_000
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    exponents: tuple[int, ...] = (5, 6, 7)
+    """Powers of ten."""
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    with tempfile.TemporaryDirectory() as folder:
+        room = Path(folder)
+        bundle = tiny_bundle(room)
+        rows = [measure(10**exponent, bundle, room) for exponent in config.exponents]
+        report("scale", "Generated rows through a model of one narrow layer", rows, ("rows", "seconds"))
+
+
+def tiny_bundle(room: Path) -> Path:
+    """One layer of 32: the forward pass is next to nothing."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**shape)).save_pretrained(room / "base")
+    AutoTokenizer.from_pretrained(base_model_folder("minilm")).save_pretrained(room / "base")
+    taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(100)])
+    model = new_classifier(room / "base", "mean", taxonomy)
+    save_bundle(room / "bundle", model, room / "base", Spec(taxonomy.categories, ("title",), 32, "mean", "none"))
+    return room / "bundle"
+
+
+def measure(rows: int, bundle: Path, room: Path) -> dict[str, object]:
+    catalog, output = room / f"catalog-{rows}", room / f"labels-{rows}"
+    catalog.mkdir()
+    for start in range(0, rows, ROWS_PER_FILE):
+        ids = np.arange(start, min(rows, start + ROWS_PER_FILE))
+        table = pa.table({"id": ids, "title": [f"product {i} colour {i % 89} size {i % 41}" for i in ids.tolist()]})
+        pq.write_table(table, catalog / f"part-{start // ROWS_PER_FILE:05d}.parquet")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{room}/mlflow.db"}
+    command = [sys.executable, str(JOB), "--catalog", str(catalog), "--output", str(output), "--model", str(bundle)]
+    started = time.perf_counter()
+    job = subprocess.Popen([*command, "--text-columns", "title"], env=environment, stdout=subprocess.DEVNULL)
+    peak = {"driver": 0, "worker": 0}
+    watcher = threading.Thread(target=watch, args=(job.pid, peak), daemon=True)
+    watcher.start()
+    assert job.wait() == 0
+    took = time.perf_counter() - started
+    watcher.join()
+    parts = sorted(output.glob("run=*/part-*"), key=lambda part: part.stat().st_mtime_ns)
+    steady = sum(pq.read_metadata(part).num_rows for part in parts[1:])
+    between = (parts[-1].stat().st_mtime_ns - parts[0].stat().st_mtime_ns) / 1e9
+    pointer = json.loads((output / "_latest.json").read_text())
+    assert json.loads((output / pointer["manifest"]).read_text())["labelled"] == rows
+    return {
+        "rows": f"{rows:,}",
+        "seconds": took,
+        "µs per row": 1e6 * took / rows,
+        "µs per row, first to last unit": 1e6 * between / steady,
+        "driver, peak MiB": float(peak["driver"] >> 20),
+        "largest worker, peak MiB": float(peak["worker"] >> 20),
+    }
+
+
+def watch(pid: int, peak: dict[str, int]) -> None:
+    """Peak private memory (unique set size) of the driver and of its largest worker: the shared object store is in neither."""
+    driver = psutil.Process(pid)
+    while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
+        try:
+            peak["driver"] = max(peak["driver"], driver.memory_full_info().uss)
+            for child in driver.children(recursive=True):
+                if child.name().startswith("ray::"):
+                    peak["worker"] = max(peak["worker"], child.memory_full_info().uss)
+        except psutil.Error:
+            pass
+        time.sleep(0.5)
+
+
+if __name__ == "__main__":
+    main()

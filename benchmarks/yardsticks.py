@@ -1,0 +1,116 @@
+"""What the benchmarks share: real titles, a model of full size, the raw forward pass, and tables with a picture."""
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cataloger.batching import Tokens, pack
+from cataloger.bundle import Spec, base_model_folder, load_tokenizer, tokenize
+from cataloger.config import Precision, SampleConfig
+from cataloger.model import Bundle, new_classifier, save_bundle
+from cataloger.sample import generate
+from cataloger.taxonomy import Taxonomy
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"
+RESULTS = Path(__file__).parent / "results"
+
+
+def titles(rows: int | None, room: Path) -> pa.Table:
+    """`rows` distinct real titles in a seeded order, or all rows as they are; generated ones where there are no real ones."""
+    if REAL.exists():
+        table = pq.read_table(REAL, columns=["title"])
+    else:
+        generate(SampleConfig(rows=2 * (rows or 100_000), output=str(room / "sample")))
+        table = pq.read_table(room / "sample", columns=["title"])
+    column = table.column("title").combine_chunks().drop_null()
+    if rows is not None:
+        column = column.unique()
+        column = column.take(pa.array(np.random.default_rng(0).permutation(len(column))[:rows]))
+    return pa.table({"id": pa.array(range(len(column))), "title": column})
+
+
+def make_bundle(folder: Path, max_tokens: int = 64, categories: int = 400) -> Path:
+    """MiniLM with mean pooling and a fresh head: a label costs the same whether it is right or wrong."""
+    taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(categories)])
+    base = base_model_folder("minilm")
+    torch.manual_seed(0)
+    model = new_classifier(base, "mean", taxonomy)
+    # A wide head, so that the labels differ.
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    save_bundle(folder, model, base, Spec(taxonomy.categories, ("title",), max_tokens, "mean", "none"))
+    return folder
+
+
+def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = 64) -> Tokens:
+    return Tokens.from_arrow(tokenize(load_tokenizer(folder, max_tokens), texts))
+
+
+def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: Precision = "auto") -> float:
+    """Rows/s of the forward pass alone: batches sorted, padded and on the device before the clock starts."""
+    bundle = Bundle(folder, device, precision)
+    batches = [tokens.padded(rows, bundle.pad_id) for rows in pack(tokens.lengths, bundle.token_budget)]
+    ready = [(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)) for ids, mask in batches]
+
+    def forward(chosen: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        with torch.inference_mode():
+            for ids, mask in chosen:
+                bundle.model(input_ids=ids, attention_mask=mask)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    forward(ready[:: max(1, len(ready) // 8)])
+    return len(tokens) / seconds(lambda: forward(ready))
+
+
+def seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def machine() -> str:
+    with open("/proc/cpuinfo") as info:
+        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), platform.machine())
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{torch.get_num_threads()} threads on {model}{gpu}"
+
+
+def report(name: str, title: str, rows: list[dict[str, object]], bars: tuple[str, str] | None = None) -> None:
+    """A table on the terminal, the same as JSON, and with `bars` = (label, value) a picture, in benchmarks/results."""
+    table = Table(title=f"{title}\n{machine()}")
+    for column in rows[0]:
+        table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+    for row in rows:
+        table.add_row(
+            *(
+                f"{value:,.3g}"
+                if isinstance(value, float) and value < 100
+                else f"{value:,.0f}"
+                if isinstance(value, float)
+                else str(value)
+                for value in row.values()
+            )
+        )
+    Console(width=140).print(table)
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), "title": title, "rows": rows}, indent=1))
+    if bars:
+        label, value = bars
+        figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
+        drawn = axes.barh([str(row[label]) for row in rows], [float(str(row[value])) for row in rows], color="#0072B2")
+        axes.bar_label(drawn, fmt="{:,.0f}", padding=4)
+        axes.invert_yaxis()
+        axes.set_xlabel(value)
+        axes.set_title(title)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(RESULTS / f"{name}.png", dpi=120)

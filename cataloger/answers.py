@@ -1,0 +1,100 @@
+"""A model's answers as Arrow tables, and how they become the labels and rejects of a unit.
+
+Answers have one row per distinct text: label, confidence, levels [D] (NaN below the depth of the category),
+alternatives [K] and alternative_confidence [K]. Labels have the columns of the published layout.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.bundle import Spec
+
+if TYPE_CHECKING:
+    from cataloger.model import Predictions
+
+LABEL_COLUMNS = ("text_hash", "category", "confidence", "level_confidences", "alternatives")
+
+
+def from_predictions(found: "Predictions") -> pa.Table:
+    """The answers of N texts."""
+    return pa.table(
+        {
+            "label": pa.array(found.labels.astype(np.int32)),
+            "confidence": pa.array(found.confidence),
+            "levels": _lists(found.levels),
+            "alternatives": _lists(found.alternatives.astype(np.int32)),
+            "alternative_confidence": _lists(found.alternative_confidence),
+        }
+    )
+
+
+def from_labels(labels: pa.Table, spec: Spec, alternatives: int) -> pa.Table:
+    """The answers that published labels of the same model, with as many alternatives, were made from."""
+    categories, count = pa.array(spec.categories), min(alternatives, len(spec.categories) - 1)
+    label = pc.index_in(labels.column("category").combine_chunks(), categories)
+    levels = labels.column("level_confidences").combine_chunks()
+    depths = pc.list_value_length(levels).to_numpy(zero_copy_only=False)
+    matrix = np.full((len(labels), spec.taxonomy.depth), np.nan, np.float32)
+    matrix[np.arange(matrix.shape[1]) < depths[:, None]] = levels.flatten().to_numpy()
+    others = labels.column("alternatives").combine_chunks().flatten()
+    other_labels = pc.index_in(others.field("category"), categories).to_numpy(zero_copy_only=False)
+    return pa.table(
+        {
+            "label": label.cast(pa.int32()),
+            "confidence": labels.column("confidence").combine_chunks(),
+            "levels": _lists(matrix),
+            "alternatives": _lists(other_labels.astype(np.int32).reshape(-1, count)),
+            "alternative_confidence": _lists(others.field("confidence").to_numpy().reshape(-1, count)),
+        }
+    )
+
+
+def assemble(rows: pa.Table, answers: pa.Table, spec: Spec) -> tuple[pa.Table, pa.Table]:
+    """(labels, rejects) of a unit in input order: `place` says which answer is a row's, `reason` why it has none."""
+    found = answers.take(rows.column("place"))
+    reason = pc.coalesce(rows.column("reason"), found.column("error"))
+    labelled = reason.is_null()
+    kept = rows.drop_columns(["place", "reason", "text_hash"])
+    found = found.filter(labelled)
+    categories = pa.array(spec.categories)
+    confidence = found.column("confidence").combine_chunks()
+    labels = kept.filter(labelled)
+    for name, column in {
+        "category": categories.take(found.column("label").combine_chunks()),
+        "confidence": confidence,
+        "level_confidences": _trim(found.column("levels").combine_chunks()),
+        "alternatives": _alternatives(found, categories),
+        "needs_review": pc.less(confidence, pa.scalar(spec.review_threshold, pa.float32())),
+        "text_hash": rows.column("text_hash").filter(labelled),
+    }.items():
+        labels = labels.append_column(name, column)
+    rejected = pc.invert(labelled)
+    return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+
+
+def _lists(matrix: npt.NDArray[Any]) -> pa.Array:
+    """A [rows, width] matrix as a list column."""
+    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _trim(levels: pa.Array) -> pa.Array:
+    """Level confidences without the NaN below the depth of a category."""
+    values = levels.flatten().to_numpy(zero_copy_only=False)
+    real = ~np.isnan(values)
+    starts = levels.offsets.to_numpy()[:-1] - levels.offsets[0].as_py()
+    counts = np.add.reduceat(real, starts) if len(levels) else np.empty(0, int)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[real]))
+
+
+def _alternatives(found: pa.Table, categories: pa.Array) -> pa.Array:
+    labels = found.column("alternatives").combine_chunks()
+    scores = found.column("alternative_confidence").combine_chunks()
+    columns = [categories.take(labels.flatten()), scores.flatten()]
+    structs = pa.StructArray.from_arrays(columns, ["category", "confidence"])
+    return pa.ListArray.from_arrays(pc.subtract(labels.offsets, labels.offsets[0]), structs)

@@ -1,0 +1,149 @@
+"""Never twice: the labels of the published run, found again by the hash of the text they were given to.
+
+Each node keeps them on its disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a
+node map them into memory, so there is one copy per node, in the page cache, bounded by whatever memory is free.
+"""
+
+import fcntl
+import functools
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cataloger import answers, runtime
+from cataloger.bundle import Spec
+from cataloger.errors import StorageError
+from cataloger.storage import Location, explain
+from cataloger.text import hash_words
+
+# Sorted in memory one after the other while they are made.
+ROWS_PER_BUCKET = 1 << 22
+
+
+@dataclass(frozen=True)
+class Published:
+    """The run whose labels are carried over: made by the same model with the same settings. Pinned by the plan."""
+
+    run: str
+    folder: Location
+    parts: tuple[str, ...]
+    rows: int
+    alternatives: int
+
+    @property
+    def bits(self) -> int:
+        """How many leading bits of a hash choose its bucket."""
+        return max(0, (self.rows - 1) // ROWS_PER_BUCKET).bit_length()
+
+
+def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArray[np.bool_], pa.Table]:
+    """(which of the text hashes were labelled in the published run, their answers in the order of `hashes`).
+
+    Raises StorageError when the published run cannot be read.
+    """
+    words = hash_words(hashes)
+    folder = _index(published, spec)
+    buckets = _bucket(words, published.bits)
+    rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
+    for bucket in np.unique(buckets):
+        table, wanted = _open(folder, int(bucket)), np.flatnonzero(buckets == bucket)
+        first, second = (table.column(name).to_numpy() for name in ("first", "second"))
+        at = np.minimum(np.searchsorted(first, words[wanted, 0]), max(0, len(first) - 1))
+        hit = (
+            (first[at] == words[wanted, 0]) & (second[at] == words[wanted, 1])
+            if len(first)
+            else np.zeros(len(at), bool)
+        )
+        rows.append(wanted[hit])
+        tables.append(table.take(pa.array(at[hit])))
+    found = np.concatenate(rows)
+    known = np.zeros(len(words), bool)
+    known[found] = True
+    return known, pa.concat_tables(tables).take(pa.array(np.argsort(found))).drop_columns(["first", "second"])
+
+
+def _index(published: Published, spec: Spec) -> Path:
+    """The node's copy, made by the first process that asks; the others wait. Copies of earlier runs are removed."""
+    parent = runtime.node_folder()
+    folder = parent / f"carry-{published.run}"
+    if folder.is_dir():
+        return folder
+    with open(parent / "carry.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            for old in parent.glob("carry-*"):
+                shutil.rmtree(old, ignore_errors=True)  # processes that still map its files keep them
+            aside = Path(tempfile.mkdtemp(dir=parent))
+            try:
+                _build(published, spec, aside)
+                aside.rename(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+def _build(published: Published, spec: Spec, folder: Path) -> None:
+    """Write the labels to their buckets, part by part, then sort the buckets one by one."""
+    writers: dict[int, Any] = {}
+    for table in _read_parts(published, spec):
+        words = np.stack([table.column("first").to_numpy(), table.column("second").to_numpy()], axis=1)
+        buckets = _bucket(words, published.bits)
+        for bucket in np.unique(buckets):
+            if bucket not in writers:
+                writers[bucket] = pa.ipc.new_stream(str(folder / f"{bucket}.unsorted"), table.schema)
+            writers[bucket].write_table(table.filter(pa.array(buckets == bucket)))
+        schema = table.schema
+    for bucket in range(1 << published.bits):
+        table = schema.empty_table()
+        if bucket in writers:
+            writers[bucket].close()
+            unsorted = folder / f"{bucket}.unsorted"
+            with pa.ipc.open_stream(str(unsorted)) as stream:
+                table = stream.read_all()
+            unsorted.unlink()
+        table = table.take(pc.sort_indices(table, [("first", "ascending"), ("second", "ascending")])).combine_chunks()
+        with pa.ipc.new_file(str(folder / f"{bucket}.arrow"), table.schema) as file:
+            file.write_table(table)
+
+
+def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
+    """Each part's distinct hashes and their answers."""
+
+    def read(name: str) -> pa.Table:
+        location = published.folder / name
+        try:
+            labels = pq.read_table(
+                location.path, filesystem=location.filesystem, columns=list(answers.LABEL_COLUMNS), partitioning=None
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
+        hashes = labels.column("text_hash").combine_chunks()
+        words = hash_words(hashes)
+        table = answers.from_labels(labels, spec, published.alternatives)
+        table = table.add_column(0, "first", pa.array(words[:, 0])).add_column(1, "second", pa.array(words[:, 1]))
+        _, once = np.unique(words[:, 0], return_index=True)
+        return table.take(pa.array(once))
+
+    with ThreadPoolExecutor(4) as pool:
+        # A few at a time: the pool would read all of them ahead.
+        for start in range(0, len(published.parts), 8):
+            yield from pool.map(read, published.parts[start : start + 8])
+
+
+def _bucket(words: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:
+    return words[:, 0] >> np.uint64(64 - bits) if bits else np.zeros(len(words), np.uint64)
+
+
+@functools.cache
+def _open(folder: Path, bucket: int) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(folder / f"{bucket}.arrow"))).read_all().combine_chunks()

@@ -1,0 +1,63 @@
+"""What a unit of labelling cost, stage by stage; the sum is what a person watches and what MLflow keeps."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from time import perf_counter
+
+
+@dataclass
+class Effort:
+    """Seconds are busy seconds of one process, so a stage of two actors can have two per second."""
+
+    rows: int = 0
+    """Rows read."""
+    carried: int = 0
+    """Rows whose label was taken over from the published run."""
+    forwarded: int = 0
+    """Distinct texts that went through the model."""
+    tokens: int = 0
+    """Tokens of these texts."""
+    slots: int = 0
+    """Tokens and padding that the model was given."""
+    halvings: int = 0
+    """How often the actor's GPU had run out of memory, each time halving the tokens per forward pass."""
+    reading_seconds: float = 0.0
+    tokenizing_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    writing_seconds: float = 0.0
+
+    def __add__(self, other: "Effort") -> "Effort":
+        total = Effort(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+        total.halvings = max(self.halvings, other.halvings)
+        return total
+
+    @property
+    def padding_waste(self) -> float:
+        """Share of what the model was given that was padding."""
+        return 1 - self.tokens / self.slots if self.slots else 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the duration of the block to the stage's seconds."""
+        started = perf_counter()
+        try:
+            yield
+        finally:
+            name = f"{stage}_seconds"
+            setattr(self, name, getattr(self, name) + perf_counter() - started)
+
+    def describe(self, seconds: float) -> str:
+        """One line for a log, after so many seconds."""
+        stages = [name.removesuffix("_seconds") for name in vars(self) if name.endswith("_seconds")]
+        busy = ", ".join(f"{stage} {getattr(self, f'{stage}_seconds') / max(1e-9, seconds):.0%}" for stage in stages)
+        carried = f", {self.carried / self.rows:.0%} carried over" if self.carried else ""
+        return (
+            f"{self.tokens / max(1e-9, seconds):,.0f} tokens/s, {self.padding_waste:.1%} padding{carried}; busy: {busy}"
+        )
+
+    def metrics(self, seconds: float) -> dict[str, float]:
+        """For MLflow."""
+        counted = {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "slots"}
+        rates = {"padding_waste": self.padding_waste, "tokens_per_second": self.tokens / max(1e-9, seconds)}
+        return {**counted, **rates, "carried_fraction": self.carried / max(1, self.rows)}
