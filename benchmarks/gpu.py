@@ -22,7 +22,7 @@ from cataloger.batching import Tokens
 from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import LabelConfig
 from cataloger.labeling import LabelResult, label
-from cataloger.model import new_classifier, save_bundle
+from cataloger.network import new_classifier, save_bundle
 from cataloger.taxonomy import Taxonomy
 from cataloger.text import compose
 from labeling import steady_rate

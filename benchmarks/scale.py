@@ -22,7 +22,7 @@ import tyro
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from cataloger.bundle import Spec, base_model_folder
-from cataloger.model import new_classifier, save_bundle
+from cataloger.network import new_classifier, save_bundle
 from cataloger.taxonomy import Taxonomy
 from yardsticks import report
 

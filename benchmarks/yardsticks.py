@@ -17,7 +17,8 @@ from rich.table import Table
 from cataloger.batching import Tokens, pack
 from cataloger.bundle import Spec, base_model_folder, load_tokenizer, tokenize
 from cataloger.config import Precision, SampleConfig
-from cataloger.model import Bundle, new_classifier, save_bundle
+from cataloger.model import Bundle
+from cataloger.network import new_classifier, save_bundle
 from cataloger.sample import generate
 from cataloger.taxonomy import Taxonomy
 
@@ -56,15 +57,13 @@ def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = 64) -> Tokens:
 
 
 def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: Precision = "auto") -> float:
-    """Rows/s of the forward pass alone: batches sorted, padded and on the device before the clock starts."""
+    """Rows/s of the forward pass alone: batches are sorted and padded before the clock starts."""
     bundle = Bundle(folder, device, precision)
-    batches = [tokens.padded(rows, bundle.pad_id) for rows in pack(tokens.lengths, bundle.token_budget)]
-    ready = [(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)) for ids, mask in batches]
+    ready = [tokens.padded(rows, bundle.pad_id) for rows in pack(tokens.lengths, bundle.token_budget)]
 
-    def forward(chosen: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        with torch.inference_mode():
-            for ids, mask in chosen:
-                bundle.model(input_ids=ids, attention_mask=mask)
+    def forward(chosen: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        for ids, mask in chosen:
+            bundle.engine(ids, mask)
         if device == "cuda":
             torch.cuda.synchronize()
 

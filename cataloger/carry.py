@@ -20,10 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger import answers, runtime
+from cataloger import answers
 from cataloger.bundle import Spec
 from cataloger.errors import StorageError
-from cataloger.storage import Location, explain
+from cataloger.storage import Location, explain, node_folder
 from cataloger.text import hash_words
 
 # Sorted in memory one after the other while they are made.
@@ -74,7 +74,7 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
 
 def _index(published: Published, spec: Spec) -> Path:
     """The node's copy, made by the first process that asks; the others wait. Copies of earlier runs are removed."""
-    parent = runtime.node_folder()
+    parent = node_folder()
     folder = parent / f"carry-{published.run}"
     if folder.is_dir():
         return folder

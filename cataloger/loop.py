@@ -28,8 +28,9 @@ from cataloger import runtime
 from cataloger.batching import IntArray, Tokens, pack, shuffled_batches
 from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import TrainConfig
+from cataloger.engines import resolve_dtype
 from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
-from cataloger.model import new_classifier, pad_id, resolve_dtype, save_bundle
+from cataloger.network import new_classifier, pad_id, save_bundle
 
 HEAD_RATE = 10.0
 GRADIENT_NORM = 1.0

@@ -21,6 +21,7 @@ from ray._private.state import state as ray_state
 
 from cataloger import errors
 from cataloger.errors import ResourceError
+from cataloger.storage import node_folder
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8
@@ -174,13 +175,6 @@ def set_threads(processes_on_this_node: int) -> None:
 def share_folder(folder: Path) -> Any:
     """Put a small folder (a model bundle) into Ray's object store, from where every node gets it once."""
     return ray.put({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
-
-
-def node_folder() -> Path:
-    """Where this node keeps what its processes share: models, and labels to carry over."""
-    folder = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def local_copy(shared: Any, digest: str) -> Path:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,3 +199,10 @@ def check_reachable(location: Location) -> None:
     if not location.is_local:
         with location._named("cannot be reached"):
             s3.head_bucket(location.path.split("/")[0])
+
+
+def node_folder() -> Path:
+    """Where this node keeps what its processes share: models, and labels to carry over."""
+    folder = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

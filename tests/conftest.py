@@ -103,7 +103,7 @@ def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
     import torch
 
     from cataloger.bundle import Spec
-    from cataloger.model import new_classifier, save_bundle
+    from cataloger.network import new_classifier, save_bundle
     from cataloger.taxonomy import Taxonomy
 
     paths = pq.read_table(catalog, columns=["category_path"]).column(0).to_pylist()

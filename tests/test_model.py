@@ -1,3 +1,4 @@
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -5,10 +6,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from cataloger import engines
 from cataloger.batching import Tokens
 from cataloger.bundle import Spec, digest, load_tokenizer, read_spec, resolve_pooling, tokenize, write_spec
 from cataloger.errors import ModelError
 from cataloger.model import Bundle
+from cataloger.network import load_network
 from conftest import make_bundle
 
 TEXTS = ["red running shoes 42", "tea", "", "绿茶 green tea 250g", "word " * 60, "denim jeans | Acme | blue"]
@@ -24,13 +27,13 @@ def test_batched_predictions_equal_one_row_at_a_time(
     working_folder: Path, tiny_model: Path, labelled: Path, tokens: Tokens, pooling: str
 ) -> None:
     folder = make_bundle(working_folder / "bundle", tiny_model, labelled, pooling)
-    loaded = Bundle(folder)
+    loaded, network = Bundle(folder), load_network(folder, torch.float32).eval()
     found = loaded.predict(tokens, alternatives=2)
     taxonomy = loaded.spec.taxonomy
     for row in range(len(tokens)):
         ids = torch.from_numpy(tokens.flat[tokens.offsets[row] : tokens.offsets[row + 1]].astype(np.int64))[None]
         with torch.inference_mode():
-            probabilities = torch.softmax(loaded.model(input_ids=ids).logits[0], dim=0).numpy()
+            probabilities = torch.softmax(network(input_ids=ids).logits[0], dim=0).numpy()
         order = np.argsort(-probabilities)
         assert found.labels[row] == order[0]
         np.testing.assert_array_equal(found.alternatives[row], order[1:3])
@@ -47,7 +50,8 @@ def test_inner_category_has_no_confidence_below_its_level(working_folder: Path, 
     write_spec(bundle, Spec(tuple(paths), ("title",), 32, "mean", ""))
     try:
         inner = Bundle(bundle)
-        inner.model.classifier.bias.data[0] = 1e4
+        engine = inner.engine
+        inner.engine = lambda ids, mask: engine(ids, mask) + torch.tensor([1e4] + [0.0] * (len(paths) - 1))
         found = inner.predict(tokens)
         assert (found.labels == 0).all()
         assert np.isnan(found.levels[:, 1:]).all()
@@ -107,21 +111,24 @@ def test_out_of_memory_halves_the_batches_and_changes_no_label(
     bundle: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Bundle(bundle)
-    expected, forward, longest = loaded.predict(tokens), loaded.model.forward, int(tokens.lengths.max())
+    expected, engine, longest = loaded.predict(tokens), loaded.engine, int(tokens.lengths.max())
 
-    def short_of_memory(input_ids: torch.Tensor, **more: torch.Tensor) -> object:
-        if input_ids.numel() > 2 * longest:
+    def short_of_memory(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        if ids.size > 2 * longest:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(input_ids=input_ids, **more)
+        return engine(ids, mask)
 
-    monkeypatch.setattr(loaded.model, "forward", short_of_memory)
+    def without_memory(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loaded, "engine", short_of_memory)
     np.testing.assert_array_equal(loaded.predict(tokens).labels, expected.labels)
     assert loaded.halvings > 0
     assert loaded.token_budget <= 2 * longest
     before = loaded.halvings
     loaded.predict(tokens)
     assert loaded.halvings == before, "the smaller batches are kept"
-    monkeypatch.setattr(loaded.model, "forward", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    monkeypatch.setattr(loaded, "engine", without_memory)
     with pytest.raises(torch.OutOfMemoryError):
         loaded.predict(tokens)
 
@@ -131,3 +138,22 @@ def test_a_token_that_the_model_does_not_have_is_named(bundle: Path) -> None:
     beyond = Tokens(np.array([101, 40_000, 102], np.int32), np.array([0, 3]))
     with pytest.raises(IndexError, match="token 40000 is not in the model's vocabulary of 30522"):
         loaded.predict(beyond)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_every_engine_gives_the_same_logits(
+    working_folder: Path, tiny_model: Path, labelled: Path, tokens: Tokens, pooling: str
+) -> None:
+    pytest.importorskip("openvino")
+    folder = make_bundle(working_folder / "bundle", tiny_model, labelled, pooling)
+    plain = engines.Torch(folder, "cpu", torch.float32)
+    for dtype, tolerance in [(torch.float32, 2e-3), (torch.bfloat16, 0.3)]:
+        fast = engines.OpenVino(folder, dtype)
+        for rows in ([0], [0, 1, 2], [4, 3, 5, 2, 1, 0]):
+            ids, mask = tokens.padded(np.array(rows), 0)
+            np.testing.assert_allclose(fast(ids, mask), plain(ids, mask), atol=tolerance, rtol=tolerance)
+
+
+def test_without_openvino_pytorch_answers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert isinstance(Bundle(bundle).engine, engines.Torch)
