@@ -8,6 +8,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 IntArray = npt.NDArray[np.int64]
+# A batch ends before rows shorter than this share of its longest, unless it would be an eighth of what fits: measured on
+# titles in units of 4,096 rows, 3% padding instead of 9% for a few more batches.
+SIMILAR = 0.9
 
 
 @dataclass(frozen=True)
@@ -54,9 +57,13 @@ def pack(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
     # Lengths are small numbers: as 16 bits they are sorted by radix, five times as fast.
     small = lengths.astype(np.uint16) if len(lengths) and lengths.max() < 1 << 16 else lengths
     order = np.argsort(small, kind="stable")[::-1]
+    descending = -lengths[order]
     start = 0
     while start < len(order):
-        rows = max(1, token_budget // max(1, int(lengths[order[start]])))
+        longest = max(1, int(-descending[start]))
+        room = token_budget // longest
+        similar = int(np.searchsorted(descending, -SIMILAR * longest, side="right")) - start
+        rows = max(1, min(room, max(similar, room // 8)))
         yield order[start : start + rows]
         start += rows
 

@@ -98,6 +98,7 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "LATENCY",
         }
         network = openvino.Core().compile_model(str(_converted(folder)), "CPU", settings)

@@ -57,6 +57,8 @@ def session() -> Iterator[None]:
     # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # By default an idle worker ends after a second: every unit would wait for new ones, and pay their imports.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     # (ray.data and ray.train set up their loggers when imported: above, so that this comes last.)
     for name in ("ray", "ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

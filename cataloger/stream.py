@@ -108,12 +108,16 @@ class Labeler:
         # Imported here: the driver and the reading tasks need no torch.
         import torch
 
+        from cataloger.engines import Torch
         from cataloger.model import Bundle
 
         torch.set_num_threads(shape.threads)
         self.out_of_memory = torch.OutOfMemoryError
         self.bundle = Bundle(model.folder(), shape.device, precision)
         self.alternatives = alternatives
+        if not isinstance(self.bundle.engine, Torch):
+            # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
+            torch.set_num_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One unit: its distinct texts' tokens become one answer each, after those that were carried over."""

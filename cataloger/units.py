@@ -14,7 +14,7 @@ from cataloger.errors import CatalogError
 # A unit of a large catalog; smaller catalogs are cut finer so that every actor gets some.
 MAX_UNIT_ROWS = 65_536
 MIN_UNIT_ROWS = 4_096
-UNITS_OF_A_SMALL_CATALOG = 64
+UNITS_OF_A_SMALL_CATALOG = 32
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Unit:
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
     """Cut a catalog into units in file order; a function of the catalog alone, so that every run cuts it alike.
 
-    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 64 units.
+    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 32 units.
     Small files and row groups share a unit, large row groups are cut.
     """
     if unit_rows is None:

@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,13 @@ import pytest
 from cataloger import snapshot
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, tokenize
-from cataloger.catalog import open_catalog
 from cataloger.config import LabelConfig
 from cataloger.labeling import label
 from cataloger.model import Bundle
 from cataloger.storage import locate
 from cataloger.stream import NO_TEXT
 from cataloger.text import compose
-from conftest import free_of_ray, shared_data
+from conftest import free_of_ray
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -154,16 +152,3 @@ def test_transformers_alone_gives_the_labels_that_were_published(
     answers = json.loads(Path("answers.json").read_text())
     assert answers == published().column("category").to_pylist()
     assert len(set(answers)) > 3, "a model that always says the same would prove nothing"
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "CI" not in os.environ and "CATALOGER_SLOW" not in os.environ, reason="minutes long; set CATALOGER_SLOW=1 to run it"
-)
-def test_all_rows_of_a_large_real_catalog_are_counted(bundle: Path) -> None:
-    catalog = str(shared_data("scale_mix"))
-    result = label(LabelConfig(catalog=catalog, output="labels", model=str(bundle)))
-    assert result.rows == 234_227 == result.labelled + result.rejects
-    source = open_catalog(catalog, "id", ["title"])
-    assert sum(len(pq.read_table(file.path, columns=["id"])) for file in source.files) == result.rows
-    assert len(published()) == result.labelled
