@@ -111,7 +111,7 @@ def steady_rate(output: Path, result: LabelResult) -> float:
 
 def sort_by_length(bundle: Path, texts: list[str]) -> None:
     """Sorted by length, a fixed number of rows per batch, fp32: what NeMo Curator's classifiers do."""
-    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True)
     model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True).eval()
     texts = sorted(texts, key=len, reverse=True)
     with torch.inference_mode():
@@ -132,7 +132,7 @@ class Predictor:
 
     def __init__(self, bundle: str) -> None:
         torch.set_num_threads(2)
-        self.tokenizer = AutoTokenizer.from_pretrained(bundle)
+        self.tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True)
         self.model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:

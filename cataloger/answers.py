@@ -47,8 +47,8 @@ def from_labels(labels: pa.Table, spec: Spec, alternatives: int) -> pa.Table:
             "label": label.cast(pa.int32()),
             "confidence": labels.column("confidence").combine_chunks(),
             "levels": _lists(matrix),
-            "alternatives": _lists(other_labels.astype(np.int32).reshape(-1, count)),
-            "alternative_confidence": _lists(others.field("confidence").to_numpy().reshape(-1, count)),
+            "alternatives": _lists(other_labels.astype(np.int32).reshape(len(labels), count)),
+            "alternative_confidence": _lists(others.field("confidence").to_numpy().reshape(len(labels), count)),
         }
     )
 

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from cataloger.text import hash_words
 
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
+# A night and a half: another job of this node may still be reading its copy.
+KEPT_SECONDS = 36 * 3600
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ def _index(published: Published, spec: Spec) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not folder.is_dir():
             for old in parent.glob("carry-*"):
-                shutil.rmtree(old, ignore_errors=True)  # processes that still map its files keep them
+                if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                    shutil.rmtree(old, ignore_errors=True)
             aside = Path(tempfile.mkdtemp(dir=parent))
             try:
                 _build(published, spec, aside)

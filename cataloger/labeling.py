@@ -133,7 +133,7 @@ def _to_carry_over(night: _Night) -> Published | None:
         return None
     before, config = snapshot.read_manifest(night.output, night.seen.run), night.config
     alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
-    if before.get("model_digest") != night.model_digest or not alike:
+    if before.get("model_digest") != night.model_digest or not alike or not before["labelled"]:
         return None
     folder = snapshot.run_folder(night.output, night.seen.run)
     parts = tuple(file["name"] for file in before["files"] if not file["name"].startswith(snapshot.REJECTS))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,20 @@ class Bundle:
 
     def logits(self, tokens: Tokens) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
         """(row numbers, float32 logits [rows, categories] on the device) batch by batch, in the packer's order."""
-        for rows in pack(tokens.lengths, self.token_budget):
-            ids, mask = tokens.padded(rows, self.pad_id)
-            if ids.max() >= self.vocabulary:
-                # Checked here: on a GPU it would take the whole process down.
-                raise IndexError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
-            yield rows, self.engine(ids, mask)
+        # One batch is in the engine while the caller looks at the one before it and the next one is padded.
+        with ThreadPoolExecutor(1) as pool:
+            before: tuple[npt.NDArray[np.int64], Future[torch.Tensor]] | None = None
+            for rows in pack(tokens.lengths, self.token_budget):
+                ids, mask = tokens.padded(rows, self.pad_id)
+                if ids.max() >= self.vocabulary:
+                    # Checked here: on a GPU it would take the whole process down.
+                    raise IndexError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
+                running = pool.submit(self.engine, ids, mask)
+                if before:
+                    yield before[0], before[1].result()
+                before = rows, running
+            if before:
+                yield before[0], before[1].result()
 
     def _predict(self, tokens: Tokens, best: int) -> Predictions:
         # On the device until the end: nothing waits for a batch while the next one is being packed.

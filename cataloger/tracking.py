@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -47,7 +48,7 @@ def connect() -> str:
             requests.get(f"{uri.rstrip('/')}/health", timeout=5).raise_for_status()
         except requests.RequestException as error:
             raise TrackingError(
-                f"MLflow server {uri}: not reachable ({type(error).__name__}); start it, or set MLFLOW_TRACKING_URI"
+                f"MLflow server {_shown(uri)}: not reachable ({type(error).__name__}); start it, or set MLFLOW_TRACKING_URI"
             ) from error
     _quiet()
     # MLflow's own defaults keep a job waiting for minutes when the server goes away.
@@ -60,9 +61,14 @@ def connect() -> str:
             mlflow.search_experiments(max_results=1)
     except MlflowException as error:
         raise TrackingError(
-            f"MLflow store {uri}: cannot be used: {str(error).splitlines()[0]}; set MLFLOW_TRACKING_URI"
+            f"MLflow store {_shown(uri)}: cannot be used: {_shown(str(error).splitlines()[0])}; set MLFLOW_TRACKING_URI"
         ) from error
     return uri
+
+
+def _shown(uri: str) -> str:
+    """The URI without the user name and password that it may hold."""
+    return re.sub(r"//[^/@]*@", "//…@", uri)
 
 
 def check_nodes(uri: str) -> None:
@@ -70,7 +76,7 @@ def check_nodes(uri: str) -> None:
     nodes = sum(node["Alive"] for node in ray.nodes())
     if nodes > 1 and not uri.startswith(("http://", "https://", "databricks")):
         raise TrackingError(
-            f"MLflow store {uri} lies on one machine but the cluster has {nodes} nodes; set MLFLOW_TRACKING_URI to a server's address"
+            f"MLflow store {_shown(uri)} lies on one machine but the cluster has {nodes} nodes; set MLFLOW_TRACKING_URI to a server's address"
         )
 
 
@@ -122,7 +128,8 @@ def _forgiving() -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        log.warning("MLflow at %s does not take metrics: %s", mlflow.get_tracking_uri(), str(error).splitlines()[0])
+        uri, why = _shown(mlflow.get_tracking_uri()), _shown(str(error).splitlines()[0])
+        log.warning("MLflow at %s does not take metrics: %s", uri, why)
 
 
 def log_steps(run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> None:
@@ -203,7 +210,7 @@ def fetch_model(uri: str) -> ModelSource:
         )
     except (MlflowException, OSError) as error:
         raise ModelError(
-            f"model {uri}: not found in MLflow at {mlflow.get_tracking_uri()} ({str(error).splitlines()[0]}); {_known_models()}"
+            f"model {uri}: not found in MLflow at {_shown(mlflow.get_tracking_uri())} ({str(error).splitlines()[0]}); {_known_models()}"
         ) from error
     specs = sorted(folder.rglob("cataloger.json"))
     if not specs:

@@ -63,8 +63,12 @@ def test_changed_rows_alone_go_through_the_model_and_the_labels_are_those_of_a_f
 def test_another_setting_carries_nothing_over(ray_session: None, working_folder: Path, bundle: Path) -> None:
     write_catalog("c", [f"product {i}" for i in range(50)])
     run(bundle, "labels")
-    other = run(bundle, "labels", alternatives=1)
+    other = run(bundle, "labels", alternatives=0)
     assert (other.effort.carried, other.effort.forwarded) == (0, 50)
+    write_catalog("c", [f"product {i}" for i in range(51)])
+    again = run(bundle, "labels", alternatives=0)
+    assert (again.effort.carried, again.effort.forwarded) == (50, 1)
+    assert published("labels").column("alternatives").to_pylist() == [[]] * 51
 
 
 def test_texts_are_found_in_any_number_of_buckets(

@@ -152,14 +152,14 @@ def test_bad_models(job: Job, catalog: Path) -> None:
 def test_an_mlflow_server_that_is_not_there(
     job: Job, catalog: Path, bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hush@127.0.0.1:9")
     flags = {
         "train": ("--catalog", catalog, "--text-columns", "title"),
         "label": ("--catalog", catalog, "--output", "labels", "--model", bundle),
         "evaluate": ("--catalog", catalog, "--model", bundle),
         "compare": ("a", "b"),
     }[name]
-    refused(job(name, *flags), "MLflow server http://127.0.0.1:9: not reachable", "MLFLOW_TRACKING_URI")
+    refused(job(name, *flags), "MLflow server http://…@127.0.0.1:9: not reachable", "MLFLOW_TRACKING_URI")
 
 
 def test_an_output_that_cannot_be_written(job: Job, catalog: Path, bundle: Path) -> None:
