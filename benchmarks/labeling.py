@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from cataloger import runtime
 from cataloger.config import LabelConfig
 from cataloger.labeling import LabelResult, label
-from yardsticks import forward_rate, make_bundle, report, seconds, titles, tokens_of
+from yardsticks import MAX_TOKENS, forward_rate, make_bundle, report, seconds, titles, tokens_of
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def sort_by_length(bundle: Path, texts: list[str]) -> None:
     with torch.inference_mode():
         for start in range(0, len(texts), 32):
             batch = tokenizer(
-                texts[start : start + 32], padding=True, truncation=True, max_length=64, return_tensors="pt"
+                texts[start : start + 32], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
             )
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(1)
 
@@ -138,7 +138,7 @@ class Predictor:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         started = time.perf_counter()
         encoded = self.tokenizer(
-            list(batch["title"]), padding="longest", truncation=True, max_length=64, return_tensors="pt"
+            list(batch["title"]), padding="longest", truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         )
         with torch.inference_mode():
             logits = self.model(input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"]).logits

@@ -23,6 +23,8 @@ from cataloger.sample import generate
 from cataloger.taxonomy import Taxonomy
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"
+# As long as MiniLM can read: no title is cut, so the few long ones cost whoever pads to them what they cost in practice.
+MAX_TOKENS = 512
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,7 +42,7 @@ def titles(rows: int | None, room: Path) -> pa.Table:
     return pa.table({"id": pa.array(range(len(column))), "title": column})
 
 
-def make_bundle(folder: Path, max_tokens: int = 64, categories: int = 400) -> Path:
+def make_bundle(folder: Path, categories: int = 400) -> Path:
     """MiniLM with mean pooling and a fresh head: a label costs the same whether it is right or wrong."""
     taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(categories)])
     base = base_model_folder("minilm")
@@ -48,11 +50,11 @@ def make_bundle(folder: Path, max_tokens: int = 64, categories: int = 400) -> Pa
     model = new_classifier(base, "mean", taxonomy)
     # A wide head, so that the labels differ.
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
-    save_bundle(folder, model, base, Spec(taxonomy.categories, ("title",), max_tokens, "mean", "none"))
+    save_bundle(folder, model, base, Spec(taxonomy.categories, ("title",), MAX_TOKENS, "mean", "none"))
     return folder
 
 
-def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = 64) -> Tokens:
+def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = MAX_TOKENS) -> Tokens:
     return Tokens.from_arrow(tokenize(load_tokenizer(folder, max_tokens), texts))
 
 
