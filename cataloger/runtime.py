@@ -1,5 +1,6 @@
 """Ray start-up, and shapes: how many workers and actors, with which CPUs, GPUs and threads."""
 
+import gc
 import logging
 import os
 import re
@@ -52,6 +53,8 @@ def session() -> Iterator[None]:
     What this call started ends with it; a session that was there before is left as it is.
     """
     if ray.is_initialized():
+        # A job that failed in this process leaves its actors to the garbage collector, and they hold their CPUs.
+        gc.collect()
         yield
         return
     # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.

@@ -29,9 +29,6 @@ def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "AWS_ACCESS_KEY_ID": "test",
             "AWS_SECRET_ACCESS_KEY": "a-secret-that-must-not-leak",
             "AWS_REGION": "eu-central-1",
-            # The actor of a job that failed lives until the workers it wrote to have ended; here the next job is waiting for its
-            # CPU, elsewhere the driver has ended by then.
-            "RAY_idle_worker_killing_time_threshold_ms": "1000",
         }.items():
             patch.setenv(name, value)
         yield uri

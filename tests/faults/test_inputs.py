@@ -139,7 +139,7 @@ def test_a_hundred_thousand_tiny_files_are_planned(write: Write) -> None:
     catalog = open_catalog("c", "id", ["title"])
     units = plan_units(catalog)
     assert catalog.rows == 200_000 == sum(unit.rows for unit in units)
-    assert len(units) == 49, "tiny files share a unit"
+    assert len(units) == 32, "tiny files share a unit"
 
 
 def test_repeated_ids_are_counted_in_the_manifest(ray_session: None, write: Write, job: Job, bundle: Path) -> None:
