@@ -94,6 +94,13 @@ def digest(folder: Path) -> str:
     return total.hexdigest()[:16]
 
 
+def network_shape(folder: Path) -> tuple[int, int]:
+    """(padding token, size of the vocabulary) of a model folder; a mean-pooled one wraps those of its encoder."""
+    config = json.loads((folder / "config.json").read_text())
+    encoder = config.get("encoder") or config
+    return int(encoder.get("pad_token_id") or 0), int(encoder["vocab_size"])
+
+
 def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     """The Rust tokenizer alone, set to cut at `max_tokens` and not to pad."""
     if not (folder / "tokenizer.json").is_file():

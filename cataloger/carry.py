@@ -4,11 +4,7 @@ Each node keeps them on its disk as Arrow files, cut by the first bits of the ha
 node map them into memory, so there is one copy per node, in the page cache, bounded by whatever memory is free.
 """
 
-import fcntl
 import functools
-import shutil
-import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,13 +20,12 @@ import pyarrow.parquet as pq
 from cataloger import answers
 from cataloger.bundle import Spec
 from cataloger.errors import StorageError
-from cataloger.storage import Location, explain, node_folder
+from cataloger.snapshot import label_files
+from cataloger.storage import Location, explain, once_per_node
 from cataloger.text import hash_words
 
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
-# A night and a half: another job of this node may still be reading its copy.
-KEPT_SECONDS = 36 * 3600
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class Published:
 
     run: str
     folder: Location
-    parts: tuple[str, ...]
+    units: int
     rows: int
     alternatives: int
 
@@ -55,7 +50,7 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
     Raises StorageError when the published run cannot be read.
     """
     words = hash_words(hashes)
-    folder = _index(published, spec)
+    folder = once_per_node("carry", published.run, lambda aside: _build(published, spec, aside))
     buckets = _bucket(words, published.bits)
     rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
     for bucket in np.unique(buckets):
@@ -73,27 +68,6 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
     known = np.zeros(len(words), bool)
     known[found] = True
     return known, pa.concat_tables(tables).take(pa.array(np.argsort(found))).drop_columns(["first", "second"])
-
-
-def _index(published: Published, spec: Spec) -> Path:
-    """The node's copy, made by the first process that asks; the others wait. Copies of earlier runs are removed."""
-    parent = node_folder()
-    folder = parent / f"carry-{published.run}"
-    if folder.is_dir():
-        return folder
-    with open(parent / "carry.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.is_dir():
-            for old in parent.glob("carry-*"):
-                if time.time() - old.stat().st_mtime > KEPT_SECONDS:
-                    shutil.rmtree(old, ignore_errors=True)
-            aside = Path(tempfile.mkdtemp(dir=parent))
-            try:
-                _build(published, spec, aside)
-                aside.rename(folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return folder
 
 
 def _build(published: Published, spec: Spec, folder: Path) -> None:
@@ -123,8 +97,7 @@ def _build(published: Published, spec: Spec, folder: Path) -> None:
 def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
     """Each part's distinct hashes and their answers."""
 
-    def read(name: str) -> pa.Table:
-        location = published.folder / name
+    def read(location: Location) -> pa.Table:
         try:
             labels = pq.read_table(
                 location.path, filesystem=location.filesystem, columns=list(answers.LABEL_COLUMNS), partitioning=None
@@ -140,8 +113,9 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
 
     with ThreadPoolExecutor(4) as pool:
         # A few at a time: the pool would read all of them ahead.
-        for start in range(0, len(published.parts), 8):
-            yield from pool.map(read, published.parts[start : start + 8])
+        files = label_files(published.folder, published.units)
+        for start in range(0, len(files), 8):
+            yield from pool.map(read, files[start : start + 8])
 
 
 def _bucket(words: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:

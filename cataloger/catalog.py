@@ -89,12 +89,12 @@ def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> CatalogFile:
                 info.path, info.size, info.mtime_ns or 0, row_groups, file.schema_arrow.remove_metadata()
             )
     except (pa.ArrowException, OSError) as error:
-        raise unreadable(info.path, error) from error
+        raise unreadable(filesystem, info.path, error) from error
 
 
-def unreadable(path: str, error: BaseException) -> CatalogError | StorageError:
+def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> CatalogError | StorageError:
     """The error to raise for a file that pyarrow could not read."""
-    if why := s3.meaning(error):
+    if not isinstance(filesystem, pafs.LocalFileSystem) and (why := s3.meaning(error)):
         return StorageError(f"catalog file {path}: cannot be read: {why}")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, FileNotFoundError):

@@ -2,9 +2,10 @@
 
 import logging
 import time
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from cataloger import drift, ids, pointer, progress, runtime, snapshot, tracking
 from cataloger.bundle import digest, read_spec
@@ -57,11 +58,14 @@ def label(config: LabelConfig) -> LabelResult:
     seen = pointer.look(output)
     decisive = (LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives)
     run = pointer.choose(output, snapshot.run_id(*decisive, config.precision), seen)
-    night = _Night(config, output, run, seen, catalog.fingerprint, model_digest, started)
+    published = pointer.published(output, seen)
+    night = _Night(config, output, run, seen, published, catalog.fingerprint, model_digest, started)
     if snapshot.is_complete(output, run):
         return _publish_again(night)
     units = plan_units(catalog)
-    parts = snapshot.finished_parts(night.folder, units)
+    every = ids.sample_every(catalog.rows, ids.COUNTED)
+    finished = snapshot.finished_parts(night.folder, units, every)
+    parts, samples = {unit: part for unit, (part, _) in finished.items()}, [sample for _, sample in finished.values()]
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
     with runtime.session():
@@ -71,11 +75,8 @@ def label(config: LabelConfig) -> LabelResult:
         about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
         with tracking.run("label", name, config, {**about, "snapshot_run": run}) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
-            published = _to_carry_over(night)
             filesystem, schema = catalog.location.filesystem, catalog.schema
-            reading = Reading(filesystem, schema, config.id_column, text_columns, published=published)
-            every = ids.sample_every(catalog.rows, ids.COUNTED)
-            samples = [ids.sample(snapshot.read_ids(night.folder, part), every) for part in parts.values()]
+            reading = Reading(filesystem, schema, config.id_column, text_columns, published=_to_carry_over(night))
             todo = [unit for unit in units if unit.index not in parts]
             effort = Effort()
             for part, sample, spent in _stream(night, reading, model, shape, todo, every):
@@ -84,7 +85,7 @@ def label(config: LabelConfig) -> LabelResult:
                 effort += spent
             snapshot.check_complete(run, units, parts)
             _check_rejects(night, parts.values())
-            shares = _check_drift(night, [file.name for part in parts.values() for file in part.files])
+            shares = _check_drift(night, len(units))
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
             snapshot.write_manifest(output, run, units, parts, about_run)
@@ -106,6 +107,8 @@ class _Night:
     output: Location
     run: str
     seen: pointer.Seen
+    published: dict[str, Any] | None
+    """The manifest of the published run."""
     catalog_fingerprint: str
     model_digest: str
     started: float
@@ -129,15 +132,14 @@ def _check(config: LabelConfig) -> None:
 
 def _to_carry_over(night: _Night) -> Published | None:
     """The published run, where the same model made it with the same settings: equal texts have equal labels."""
-    if night.seen.run is None:
+    before, config = night.published, night.config
+    if before is None:
         return None
-    before, config = snapshot.read_manifest(night.output, night.seen.run), night.config
     alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
     if before.get("model_digest") != night.model_digest or not alike or not before["labelled"]:
         return None
-    folder = snapshot.run_folder(night.output, night.seen.run)
-    parts = tuple(file["name"] for file in before["files"] if not file["name"].startswith(snapshot.REJECTS))
-    return Published(night.seen.run, folder, parts, before["labelled"], config.alternatives)
+    folder = snapshot.run_folder(night.output, before["run"])
+    return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
 
 
 def _stream(
@@ -176,15 +178,13 @@ def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
         )
 
 
-def _check_drift(night: _Night, files: Sequence[str]) -> dict[str, float]:
+def _check_drift(night: _Night, units: int) -> dict[str, float]:
     """Hold back a run that differs too much from the published one of the same model; the shares, for MLflow."""
-    if night.seen.run in (None, night.run):
+    before = night.published
+    if before is None or before["run"] == night.run:
         return {}
-    before = snapshot.read_manifest(night.output, str(night.seen.run))
-    old = snapshot.run_folder(night.output, before["run"])
-    found = drift.compare_runs(
-        _labels_in(old, [file["name"] for file in before["files"]]), _labels_in(night.folder, files), before["rows"]
-    )
+    old = snapshot.label_files(snapshot.run_folder(night.output, before["run"]), before["units"])
+    found = drift.compare_runs(old, snapshot.label_files(night.folder, units), before["rows"])
     log.info("against published run %s: %s", before["run"], found)
     same_model, limit = before["model_digest"] == night.model_digest, night.config.max_changed_fraction
     if same_model and found.worst > limit and not night.config.publish_anyway:
@@ -199,15 +199,11 @@ def _check_drift(night: _Night, files: Sequence[str]) -> dict[str, float]:
     }
 
 
-def _labels_in(folder: Location, files: Iterable[str]) -> list[Location]:
-    return [folder / name for name in files if not name.startswith(snapshot.REJECTS)]
-
-
 def _publish_again(night: _Night) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
     manifest = snapshot.read_manifest(night.output, night.run)
     if night.seen.run != night.run:
-        _check_drift(night, [file["name"] for file in manifest["files"]])
+        _check_drift(night, manifest["units"])
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))

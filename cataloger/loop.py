@@ -26,11 +26,11 @@ from torch.nn import functional as F
 
 from cataloger import runtime
 from cataloger.batching import IntArray, Tokens, pack, shuffled_batches
-from cataloger.bundle import Spec, base_model_folder
+from cataloger.bundle import Spec, base_model_folder, network_shape
 from cataloger.config import TrainConfig
 from cataloger.engines import resolve_dtype
 from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
-from cataloger.network import new_classifier, pad_id, save_bundle
+from cataloger.network import new_classifier, save_bundle
 
 HEAD_RATE = 10.0
 GRADIENT_NORM = 1.0
@@ -64,7 +64,7 @@ class Loop:
         self.base = base_model_folder(self.config.base_model)
         torch.manual_seed(self.config.seed)
         plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
-        self.pad_id = pad_id(plain)
+        self.pad_id, _ = network_shape(self.base)
         self.model = ray.train.torch.prepare_model(plain)
         self.plain = plain
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16

@@ -50,12 +50,6 @@ def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) ->
     write_spec(folder, spec)
 
 
-def pad_id(model: PreTrainedModel) -> int:
-    """The token that fills up a batch; a mean-pooled configuration wraps that of its encoder."""
-    encoder = model.config.encoder if isinstance(model.config, MeanPoolingConfig) else model.config.to_dict()
-    return int(encoder.get("pad_token_id") or 0)
-
-
 def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The network of a bundle. Raises ModelError. No code is loaded from the folder: cataloger has the class."""
     mean = read_spec(folder).pooling == "mean"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cataloger import snapshot
-from cataloger.errors import ConflictError, PublishError
+from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.storage import Location
 
 LATEST = "_latest.json"
@@ -38,10 +38,16 @@ def look(output: Location) -> Seen:
     return Seen(version, None if version is None else str(snapshot.read_json(output / LATEST)["run"]))
 
 
-def published(output: Location) -> dict[str, Any] | None:
+def published(output: Location, seen: Seen) -> dict[str, Any] | None:
     """The manifest of the published run, or None before the first one. Raises StorageError when it is damaged."""
-    run = look(output).run
-    return None if run is None else snapshot.read_manifest(output, run)
+    if seen.run is None:
+        return None
+    if not snapshot.is_complete(output, seen.run):
+        raise StorageError(
+            f"{output}: run {seen.run} is published and has no manifest; publish another one (python jobs/publish.py "
+            f"--output {output} --run ID), or remove {output / LATEST} to begin anew"
+        )
+    return snapshot.read_manifest(output, seen.run)
 
 
 def choose(output: Location, run: str, seen: Seen) -> str:

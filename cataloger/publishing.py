@@ -100,7 +100,7 @@ def verify(config: VerifyConfig) -> Verification:
     """
     output = locate(config.output)
     check_reachable(output)
-    manifest = pointer.published(output)
+    manifest = pointer.published(output, pointer.look(output))
     if manifest is None:
         raise StorageError(f"{output}: nothing is published there")
     run = str(manifest["run"])

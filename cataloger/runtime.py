@@ -4,9 +4,7 @@ import gc
 import logging
 import os
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ from ray._private.state import state as ray_state
 
 from cataloger import errors
 from cataloger.errors import ResourceError
-from cataloger.storage import node_folder
+from cataloger.storage import once_per_node
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8
@@ -184,15 +182,10 @@ def share_folder(folder: Path) -> Any:
 
 def local_copy(shared: Any, digest: str) -> Path:
     """The shared folder on this node's disk; the processes of a node write it once. `digest` names its content."""
-    folder = node_folder() / digest
-    if folder.is_dir():
-        return folder
-    aside = Path(tempfile.mkdtemp(dir=folder.parent))
-    for name, data in ray.get(shared).items():
-        (aside / name).parent.mkdir(parents=True, exist_ok=True)
-        (aside / name).write_bytes(data)
-    try:
-        aside.rename(folder)
-    except OSError:  # another process of this node was first
-        shutil.rmtree(aside)
-    return folder
+
+    def write(folder: Path) -> None:
+        for name, data in ray.get(shared).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+    return once_per_node("model", digest, write)

@@ -17,9 +17,11 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cataloger import ids
 from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.storage import Location
 from cataloger.units import Unit
@@ -95,14 +97,18 @@ def write_part(
     return Part(**counts, files=(_describe(name, data), *files))
 
 
-def finished_parts(folder: Location, units: Sequence[Unit]) -> dict[int, Part]:
-    """The parts of earlier attempts at this run that are whole and have as many rows as their unit; they are read in full."""
+def finished_parts(folder: Location, units: Sequence[Unit], every: int) -> dict[int, tuple[Part, ids.Hashes]]:
+    """The parts of earlier attempts at this run that are whole and have as many rows as their unit, with a sample of their ids.
+
+    They are read in full, once. `every` samples the ids.
+    """
     planned = {unit.index: unit.rows for unit in units}
     names = [info.base_name for info in folder.files(recursive=False)]
     there = [int(match.group(1)) for name in names if (match := re.fullmatch(r"part-(\d+)\.parquet", name))]
     with ThreadPoolExecutor(16) as pool:
-        parts = pool.map(lambda unit: _read_part(folder, unit), [unit for unit in there if unit in planned])
-        return {part.unit: part for part in parts if part and part.rows + part.rejects == planned[part.unit]}
+        read = pool.map(lambda unit: _read_part(folder, unit, every), [unit for unit in there if unit in planned])
+        found = [pair for pair in read if pair]
+    return {part.unit: (part, hashes) for part, hashes in found if part.rows + part.rejects == planned[part.unit]}
 
 
 def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -> None:
@@ -154,10 +160,9 @@ def read_file(folder: Location, name: str) -> tuple[File, pq.ParquetFile]:
     return _describe(name, data), pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
 
 
-def read_ids(folder: Location, part: Part) -> pa.ChunkedArray:
-    """The ids of a unit, labelled ones first. Raises StorageError, pyarrow.ArrowException."""
-    tables = [read_file(folder, file.name)[1].read(columns=["id"]) for file in part.files]
-    return pa.concat_tables(tables, promote_options="permissive").column(0)
+def label_files(folder: Location, units: int) -> list[Location]:
+    """The files that readers of a complete run of so many units read."""
+    return [folder / part_name(unit) for unit in range(units)]
 
 
 def read_manifest(output: Location, run: str) -> dict[str, Any]:
@@ -193,21 +198,21 @@ def _parquet(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Buffer:
 
 def _standing(folder: Location, unit: int, rows: int) -> Part | None:
     """The part of this unit where it is there and whole."""
-    part = _read_part(folder, unit) if (folder / part_name(unit)).exists() else None
-    return part if part and part.rows + part.rejects == rows else None
+    found = _read_part(folder, unit, every=1) if (folder / part_name(unit)).exists() else None
+    return found[0] if found and found[0].rows + found[0].rejects == rows else None
 
 
-def _read_part(folder: Location, unit: int) -> Part | None:
-    """A finished unit with its files, or None: not a whole part of ours, the unit is done again."""
+def _read_part(folder: Location, unit: int, every: int) -> tuple[Part, ids.Hashes] | None:
+    """A finished unit and a sample of its ids, or None: not a whole part of ours, the unit is done again."""
     name = part_name(unit)
     try:
         labels, parquet = read_file(folder, name)
         counts = json.loads((parquet.metadata.metadata or {})[_COUNTS])
-        files = (labels, *([read_file(folder, f"{REJECTS}/{name}")[0]] if counts["rejects"] else []))
-        part = Part(**counts, files=files)
+        read = [(labels, parquet), *([read_file(folder, f"{REJECTS}/{name}")] if counts["rejects"] else [])]
+        part = Part(**counts, files=tuple(file for file, _ in read))
+        hashes = [ids.sample(parquet.read(columns=["id"]).column(0), every) for _, parquet in read]
     except (pa.ArrowException, StorageError, OSError, KeyError, ValueError, TypeError):
         return None
-    whole = (
-        part.unit == unit and labels.rows == part.rows and sum(file.rows for file in files) == part.rows + part.rejects
-    )
-    return part if whole else None
+    total = sum(file.rows for file in part.files)
+    whole = part.unit == unit and labels.rows == part.rows and total == part.rows + part.rejects
+    return (part, np.concatenate(hashes)) if whole else None

@@ -1,5 +1,6 @@
 """The MLflow run of a job, and the model registry."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -59,6 +60,7 @@ def connect() -> str:
         # The first to come creates the tables; MLflow itself does not expect two to come at once.
         with locked(_beside(uri)) if uri.startswith("sqlite:") else contextlib.nullcontext():
             mlflow.search_experiments(max_results=1)
+        _close_abandoned_runs()
     except MlflowException as error:
         raise TrackingError(
             f"MLflow store {_shown(uri)}: cannot be used: {_shown(str(error).splitlines()[0])}; set MLFLOW_TRACKING_URI"
@@ -91,7 +93,6 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
             mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
     mlflow.set_experiment(config.experiment)
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
-    _close_abandoned_runs(config.experiment)
     active = mlflow.start_run(run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
     status = "FAILED"
     try:
@@ -113,10 +114,10 @@ def _process() -> dict[str, str]:
     return {"cataloger.host": socket.gethostname(), "cataloger.pid": str(os.getpid())}
 
 
-def _close_abandoned_runs(experiment: str) -> None:
+def _close_abandoned_runs() -> None:
     """Close the runs of processes of this machine that were killed: nobody else will."""
     query = f"attributes.status = 'RUNNING' AND tags.`cataloger.host` = '{socket.gethostname()}'"
-    for run in mlflow.search_runs(experiment_names=[experiment], filter_string=query, output_format="list"):
+    for run in mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list"):
         pid = int(run.data.tags["cataloger.pid"])
         if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
             MlflowClient().set_terminated(run.info.run_id, "KILLED")
@@ -205,9 +206,7 @@ def fetch_model(uri: str) -> ModelSource:
             uri = f"models:/{name}/{found.version}"
         if uri.startswith("models:/"):
             version = uri.removeprefix("models:/")
-        folder = Path(
-            mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=tempfile.mkdtemp(prefix="cataloger-model-"))
-        )
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_download_folder())))
     except (MlflowException, OSError) as error:
         raise ModelError(
             f"model {uri}: not found in MLflow at {_shown(mlflow.get_tracking_uri())} ({str(error).splitlines()[0]}); {_known_models()}"
@@ -226,9 +225,16 @@ def _fetch_folder(uri: str) -> Path:
         )
     if location.is_local:
         return Path(location.path)
-    folder = Path(tempfile.mkdtemp(prefix="cataloger-model-"))
+    folder = _download_folder()
     for info in location.files(recursive=False):
         (folder / info.base_name).write_bytes((location / info.base_name).read())
+    return folder
+
+
+def _download_folder() -> Path:
+    """A folder that goes when the process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="cataloger-model-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 

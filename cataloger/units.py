@@ -13,8 +13,8 @@ from cataloger.errors import CatalogError
 
 # A unit of a large catalog; smaller catalogs are cut finer so that every actor gets some.
 MAX_UNIT_ROWS = 65_536
-MIN_UNIT_ROWS = 4_096
-UNITS_OF_A_SMALL_CATALOG = 32
+MIN_UNIT_ROWS = 8_192
+UNITS_OF_A_SMALL_CATALOG = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Unit:
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
     """Cut a catalog into units in file order; a function of the catalog alone, so that every run cuts it alike.
 
-    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 32 units.
+    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units.
     Small files and row groups share a unit, large row groups are cut.
     """
     if unit_rows is None:
@@ -103,7 +103,7 @@ def _read_segment(filesystem: pafs.FileSystem, segment: Segment, schema: pa.Sche
                 raise pa.ArrowInvalid(f"row group {segment.row_group} has fewer rows than when the run was planned")
             return pa.table([_cast(table.column(field.name), field.type) for field in schema], schema=schema)
     except (pa.ArrowException, OSError, IndexError, KeyError) as error:
-        raise unreadable(segment.path, error) from error
+        raise unreadable(filesystem, segment.path, error) from error
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:

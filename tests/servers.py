@@ -58,6 +58,7 @@ def seaweed(folder: Path, port: int, key: str, secret: str) -> Iterator[subproce
     ports += [f"-{name}={free_port()}" for name in ("filer.port", "filer.port.grpc", "s3.port.grpc")]
     command = [
         str(BIN / "weed"),
+        "-logdir=.",
         "server",
         "-dir=data",
         "-ip=127.0.0.1",
@@ -82,6 +83,9 @@ def seaweed(folder: Path, port: int, key: str, secret: str) -> Iterator[subproce
     finally:
         server.kill()  # SIGTERM takes 15 s
         server.wait()
+        for used in [port, *(flag.rsplit("=")[-1] for flag in ports)]:
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{used}.sock"):
+                socket_file.unlink()
 
 
 @contextlib.contextmanager
@@ -97,7 +101,9 @@ def mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
         str(folder / "artifacts"),
     ]
     with open(folder / "log", "wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        # Its job queues, which nothing here uses, would stay behind in shared memory.
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def kill() -> None:
         with contextlib.suppress(ProcessLookupError):

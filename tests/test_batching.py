@@ -3,7 +3,7 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cataloger.batching import Tokens, pack, shuffled_batches
+from cataloger.batching import BATCHES_PER_START, Tokens, pack, shuffled_batches
 
 lengths = st.lists(st.integers(1, 200), max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -15,6 +15,21 @@ def test_every_row_is_packed_once_within_the_budget(lengths: np.ndarray, budget:
     assert sorted(rows) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+
+
+@given(lengths, st.integers(64, 2_000))
+def test_no_simpler_cut_costs_less(lengths: np.ndarray, budget: int) -> None:
+    def cost(batches: list[np.ndarray]) -> float:
+        return sum(len(batch) * lengths[batch].max() + budget / BATCHES_PER_START for batch in batches)
+
+    def cut(rows: np.ndarray) -> list[np.ndarray]:
+        room = max(1, budget // lengths[rows].max(initial=1))
+        return [rows[start : start + room] for start in range(0, len(rows), room)]
+
+    packed = cost(list(pack(lengths, budget)))
+    without_padding = [batch for length in np.unique(lengths) for batch in cut(np.flatnonzero(lengths == length))]
+    assert packed <= cost(without_padding) + 1e-9
+    assert packed <= cost(cut(np.argsort(-lengths))) + 1e-9
 
 
 @given(lengths, st.integers(1, 16), st.integers(0, 3))

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from cataloger.effort import Effort
+from cataloger import effort as effort_module
+from cataloger.effort import Effort, SharedClock
 
 
 def test_efforts_add_up_and_say_where_the_time_goes() -> None:
@@ -33,3 +34,15 @@ def test_a_stage_is_timed_even_when_it_fails() -> None:
 def test_nothing_done_is_no_division_by_zero() -> None:
     assert Effort().describe(0.0).startswith("0 tokens/s, 0.0% padding")
     assert Effort().metrics(0.0)["padding_waste"] == 0.0
+
+
+def test_blocks_at_the_same_time_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = iter([0.0, 0.0, 1.0, 3.0, 4.0])
+    monkeypatch.setattr(effort_module, "perf_counter", lambda: next(moments))
+    clock, one, two = SharedClock(), Effort(), Effort()
+    with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
+        first.enter_context(one.timed("forward", clock))
+        second.enter_context(two.timed("forward", clock))
+        first.close()
+        second.close()
+    assert (one.forward_seconds, two.forward_seconds) == (2.0, 2.0), "four seconds in all"

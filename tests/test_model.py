@@ -1,4 +1,5 @@
 import importlib.util
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def test_out_of_memory_halves_the_batches_and_changes_no_label(
     expected, engine, longest = loaded.predict(tokens), loaded.engine, int(tokens.lengths.max())
 
     def short_of_memory(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
-        if ids.size > 2 * longest:
+        if ids.size > longest:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return engine(ids, mask)
 
@@ -131,6 +132,16 @@ def test_out_of_memory_halves_the_batches_and_changes_no_label(
     monkeypatch.setattr(loaded, "engine", without_memory)
     with pytest.raises(torch.OutOfMemoryError):
         loaded.predict(tokens)
+
+
+def test_several_threads_may_predict_at_once(bundle: Path, tokens: Tokens) -> None:
+    loaded = Bundle(bundle)
+    expected = loaded.predict(tokens)
+    loaded.token_budget = 40  # several batches each
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: loaded.predict(tokens), range(40)):
+            np.testing.assert_array_equal(found.labels, expected.labels)
+            np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-3)
 
 
 def test_a_token_that_the_model_does_not_have_is_named(bundle: Path) -> None:

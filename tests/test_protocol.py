@@ -121,7 +121,7 @@ def drive(output: Location, inputs: str) -> None:
     run = pointer.choose(output, inputs, seen)
     folder = snapshot.run_folder(output, run)
     if not snapshot.is_complete(output, run):
-        parts = snapshot.finished_parts(folder, UNITS)
+        parts = {unit: part for unit, (part, _) in snapshot.finished_parts(folder, UNITS, 1).items()}
         for unit in UNITS:
             if unit.index not in parts:
                 rows = IDS[unit.index]

@@ -187,7 +187,7 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
     def parts() -> list[Location]:
         return [output / info.path.removeprefix(output.path + "/") for info in output.files() if "/part-" in info.path]
 
-    units, unit_rows = 32, 7_320
+    units, unit_rows = 16, 14_640
     driver = subprocess.Popen(command, env=free_of_ray(), start_new_session=True, stderr=subprocess.DEVNULL)
     while len(parts()) < units // 2 and driver.poll() is None:
         time.sleep(0.2)
