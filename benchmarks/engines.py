@@ -3,10 +3,9 @@
 python benchmarks/engines.py
 """
 
-import tempfile
-from collections.abc import Callable
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import tyro
 
 from cataloger import engines
 from cataloger.batching import pack
-from yardsticks import make_bundle, report, seconds, titles, tokens_of
+from yardsticks import make_bundle, report, seconds, titles, tokens_of, workroom
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config)
-    with tempfile.TemporaryDirectory() as folder:
-        room = Path(folder)
+    with workroom() as room:
         bundle = make_bundle(room / "bundle")
         tokens = tokens_of(bundle, titles(config.rows, room).column("title").combine_chunks())
         compiled = engines.Torch(bundle, "cpu", torch.bfloat16)
@@ -50,9 +48,9 @@ def main() -> None:
         report("engines", f"{config.rows:,} titles, MiniLM, batches sorted and ready", rows, ("engine", "rows/s"))
 
 
-def run_all(engine: Callable[..., object], batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    for ids, mask in batches:
-        engine(ids, mask)
+def run_all(engine: engines.Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    with ThreadPoolExecutor(engine.streams) as pool:
+        deque(pool.map(lambda batch: engine(*batch), batches), maxlen=0)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,6 @@ python benchmarks/gpu.py                                   # needs a GPU
 python benchmarks/gpu.py --device cpu --size tiny --rows 500   # does it run?
 """
 
-import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,15 +15,13 @@ import torch
 import tyro
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+from cataloger import runtime
 from cataloger.batching import Tokens
 from cataloger.bundle import Spec, base_model_folder
-from cataloger.config import LabelConfig
-from cataloger.labeling import LabelResult, label
 from cataloger.network import new_classifier, save_bundle
 from cataloger.taxonomy import Taxonomy
 from cataloger.text import compose
-from labeling import steady_rate
-from yardsticks import REAL, forward_rate, report, seconds, titles, tokens_of
+from yardsticks import REAL, forward_rate, report, seconds, steady_state, titles, tokens_of, workroom
 
 SHAPES = {
     "base": BertConfig(),
@@ -48,27 +43,15 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config)
-    with tempfile.TemporaryDirectory() as folder:
-        room = Path(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{room}/mlflow.db"
-        logging.getLogger("cataloger").setLevel(logging.WARNING)
+    with workroom() as room, runtime.session():
         bundle = make_bundle(room, SHAPES[config.size])
         matmul = matmul_rate(config.device)
         rows: list[dict[str, object]] = []
         for name, table in catalogs(config.rows, room).items():
-            pq.write_table(table, room / f"{name}.parquet")
             tokens = tokens_of(bundle, table.slice(0, 200_000).column("title").combine_chunks(), 128)
             forward = forward_rate(bundle, tokens, config.device)
             flops = forward * flops_per_row(tokens, SHAPES[config.size])
-            results: list[LabelResult] = []
-            labels = LabelConfig(
-                catalog=str(room / f"{name}.parquet"),
-                output=str(room / f"labels-{name}"),
-                model=str(bundle),
-                text_columns=("title",),
-            )
-            took = seconds(lambda labels=labels, results=results: results.append(label(labels)))  # type: ignore[misc]
-            steady = steady_rate(room / f"labels-{name}", results[0])
+            steady, took, _ = steady_state(bundle, table, room)
             rows.append(
                 {
                     "catalog": name,
@@ -79,7 +62,7 @@ def main() -> None:
                     "÷ matmul": flops / matmul,
                     "end to end rows/s": steady,
                     "÷ forward": steady / forward,
-                    "whole wall, s": took,
+                    "whole job, s": took,
                 }
             )
         report(f"gpu-{config.size}", f"BERT-{config.size}; bf16 matmul {matmul / 1e12:,.1f} TFLOP/s", rows)

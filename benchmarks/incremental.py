@@ -3,11 +3,7 @@
 python benchmarks/incremental.py
 """
 
-import logging
-import os
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +11,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from cataloger.labeling import LabelResult
-from labeling import run
-from yardsticks import make_bundle, report, seconds, titles
+from yardsticks import make_bundle, report, run, seconds, titles, workroom
 
 
 @dataclass(frozen=True)
@@ -29,10 +24,7 @@ class Config:
 
 def main() -> None:
     config = tyro.cli(Config)
-    with tempfile.TemporaryDirectory() as folder:
-        room = Path(folder)
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{room}/mlflow.db"
-        logging.getLogger("cataloger").setLevel(logging.WARNING)
+    with workroom() as room:
         bundle, table, results = make_bundle(room / "bundle"), titles(config.rows, room), list[LabelResult]()
         rows: list[dict[str, object]] = []
         for changed in (1.0, 0.0, 0.01, 0.1):

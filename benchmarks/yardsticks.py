@@ -1,9 +1,15 @@
 """What the benchmarks share: real titles, a model of full size, the raw forward pass, and tables with a picture."""
 
 import json
+import logging
+import os
 import platform
+import tempfile
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,7 +22,8 @@ from rich.table import Table
 
 from cataloger.batching import Tokens, pack
 from cataloger.bundle import Spec, base_model_folder, load_tokenizer, tokenize
-from cataloger.config import Precision, SampleConfig
+from cataloger.config import LabelConfig, Precision, SampleConfig
+from cataloger.labeling import LabelResult, label
 from cataloger.model import Bundle
 from cataloger.network import new_classifier, save_bundle
 from cataloger.sample import generate
@@ -26,6 +33,15 @@ REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"
 # As long as MiniLM can read: no title is cut, so the few long ones cost whoever pads to them what they cost in practice.
 MAX_TOKENS = 512
 RESULTS = Path(__file__).parent / "results"
+
+
+@contextmanager
+def workroom() -> Iterator[Path]:
+    """A folder for as long as the benchmark runs, with the jobs' MLflow store in it; the jobs report problems only."""
+    logging.getLogger("cataloger").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        yield Path(folder)
 
 
 def titles(rows: int | None, room: Path) -> pa.Table:
@@ -64,13 +80,33 @@ def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: P
     ready = [tokens.padded(rows, bundle.pad_id) for rows in pack(tokens.lengths, bundle.token_budget)]
 
     def forward(chosen: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        for ids, mask in chosen:
-            bundle.engine(ids, mask)
+        with ThreadPoolExecutor(bundle.engine.streams) as pool:
+            deque(pool.map(lambda batch: bundle.engine(*batch), chosen), maxlen=0)
         if device == "cuda":
             torch.cuda.synchronize()
 
     forward(ready[:: max(1, len(ready) // 8)])
     return len(tokens) / seconds(lambda: forward(ready))
+
+
+def run(bundle: Path, catalog: Path, output: Path) -> LabelResult:
+    """The labelling job as a user runs it, Ray's start-up included."""
+    return label(LabelConfig(catalog=str(catalog), output=str(output), model=str(bundle), text_columns=("title",)))
+
+
+def steady_state(bundle: Path, table: pa.Table, room: Path) -> tuple[float, float, LabelResult]:
+    """(rows/s that the second half of the rows took, seconds of the whole job, its result).
+
+    One job with half of the rows, one with all: start-up and end are in both and cancel.
+    """
+    took, results = [], []
+    for rows in (len(table) // 2, len(table)):
+        pq.write_table(table.slice(0, rows), room / f"{rows}.parquet")
+        output = Path(tempfile.mkdtemp(dir=room))
+        took.append(
+            seconds(lambda rows=rows, output=output: results.append(run(bundle, room / f"{rows}.parquet", output)))
+        )  # type: ignore[misc]
+    return (len(table) - len(table) // 2) / (took[1] - took[0]), took[1], results[1]
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -3,7 +3,29 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from threading import Lock
 from time import perf_counter
+
+
+class SharedClock:
+    """Runs at 1/n of real time while n blocks are being timed with it, so that their durations add up to the real one."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.now, self.active, self.last = 0.0, 0, perf_counter()
+
+    def enter(self) -> float:
+        return self._change(1)
+
+    def leave(self) -> float:
+        return self._change(-1)
+
+    def _change(self, active: int) -> float:
+        with self.lock:
+            time = perf_counter()
+            self.now += (time - self.last) / max(1, self.active)
+            self.last, self.active = time, self.active + active
+            return self.now
 
 
 @dataclass
@@ -38,14 +60,15 @@ class Effort:
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the duration of the block to the stage's seconds."""
-        started = perf_counter()
+    def timed(self, stage: str, clock: "SharedClock | None" = None) -> Iterator[None]:
+        """Add the duration of the block to the stage's seconds; with a clock, its share of what several blocks took at once."""
+        clock = clock or SharedClock()
+        started = clock.enter()
         try:
             yield
         finally:
             name = f"{stage}_seconds"
-            setattr(self, name, getattr(self, name) + perf_counter() - started)
+            setattr(self, name, getattr(self, name) + clock.leave() - started)
 
     def describe(self, seconds: float) -> str:
         """One line for a log, after so many seconds."""

@@ -4,13 +4,9 @@ PyTorch on GPUs, OpenVINO on CPUs where it is installed (`pip install 'cataloger
 the figures. OpenVINO's form of a network is made once per node and kept there; starting from it needs no transformers.
 """
 
-import fcntl
 import importlib.util
-import json
-import logging
-import shutil
 import sys
-import tempfile
+import threading
 import warnings
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,9 +18,9 @@ import torch
 from cataloger.bundle import digest
 from cataloger.config import Precision
 from cataloger.errors import ConfigError
-from cataloger.storage import node_folder
+from cataloger.storage import once_per_node
 
-log = logging.getLogger(__name__)
+NETWORK = "network.xml"
 
 
 class Engine(Protocol):
@@ -33,6 +29,8 @@ class Engine(Protocol):
     name: str
     # Padded tokens per forward pass: enough to keep the chip busy, small enough for its caches (CPU) or memory (GPU).
     token_budget: int
+    # How many batches to give it at once, each from a thread of its own.
+    streams: int
 
     def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
         """Logits, float32 [rows, categories] on the device, of token ids and attention mask [rows, tokens]."""
@@ -66,6 +64,8 @@ def resolve_dtype(precision: Precision, device: str) -> torch.dtype:
 class Torch:
     """PyTorch, eager."""
 
+    streams = 1
+
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         from cataloger.network import load_network
 
@@ -86,45 +86,37 @@ class Torch:
 
 
 class OpenVino:
-    """OpenVINO on the CPU, with as many threads as PyTorch would use."""
+    """OpenVINO on the CPU: one batch for each thread that PyTorch would use.
 
-    token_budget = 8_192
+    Threads that share a batch wait for each other at every layer, and for whatever else the core does meanwhile.
+    """
+
+    token_budget = 4_096
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         openvino = _openvino()
         hint = "bf16" if dtype == torch.bfloat16 else "f32"
         self.name = f"OpenVINO {hint}"
+        self.streams = torch.get_num_threads()
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": self.streams,
+            "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
-            "PERFORMANCE_HINT": "LATENCY",
+            "PERFORMANCE_HINT": "THROUGHPUT",
         }
-        network = openvino.Core().compile_model(str(_converted(folder)), "CPU", settings)
-        self.request = network.create_infer_request()
+        # Made once per node; starting from it needs no transformers.
+        kept = once_per_node("openvino", digest(folder), lambda aside: _convert(folder, aside / NETWORK))
+        self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
+        self.own = threading.local()
+        # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
+        self(np.zeros((1, 2), np.int64), np.ones((1, 2), np.bool_))
 
     def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
-        (logits,) = self.request.infer([ids, mask.astype(np.int64)], share_inputs=True).values()
+        if not hasattr(self.own, "request"):
+            self.own.request = self.network.create_infer_request()
+        (logits,) = self.own.request.infer([ids, mask.astype(np.int64)], share_inputs=True).values()
         return torch.from_numpy(logits)
-
-
-def _converted(folder: Path) -> Path:
-    """The bundle's network in OpenVINO's form, made by the first process of the node that asks; the others wait."""
-    parent = node_folder()
-    kept = parent / f"openvino-{digest(folder)}"
-    if kept.is_dir():
-        return kept / "network.xml"
-    with open(parent / "openvino.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not kept.is_dir():
-            aside = Path(tempfile.mkdtemp(dir=parent))
-            try:
-                _convert(folder, aside / "network.xml")
-                aside.rename(kept)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return kept / "network.xml"
 
 
 def _convert(folder: Path, target: Path) -> None:
@@ -157,10 +149,3 @@ def _openvino() -> Any:
     import openvino
 
     return openvino
-
-
-def network_shape(folder: Path) -> tuple[int, int]:
-    """(padding token, size of the vocabulary) of a bundle's network; a mean-pooled one wraps those of its encoder."""
-    config = json.loads((folder / "config.json").read_text())
-    encoder = config.get("encoder") or config
-    return int(encoder.get("pad_token_id") or 0), int(encoder["vocab_size"])

@@ -1,6 +1,7 @@
 """A loaded bundle: tokens in, calibrated categories out."""
 
 import math
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from cataloger.batching import Tokens, pack
-from cataloger.bundle import read_spec
+from cataloger.bundle import network_shape, read_spec
 from cataloger.config import Precision
-from cataloger.engines import load_engine, network_shape
+from cataloger.engines import load_engine
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -30,13 +31,15 @@ class Predictions:
 
 
 class Bundle:
-    """A loaded bundle, ready to predict on one device."""
+    """A loaded bundle, ready to predict on one device. Several threads may predict at once: the engine takes their batches in turn."""
 
     def __init__(self, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> None:
         self.spec = read_spec(folder)
         self.engine = load_engine(folder, device, precision)
         self.token_budget = self.engine.token_budget
         self.halvings = 0
+        self._streams = self.engine.streams
+        self._turns = ThreadPoolExecutor(self._streams)
         self.pad_id, self.vocabulary = network_shape(folder)
         taxonomy = self.spec.taxonomy
         self._groups = [torch.from_numpy(group).to(device) for group in taxonomy.groups]
@@ -47,31 +50,32 @@ class Bundle:
 
         Raises IndexError for a token the model does not have.
         """
+        budget = self.token_budget
         try:
             return self._predict(tokens, min(alternatives + 1, len(self.spec.categories)))
         except torch.OutOfMemoryError:
-            if self.token_budget <= int(tokens.lengths.max()):
+            if budget <= int(tokens.lengths.max()):
                 raise
-        self.token_budget, self.halvings = self.token_budget // 2, self.halvings + 1
+        if budget == self.token_budget:  # no other thread was first
+            self.token_budget, self.halvings = budget // 2, self.halvings + 1
         torch.cuda.empty_cache()
         return self.predict(tokens, alternatives)
 
     def logits(self, tokens: Tokens) -> Iterator[tuple[npt.NDArray[np.int64], torch.Tensor]]:
         """(row numbers, float32 logits [rows, categories] on the device) batch by batch, in the packer's order."""
-        # One batch is in the engine while the caller looks at the one before it and the next one is padded.
-        with ThreadPoolExecutor(1) as pool:
-            before: tuple[npt.NDArray[np.int64], Future[torch.Tensor]] | None = None
-            for rows in pack(tokens.lengths, self.token_budget):
-                ids, mask = tokens.padded(rows, self.pad_id)
-                if ids.max() >= self.vocabulary:
-                    # Checked here: on a GPU it would take the whole process down.
-                    raise IndexError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
-                running = pool.submit(self.engine, ids, mask)
-                if before:
-                    yield before[0], before[1].result()
-                before = rows, running
-            if before:
-                yield before[0], before[1].result()
+        # The engine has its fill while the caller looks at the batch that came out and the next one is padded.
+        ahead: deque[tuple[npt.NDArray[np.int64], Future[torch.Tensor]]] = deque()
+        for rows in pack(tokens.lengths, self.token_budget):
+            ids, mask = tokens.padded(rows, self.pad_id)
+            if ids.max() >= self.vocabulary:
+                # Checked here: on a GPU it would take the whole process down.
+                raise IndexError(f"token {ids.max()} is not in the model's vocabulary of {self.vocabulary}")
+            ahead.append((rows, self._turns.submit(self.engine, ids, mask)))
+            if len(ahead) > self._streams:
+                done, logits = ahead.popleft()
+                yield done, logits.result()
+        for done, logits in ahead:
+            yield done, logits.result()
 
     def _predict(self, tokens: Tokens, best: int) -> Predictions:
         # On the device until the end: nothing waits for a batch while the next one is being packed.

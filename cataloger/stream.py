@@ -21,7 +21,7 @@ from cataloger import answers, carry, runtime
 from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
-from cataloger.effort import Effort
+from cataloger.effort import Effort, SharedClock
 from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_position, undecodable
 from cataloger.units import Unit, read_unit
@@ -95,7 +95,13 @@ def predict_units(
         fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
         batch_size=1,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=shape.min_actors, max_size=shape.max_actors),
+        # Two units at once, whose batches take turns: between units the engine would wait for the next one otherwise.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=shape.min_actors,
+            max_size=shape.max_actors,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
     )
@@ -115,6 +121,7 @@ class Labeler:
         self.out_of_memory = torch.OutOfMemoryError
         self.bundle = Bundle(model.folder(), shape.device, precision)
         self.alternatives = alternatives
+        self.clock = SharedClock()
         if not isinstance(self.bundle.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)
@@ -124,7 +131,7 @@ class Labeler:
         effort = Effort(**json.loads(batch.column("effort")[0].as_py()))
         tokens = Tokens.from_arrow(_unpack(batch.column("tokens")[0]).column(0))
         carried = _unpack(batch.column("carried")[0])
-        with effort.timed("forward"):
+        with effort.timed("forward", self.clock):
             found = self._answer(tokens)
         effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
         effort.slots, effort.halvings = slots(tokens.lengths, self.bundle.token_budget), self.bundle.halvings
