@@ -29,7 +29,7 @@ def published(output: str = "labels") -> pa.Table:
 
 @pytest.fixture
 def catalog(working_folder: Path) -> Path:
-    """Three files, 9,000 rows, two units and more; some rows without text, many repeats."""
+    """Three files, 9,000 rows, two units; some rows without text, many repeats."""
     folder = working_folder / "catalog"
     folder.mkdir()
     for part in range(3):
@@ -64,7 +64,7 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert row["level_confidences"][-1] == pytest.approx(row["confidence"], rel=1e-5)
     assert row["needs_review"] == (row["confidence"] < 0.5)
     assert len(row["text_hash"]) == 32
-    distinct = texts.slice(0, 4_500).drop_null().unique(), texts.slice(4_500).drop_null().unique()
+    distinct = texts.slice(0, 8_192).drop_null().unique(), texts.slice(8_192).drop_null().unique()
     assert result.effort.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
 
 
