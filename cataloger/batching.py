@@ -87,15 +87,14 @@ def slots(lengths: IntArray, token_budget: int) -> int:
     return sum(len(rows) * int(lengths[rows[0]]) for rows in pack(lengths, token_budget))
 
 
-def shuffled_batches(lengths: IntArray, batch_size: int, rng: np.random.Generator) -> list[IntArray]:
-    """Row numbers of one epoch: random batches of `batch_size` rows whose members have similar lengths.
+def shuffled_batches(lengths: IntArray, drawn: IntArray, batch_size: int, rng: np.random.Generator) -> list[IntArray]:
+    """Row numbers of one epoch, those `drawn` in random order, in batches of `batch_size` rows of similar length.
 
-    Rows are shuffled, sorted by length only within pools of 32 batches, and the batches shuffled again: padding
-    shrinks while a batch stays a random sample of its pool. The last batch may be smaller.
+    Rows are sorted by length only within pools of 32 batches, and the batches shuffled again: padding shrinks while a
+    batch stays a random sample of its pool. The last batch may be smaller.
     """
-    order = rng.permutation(len(lengths))
     pool = 32 * batch_size
-    pools = [order[start : start + pool] for start in range(0, len(order), pool)]
+    pools = [drawn[start : start + pool] for start in range(0, len(drawn), pool)]
     batches = []
     for rows in pools:
         rows = rows[np.argsort(lengths[rows], kind="stable")]

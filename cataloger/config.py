@@ -8,6 +8,7 @@ from typing import Literal
 
 Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
+LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,28 @@ class TrainConfig:
     """Labels below the confidence at which this precision was reached on the validation rows are marked needs_review."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
-    num_workers: int = 1
-    """DDP workers: one per GPU, or several sharing the CPUs."""
+    fine_tune: str = "all"
+    """What is trained: all, head, or the number of layers below the head."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each encoder layer to the one below it."""
+    adversarial: float = 0.0
+    """Size of the step against the model that each batch's word embeddings take for a second pass; 0 is off."""
+    average_decay: float = 0.0
+    """Decay per step of the moving average of the weights that is kept in place of the last ones, such as 0.999; 0 is off."""
+    long_tail: LongTail = "off"
+    """What helps rare categories: another loss, or drawing their rows more often."""
+    level_weight: float = 0.0
+    """How much the upper levels of the category tree count in the loss, beside the category itself."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over other categories, near ones in the tree first."""
+    num_workers: str = "1"
+    """DDP workers: one per GPU, or several sharing the CPUs; MIN:MAX starts with what there is and grows."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     seed: int = 0
     """Seed of the initial head, the row order and dropout."""
+    checkpoint_minutes: float = 10.0
+    """Time between checkpoints within an epoch; each epoch ends with one anyway."""
     storage: str = "checkpoints"
     """Folder or s3:// prefix for checkpoints; on several nodes one that all of them reach."""
     experiment: str = "cataloger"

@@ -1,19 +1,19 @@
 """What each Ray Train worker runs: the fine-tuning loop.
 
 Every worker holds all tokens (they are small) and walks the same seeded sequence of global batches; rank r of n takes
-every n-th row of each. So the loss curve does not depend on the number of workers.
+every n-th row of each. So the loss curve does not depend on the number of workers, and after a crash a run goes on from
+its last checkpoint with as many workers as there are then: all randomness is a function of seed, step and rank.
 """
 
+import functools
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
@@ -21,34 +21,25 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
-from torch.nn import functional as F
 
 from cataloger import runtime
-from cataloger.batching import IntArray, Tokens, pack, shuffled_batches
+from cataloger.batching import IntArray, Tokens, shuffled_batches
 from cataloger.bundle import Spec, base_model_folder, network_shape
 from cataloger.config import TrainConfig
 from cataloger.engines import resolve_dtype
-from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
+from cataloger.losses import Loss, draw_rows
 from cataloger.network import new_classifier, save_bundle
+from cataloger.scoring import Examples, Validation
+from cataloger.tuning import adversarial, averaged, parameter_groups
 
-HEAD_RATE = 10.0
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
-EVALUATION_TOKENS = 8_192
-COUNTERS = ("epoch", "step", "seen", "best", "stale")
+# Where a run stands: epochs done, batches of this epoch done, optimiser steps and rows in all; best score, epochs since.
+COUNTERS = ("epoch", "batch", "step", "seen", "best", "stale")
 
 
-@dataclass(frozen=True)
-class Examples:
-    """Tokens and label ids of N rows; label -1 is a category the model does not know."""
-
-    tokens: Tokens
-    labels: IntArray
-
-
-class NotFiniteError(ArithmeticError):
-    """The loss is infinite or not a number."""
+class CannotGoOnError(Exception):
+    """A sentence for the user: a retry would end the same way."""
 
 
 class Loop:
@@ -60,53 +51,73 @@ class Loop:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
         self.device = ray.train.torch.get_device()
-        self.train, self.validation = load_examples(blocks)
+        self.train, held_out = load_examples(blocks)
+        self.validation = Validation(held_out, spec, config.target_precision, self.rank, self.world)
+        counts = np.bincount(self.train.labels, minlength=len(spec.categories))
+        self.loss = Loss(
+            spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, self.device
+        )
         self.base = base_model_folder(self.config.base_model)
         torch.manual_seed(self.config.seed)
         plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
         self.pad_id, _ = network_shape(self.base)
+        self.optimizer = torch.optim.AdamW(parameter_groups(plain, config), fused=True)
         self.model = ray.train.torch.prepare_model(plain)
         self.plain = plain
+        self.average = averaged(plain, config.average_decay) if config.average_decay else None
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16
-        self.peak = config.learning_rate or default_learning_rate(plain)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(plain, self.peak, config.weight_decay), fused=True)
-        self.epoch, self.step, self.seen, self.best, self.stale = 0, 0, 0, -1.0, 0
+        self.epoch, self.batch, self.step, self.seen, self.best, self.stale = 0, 0, 0, 0, -1.0, 0
+        self.saved = time.monotonic()
         self._resume()
-        # Dropout differs by rank; the data order must not, and has generators of its own.
-        torch.manual_seed(self.config.seed * 1_000_003 + self.rank + 1_009 * self.epoch)
 
     def run(self) -> None:
         """Train until the last epoch or until validation stops improving."""
+        if ray.get(self.board.reason_to_give_up.remote()):
+            return
         try:
             self._run_epochs()
-        except NotFiniteError as problem:  # on every rank alike: the losses are summed over all
+        except CannotGoOnError as problem:  # on every rank alike: the losses are summed over all
             ray.get(self.board.give_up.remote(str(problem)))
+        except torch.OutOfMemoryError:
+            remedy = "lower --batch-size or --max-tokens, or use more workers"
+            ray.get(self.board.give_up.remote(f"the GPU ran out of memory at step {self.step + 1}; {remedy}"))
+            raise  # the other ranks wait for this one
 
     def _run_epochs(self) -> None:
         while self.epoch < self.config.epochs and self.stale < self.config.patience:
             self._train_epoch()
-            self.epoch += 1
-            metrics, spec = self._validate()
+            self.epoch, self.batch = self.epoch + 1, 0
+            # Not through DDP: its forward talks to the other ranks, which may have fewer batches.
+            logits_of = functools.partial(self._logits, self._result().eval())
+            metrics, spec = self.validation.score(logits_of, self.device)
             self.stale = 0 if metrics["val_weighted_f1"] > self.best else self.stale + 1
             self.best = max(self.best, metrics["val_weighted_f1"])
             self._post(
                 {self.step: {**metrics, "epoch": float(self.epoch)}}, f"validation F1 {metrics['val_weighted_f1']:.3f}"
             )
-            self._report(metrics, spec)
+            self._save(metrics, spec)
 
     def _train_epoch(self) -> None:
         self.model.train()
         rng = np.random.default_rng([self.config.seed, self.epoch])
         losses: list[torch.Tensor] = []
         rows = len(self.train.labels)
-        for batch in shuffled_batches(self.train.tokens.lengths, self.config.batch_size, rng):
+        balanced = self.config.long_tail == "sampling"
+        drawn = draw_rows(self.train.labels, len(self.spec.categories), rng, balanced=balanced)
+        batches = shuffled_batches(self.train.tokens.lengths, drawn, self.config.batch_size, rng)
+        for batch in batches[self.batch :]:
+            # Dropout differs by rank; the order of the rows does not.
+            torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate(self.seen / (rows * self.config.epochs))
             losses.append(self._step(batch))
             self.seen += len(batch)
-            self.step += 1
-            if self.step % STEPS_PER_LOG == 0 or self.seen == rows * (self.epoch + 1):
-                self._log_losses(losses, rate)
+            self.step, self.batch = self.step + 1, self.batch + 1
+            if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
+                due = self._log_losses(losses, rate)
                 losses = []
+                if due and self.batch < len(batches):
+                    # Below every real score: the newest checkpoint is where a run goes on, never the one that is registered.
+                    self._save({"val_weighted_f1": -1.0}, None)
 
     def _step(self, batch: IntArray) -> torch.Tensor:
         """One optimiser step on a global batch; this rank's share of its mean loss, detached."""
@@ -114,17 +125,24 @@ class Loop:
         # With fewer rows than ranks, an idle rank still has to take part in the gradient exchange.
         rows, weight = (mine, 1.0) if len(mine) else (batch[:1], 0.0)
         labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
-        total = (
-            F.cross_entropy(self._logits(self.model, self.train.tokens, rows), labels, reduction="sum")
-            * weight
-            / len(batch)
-        )
-        # DDP averages over ranks; the factor turns that into the sum.
-        (total * self.world).backward()
+
+        def backward() -> torch.Tensor:
+            losses = self.loss(self._logits(self.model, self.train.tokens, rows), labels)
+            total = losses.sum() * weight / len(batch)
+            # DDP averages over ranks; the factor turns that into the sum.
+            (total * self.world).backward()
+            return total.detach()
+
+        loss = backward()
+        if self.config.adversarial:
+            with adversarial(self.plain.get_input_embeddings().weight, self.config.adversarial):
+                backward()
         torch.nn.utils.clip_grad_norm_(self.plain.parameters(), GRADIENT_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return total.detach()
+        if self.average:
+            self.average.update_parameters(self.plain)
+        return loss
 
     def _logits(self, model: torch.nn.Module, tokens: Tokens, rows: IntArray) -> torch.Tensor:
         ids, mask = tokens.padded(rows, self.pad_id)
@@ -134,6 +152,10 @@ class Loop:
             )
         return output.logits.float()  # type: ignore[no-any-return]
 
+    def _result(self) -> Any:
+        """The network to validate and to keep."""
+        return self.average.module if self.average else self.plain
+
     def _set_learning_rate(self, progress: float) -> float:
         """Linear warm-up, then linear decay to zero; `progress` in [0, 1) is the share of training done."""
         warmup = self.config.warmup_fraction
@@ -142,21 +164,25 @@ class Loop:
             group["lr"] = group["peak"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _log_losses(self, losses: Sequence[torch.Tensor], rate: float) -> None:
-        shares = torch.stack(list(losses))
+    def _log_losses(self, losses: Sequence[torch.Tensor], rate: float) -> bool:
+        """Log the losses since the last time; whether a checkpoint is due, by the clock of rank 0."""
+        due = self.rank == 0 and time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
+        shares = torch.stack([*losses, losses[0].new_tensor(float(due))])
         if self.world > 1:
             dist.all_reduce(shares)
-        values = shares.tolist()
+        *values, overdue = shares.tolist()
         if not np.isfinite(values).all():
             step = self.step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
-            raise NotFiniteError(
-                f"the loss at step {step} is not a finite number; lower --learning-rate (it peaks at {self.peak:.2g}) "
+            rate = min(group["peak"] for group in self.optimizer.param_groups)
+            raise CannotGoOnError(
+                f"the loss at step {step} is not a finite number; lower --learning-rate (it peaks at {rate:.2g}) "
                 "or use --precision fp32"
             )
         first = self.step - len(values) + 1
         steps: dict[int, dict[str, float]] = {step: {"train_loss": loss} for step, loss in enumerate(values, first)}
         steps[self.step]["learning_rate"] = rate
         self._post(steps, f"loss {np.mean(values):.3f}")
+        return bool(overdue)
 
     def _post(self, steps: dict[int, dict[str, float]], note: str) -> None:
         """Show rank 0's progress and hand its metrics to the driver."""
@@ -166,82 +192,33 @@ class Loop:
             epoch = -(-self.seen // len(self.train.labels))
             self.board.post.remote(self.seen, f"epoch {epoch}/{self.config.epochs}  {note}", metrics)
 
-    def _validate(self) -> tuple[dict[str, float], Spec]:
-        """Validation metrics, and the spec with temperature and review threshold fitted on the validation rows."""
-        self.model.eval()
-        rows, predicted, confidences, losses = [], [], [], []
-        temperatures = torch.tensor(TEMPERATURES, dtype=torch.float32, device=self.device)
-        for number, batch in enumerate(pack(self.validation.tokens.lengths, EVALUATION_TOKENS)):
-            if number % self.world != self.rank:
-                continue
-            with torch.inference_mode():
-                # Not through DDP: its forward talks to the other ranks, which may have fewer batches.
-                logits = self._logits(self.plain, self.validation.tokens, batch)
-                # log Z at every temperature, [rows, temperatures]: confidence and loss then need no second pass.
-                scores, labels = logits.max(dim=1)
-                normaliser = torch.stack([torch.logsumexp(logits / t, dim=1) for t in temperatures], dim=1)
-                true = torch.from_numpy(self.validation.labels[batch]).to(self.device)
-                truth = logits.gather(1, true.clamp(min=0).unsqueeze(1)) / temperatures
-                loss = torch.where((true >= 0).unsqueeze(1), normaliser - truth, torch.nan)
-            rows.append(batch)
-            predicted.append(labels.cpu().numpy())
-            confidences.append((scores.unsqueeze(1) / temperatures - normaliser).exp().cpu().numpy())
-            losses.append(loss.cpu().numpy())
-        return self._score(
-            *(self._gather(parts, kind) for parts, kind in ((rows, 1), (predicted, 1), (confidences, 2), (losses, 2)))
-        )
-
-    def _gather(self, parts: list[npt.NDArray[Any]], dimensions: int) -> npt.NDArray[Any]:
-        mine = np.concatenate(parts) if parts else np.empty((0, len(TEMPERATURES))[:dimensions])
-        if self.world == 1:
-            return mine
-        everyone: list[Any] = [None] * self.world
-        dist.all_gather_object(everyone, mine)
-        return np.concatenate([part for part in everyone if len(part)])
-
-    def _score(
-        self, rows: IntArray, predicted: IntArray, confidences: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]
-    ) -> tuple[dict[str, float], Spec]:
-        true = self.validation.labels[rows]
-        correct = predicted == true
-        scores = flat_scores(true, predicted)
-        loss = np.nanmean(losses, axis=0) if (true >= 0).any() else np.abs(np.log(TEMPERATURES))
-        best = int(loss.argmin())
-        coverage, threshold = coverage_at(confidences[:, best], correct, self.config.target_precision)
-        plain = int(np.abs(np.log(TEMPERATURES)).argmin())
-        metrics = {
-            "val_loss": float(loss[plain]),
-            "val_accuracy": scores.accuracy,
-            "val_weighted_f1": scores.weighted_f1,
-            "val_macro_f1": scores.macro_f1,
-            "val_calibration_error": expected_calibration_error(confidences[:, best], correct),
-            "val_coverage": coverage,
-            "val_temperature": float(TEMPERATURES[best]),
-        }
-        # Above every confidence when the precision was never reached: then all rows need review.
-        return metrics, replace(self.spec, temperature=float(TEMPERATURES[best]), review_threshold=min(threshold, 1.01))
-
-    def _report(self, metrics: dict[str, float], spec: Spec) -> None:
+    def _save(self, metrics: dict[str, float], spec: Spec | None) -> None:
+        """A checkpoint of all that a run needs to go on; with a spec also the bundle."""
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if self.rank == 0:
-                save_bundle(Path(folder) / "bundle", self.plain, self.base, spec)
-                state = {"optimizer": self.optimizer.state_dict(), **{key: getattr(self, key) for key in COUNTERS}}
-                torch.save(state, Path(folder) / "state.pt")
+                if spec:
+                    save_bundle(Path(folder) / "bundle", self._result(), self.base, spec)
+                state = {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
+                if self.average:
+                    state["average"] = self.average.state_dict()
+                torch.save({**state, **{key: getattr(self, key) for key in COUNTERS}}, Path(folder) / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
+        self.saved = time.monotonic()
 
     def _resume(self) -> None:
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is None:
             return
         with checkpoint.as_directory() as folder:
-            self.plain.load_state_dict(
-                load_file(Path(folder) / "bundle" / "model.safetensors", device=str(self.device))
-            )
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        self.plain.load_state_dict(state["model"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.seen, self.best, self.stale = (state[key] for key in COUNTERS)
+        for key in COUNTERS:
+            setattr(self, key, state[key])
 
 
 def load_examples(blocks: list[Any]) -> tuple[Examples, Examples]:
@@ -255,25 +232,3 @@ def load_examples(blocks: list[Any]) -> tuple[Examples, Examples]:
             Examples(Tokens.from_arrow(side.column("tokens")), side.column("label").to_numpy().astype(np.int64))
         )
     return sides[0], sides[1]
-
-
-def default_learning_rate(model: torch.nn.Module) -> float:
-    """3e-4 for MiniLM's width of 384, falling with the square of the width: 7.5e-5 for BERT-base."""
-    width = next(module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    return 3e-4 * (384 / width) ** 2
-
-
-def _parameter_groups(model: torch.nn.Module, rate: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Four groups: encoder and head, matrices (with weight decay) and vectors (without). `peak` is the highest rate."""
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        groups.setdefault((name.startswith("classifier"), parameter.ndim > 1), []).append(parameter)
-    return [
-        {
-            "params": parameters,
-            "peak": rate * (HEAD_RATE if head else 1.0),
-            "lr": 0.0,
-            "weight_decay": weight_decay if matrix else 0.0,
-        }
-        for (head, matrix), parameters in groups.items()
-    ]

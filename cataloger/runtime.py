@@ -19,7 +19,7 @@ import ray.train
 from ray._private.state import state as ray_state
 
 from cataloger import errors
-from cataloger.errors import ResourceError
+from cataloger.errors import ConfigError, ResourceError
 from cataloger.storage import once_per_node
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
@@ -141,14 +141,22 @@ def wants_gpu(use_gpu: bool) -> bool:
     return False
 
 
-def check_training_workers(num_workers: int, gpu: bool) -> None:
-    """Raises ResourceError when the cluster can never hold that many workers (1 GPU each, or 1 CPU each)."""
+def training_workers(num_workers: str, gpu: bool) -> tuple[int, int]:
+    """(least, most) of `--num-workers N` or `MIN:MAX`.
+
+    Raises ConfigError, and ResourceError when the cluster can never hold the least (1 GPU each, or 1 CPU each).
+    """
+    least, _, most = num_workers.partition(":")
+    most = most or least
+    if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
+        raise ConfigError(f"--num-workers {num_workers}: must be a number such as 4, or a range such as 1:4")
     resource = "GPU" if gpu else "CPU"
     room = int(capacity(resource))
-    if not 1 <= num_workers <= room:
+    if not 1 <= int(least) <= room:
         raise ResourceError(
             f"--num-workers {num_workers}: each worker needs 1 {resource} and the cluster can hold {room}; ask for 1 to {room}"
         )
+    return int(least), int(most)
 
 
 def labelling_shape(use_gpu: bool) -> ActorShape:

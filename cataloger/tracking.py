@@ -83,8 +83,11 @@ def check_nodes(uri: str) -> None:
 
 
 @contextlib.contextmanager
-def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[str]:
-    """An MLflow run around a job: parameters in, FINISHED or FAILED out, whatever happens. Yields the run id."""
+def run(kind: str, name: str, config: Any, tags: Mapping[str, str], again: str | None = None) -> Iterator[str]:
+    """An MLflow run around a job: parameters in, FINISHED or FAILED out, whatever happens. Yields the run id.
+
+    `again` is an earlier run to go on with.
+    """
     experiment = mlflow.get_experiment_by_name(config.experiment)
     if experiment is None and mlflow.get_tracking_uri().startswith("sqlite"):
         # Beside the database and absolute, so that artifacts are found from every working folder.
@@ -93,16 +96,27 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str]) -> Iterator[
             mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
     mlflow.set_experiment(config.experiment)
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
-    active = mlflow.start_run(run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}")
+    active = mlflow.start_run(
+        again, run_name=f"{kind} {name} {time.strftime('%Y-%m-%d %H:%M:%S')}" if not again else None
+    )
     status = "FAILED"
     try:
         mlflow.set_tags({"job": kind, **_process(), **tags})
-        mlflow.log_params(parameters)
+        if not again:
+            mlflow.log_params(parameters)
         yield str(active.info.run_id)
         status = "FINISHED"
     finally:
         with _forgiving():
             mlflow.end_run(status)
+
+
+def status(run_id: str) -> str | None:
+    """RUNNING, FINISHED, FAILED, KILLED, or None when this store has no such run."""
+    try:
+        return str(mlflow.get_run(run_id).info.status)
+    except MlflowException:
+        return None
 
 
 def _beside(uri: str) -> Path:

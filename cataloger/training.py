@@ -1,9 +1,12 @@
 """The driver's side of fine-tuning: check, ingest with Ray Data, train with Ray Train, register in MLflow."""
 
 import functools
+import hashlib
+import itertools
+import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,22 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 from cataloger import progress, runtime, sample, tracking
-from cataloger.bundle import Spec, base_model_folder, load_tokenizer, resolve_pooling
+from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, resolve_pooling
 from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.ingest import Source, ingest
 from cataloger.labels import count_labels, normalise_labels
-from cataloger.storage import check_writable, locate
+from cataloger.storage import Location, check_writable, locate
 from cataloger.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
+# Machines that may be lost; preempted ones, that the cloud announces, don't count.
+MAX_FAILURES = 8
+# In a training's folder, beside Ray's checkpoints.
+BEGUN, DONE = "_begun", "_done"
+# A training that was interrupted may go on with other hardware.
+NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ def train(config: TrainConfig) -> TrainResult:
     _check(config)
     taxonomy, sources = _open(config)
     folder = base_model_folder(config.base_model)
+    _check_fine_tune(config.fine_tune, folder)
     spec = Spec(
         categories=taxonomy.categories,
         text_columns=config.text_columns,
@@ -51,20 +61,56 @@ def train(config: TrainConfig) -> TrainResult:
     storage = locate(config.storage)
     check_writable(storage)
     tracking_uri = tracking.connect()
+    attempt = _begin_or_resume(storage, config, [source.catalog.fingerprint for source in sources])
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
-        runtime.check_training_workers(config.num_workers, gpu)
+        workers = runtime.training_workers(config.num_workers, gpu)
         tags = {
             "catalog": str(sources[0].catalog.location),
             "catalog_fingerprint": spec.catalog_fingerprint,
             "pooling": spec.pooling,
         }
-        with tracking.run("train", Path(config.base_model).name, config, tags) as run_id:
-            return _run(config, spec, sources, gpu, run_id)
+        with tracking.run("train", Path(config.base_model).name, config, tags, attempt.mlflow_run) as run_id:
+            (attempt.folder / BEGUN).write(run_id.encode())
+            result = _run(config, spec, sources, attempt.folder, workers, gpu, run_id)
+            (attempt.folder / DONE).write(b"")
+            return result
 
 
-def _run(config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, run_id: str) -> TrainResult:
+@dataclass(frozen=True)
+class _Attempt:
+    """Where a training run keeps its checkpoints, and the MLflow run that it goes on with after a crash."""
+
+    folder: Location
+    mlflow_run: str | None = None
+
+
+def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> _Attempt:
+    """The first attempt at this training that is neither done nor at work: the same command after a crash goes on with it."""
+    decisive = {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
+    name = hashlib.sha256(json.dumps([decisive, *fingerprints]).encode()).hexdigest()[:16]
+    for number in itertools.count(1):
+        folder = storage / f"{name}-{number}"
+        if not (folder / BEGUN).exists():
+            return _Attempt(folder)
+        mlflow_run = (folder / BEGUN).read().decode()
+        # MLflow knows who is at work: `tracking.connect` has closed the runs of this machine's dead processes.
+        if not (folder / DONE).exists() and tracking.status(mlflow_run) in ("KILLED", "FAILED"):
+            log.info("resuming the training in %s", folder)
+            return _Attempt(folder, mlflow_run)
+    raise AssertionError("itertools.count has no end")
+
+
+def _run(
+    config: TrainConfig,
+    spec: Spec,
+    sources: Sequence[Source],
+    folder: Location,
+    workers: tuple[int, int],
+    gpu: bool,
+    run_id: str,
+) -> TrainResult:
     blocks = ingest(sources, config)
     sides = [ray.get(block).column("validation") for block in blocks]
     total, held_out = sum(map(len, sides)), sum(pc.sum(side).as_py() or 0 for side in sides)
@@ -84,13 +130,17 @@ def _run(config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, 
         config.num_workers,
         "GPU" if gpu else "CPU",
     )
-    storage = locate(config.storage)
 
     def train_loop(setup: dict[str, Any]) -> None:
         # A local function travels by value: neither the driver nor Ray Train's controller imports the heavy loop.
+        from cataloger.errors import CatalogerError
         from cataloger.loop import Loop
 
-        Loop(**setup).run()
+        try:
+            Loop(**setup).run()
+        except CatalogerError as problem:
+            ray.get(setup["board"].give_up.remote(str(problem)))
+            raise
 
     report = functools.partial(tracking.log_steps, run_id)
     with progress.remote_meter("train", config.epochs * (total - held_out), report) as board:
@@ -98,21 +148,25 @@ def _run(config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, 
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=config.num_workers, use_gpu=gpu, resources_per_worker={"GPU": 1} if gpu else {"CPU": 1}
+                num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)
+                use_gpu=gpu,
+                resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
             ),
             run_config=ray.train.RunConfig(
-                name=run_id,
-                storage_path=storage.path,
-                storage_filesystem=storage.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=2),
+                name=folder.path.rpartition("/")[2],
+                storage_path=folder.parent.path,
+                storage_filesystem=folder.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=2, checkpoint_score_attribute="val_weighted_f1", checkpoint_score_order="max"
                 ),
             ),
         )
-        result = trainer.fit()
-        if reason := ray.get(board.reason_to_give_up.remote()):
-            raise TrainingError(reason)
+        try:
+            result = trainer.fit()
+        finally:
+            if reason := ray.get(board.reason_to_give_up.remote()):
+                raise TrainingError(reason)
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
     with best.as_directory() as checkpoint:
         uri = tracking.register(Path(checkpoint) / "bundle", config.model_name, run_id)
@@ -126,16 +180,28 @@ def _run(config: TrainConfig, spec: Spec, sources: Sequence[Source], gpu: bool, 
 
 
 def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "patience", "batch_size", "num_workers"):
+    for name in ("epochs", "patience", "batch_size"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("validation_fraction", "test_fraction", "warmup_fraction"):
+    for name in ("validation_fraction", "test_fraction", "warmup_fraction", "label_smoothing"):
         if not 0 <= getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
+    for name in ("average_decay", "layer_decay"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
+    for name in ("level_weight", "checkpoint_minutes", "adversarial"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
     if config.max_tokens < 3:
         raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
     if not config.text_columns:
         raise ConfigError("--text-columns: name at least one column")
+
+
+def _check_fine_tune(fine_tune: str, base: Path) -> None:
+    layers = encoder_layers(base)
+    if fine_tune not in ("all", "head") and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
+        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, or a number of layers from 1 to {layers}")
 
 
 def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:

@@ -36,11 +36,12 @@ def test_no_simpler_cut_costs_less(lengths: np.ndarray, budget: int) -> None:
 def test_an_epoch_has_every_row_once_in_batches_of_the_size_asked_for(
     lengths: np.ndarray, size: int, seed: int
 ) -> None:
-    batches = shuffled_batches(lengths, size, np.random.default_rng(seed))
+    drawn = np.random.default_rng(seed).permutation(len(lengths))
+    batches = shuffled_batches(lengths, drawn, size, np.random.default_rng(seed))
     rows = np.concatenate(batches) if batches else np.array([], int)
     assert sorted(rows) == list(range(len(lengths)))
     assert sum(len(batch) != size for batch in batches) <= 1 + len(lengths) // (32 * size)
-    again = shuffled_batches(lengths, size, np.random.default_rng(seed))
+    again = shuffled_batches(lengths, drawn, size, np.random.default_rng(seed))
     assert all((left == right).all() for left, right in zip(batches, again, strict=True))
 
 

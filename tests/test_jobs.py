@@ -126,6 +126,10 @@ def test_bad_settings_for_training(job: Job, catalog: Path, monkeypatch: pytest.
     Path("hollow").mkdir()
     refused(job(*base, "--base-model", "hollow"), "no config.json")
     refused(job(*base, "--num-workers", 400), "--num-workers 400", "the cluster can hold")
+    refused(job(*base, "--num-workers", "2:x"), "--num-workers 2:x", "1:4")
+    refused(job(*base, "--fine-tune", "7"), "--fine-tune 7", "from 1 to 6")
+    refused(job(*base, "--average-decay", 1.5), "--average-decay 1.5")
+    refused(job(*base, "--level-weight", -1), "--level-weight -1.0")
     if not os.path.exists("/dev/nvidia0"):
         refused(job(*base, "--use-gpu"), "--use-gpu: the cluster has no GPU")
     Path("file").write_text("in the way")

@@ -1,0 +1,92 @@
+"""What training minimises: cross-entropy over the categories, over the levels of their tree, and fair to the long tail."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional as F
+
+from cataloger.config import LongTail
+from cataloger.taxonomy import Taxonomy
+
+FOCUS = 2.0
+BETA = 0.999
+
+
+class Loss:
+    """Per-row loss of logits. `counts` [categories] are the training rows of each category.
+
+    With a level weight w, the mean cross-entropy of the row's ancestors is added w times; the probability of an ancestor is
+    the sum over the categories below it. With label smoothing s, a share s of the target is spread evenly over the levels
+    of the tree and at each level over the categories that share the row's ancestor there: near categories get more than
+    far ones (after Bertinetto et al. 2020, section 3.2).
+    """
+
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        counts: npt.NDArray[np.int64],
+        long_tail: LongTail = "off",
+        level_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.long_tail, self.level_weight, self.label_smoothing = long_tail, level_weight, label_smoothing
+        self.weight = torch.from_numpy(class_weights(counts)).float().to(device)
+        # Categories without training rows keep a finite prior.
+        self.log_prior = torch.from_numpy(np.log(np.maximum(counts, 0.5) / counts.sum())).float().to(device)
+        self.levels = [torch.from_numpy(group).to(device) for group in taxonomy.groups[:-1]]
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[rows] losses of [rows, categories] float32 logits and [rows] label ids."""
+        # Menon et al. 2021, equation 10, with tau = 1: the prior is added while training, and not when predicting.
+        scores = logits + self.log_prior if self.long_tail == "logit-adjusted" else logits
+        logs = F.log_softmax(scores, dim=1)
+        own = logs.gather(1, labels.unsqueeze(1)).squeeze(1)
+        loss = -own
+        if self.label_smoothing:
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * self._far(logs, labels)
+        if self.long_tail == "focal":  # Lin et al. 2017, equation 4
+            loss = loss * (1 - own.exp()).clamp(min=0) ** FOCUS
+        if self.long_tail == "class-balanced":
+            loss = loss * self.weight[labels]
+        if self.level_weight and self.levels:
+            loss = loss + self.level_weight * self._ancestors(logs, labels)
+        return loss
+
+    def _ancestors(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over the upper levels of -log P(the row's ancestor there)."""
+        losses = []
+        for group in self.levels:
+            outside = group.unsqueeze(0) != group[labels].unsqueeze(1)
+            losses.append(-logs.masked_fill(outside, -torch.inf).logsumexp(dim=1))
+        return torch.stack(losses).mean(dim=0)
+
+    def _far(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over the root and the upper levels of the mean -log p of the categories below the row's ancestor there."""
+        losses = [-logs.mean(dim=1)]
+        for group in self.levels:
+            inside = (group.unsqueeze(0) == group[labels].unsqueeze(1)).float()
+            losses.append(-(logs * inside).sum(dim=1) / inside.sum(dim=1))
+        return torch.stack(losses).mean(dim=0)
+
+
+def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Inverse effective number of rows, (1 - beta) / (1 - beta^n) with beta = 0.999 (Cui et al. 2019, equation 4).
+
+    Scaled so that their mean over the training rows is 1: the learning rate keeps its meaning.
+    """
+    weights = (1 - BETA) / (1 - BETA ** np.maximum(counts, 1).astype(np.float64))
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
+
+
+def draw_rows(
+    labels: npt.NDArray[np.int64], categories: int, rng: np.random.Generator, *, balanced: bool
+) -> npt.NDArray[np.int64]:
+    """The rows of one epoch in random order: every row once, or as many draws in which a category counts by its square root.
+
+    Square-root sampling is that of Mahajan et al. 2018, section 2.2.
+    """
+    if not balanced:
+        return rng.permutation(len(labels))
+    chances = 1 / np.sqrt(np.bincount(labels, minlength=categories)[labels])
+    return rng.choice(len(labels), len(labels), p=chances / chances.sum())

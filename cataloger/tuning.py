@@ -1,0 +1,86 @@
+"""Which weights are trained, how fast, and how steadily."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cataloger.config import TrainConfig
+
+# The head is new, the encoder is not.
+HEAD_RATE = 10.0
+
+
+def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
+    """The encoder layer of each parameter: -1 for the embeddings, the last one for a pooler, None for the head."""
+    numbers = {name: re.search(r"\blayer\.(\d+)\.", name) for name, _ in model.named_parameters()}
+    last = max(int(found.group(1)) for found in numbers.values() if found)
+
+    def layer(name: str) -> int | None:
+        if name.startswith("classifier"):
+            return None
+        found = numbers[name]
+        return int(found.group(1)) if found else last if "pooler" in name else -1
+
+    return {name: layer(name) for name in numbers}
+
+
+def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """AdamW's groups, by layer and by kind: matrices have weight decay, vectors have none. `peak` is a group's highest rate.
+
+    Freezes what is not trained. With a layer decay d, a layer n below the head learns at d^n of the rate.
+    """
+    layers, rate = layers_of(model), config.learning_rate or default_learning_rate(model)
+    last = max(layer for layer in layers.values() if layer is not None)
+    lowest = {"all": -1, "head": last + 1}.get(config.fine_tune)
+    lowest = last + 1 - int(config.fine_tune) if lowest is None else lowest
+    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        layer = layers[name]
+        parameter.requires_grad_(layer is None or layer >= lowest)
+        if parameter.requires_grad:
+            groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "peak": rate * (HEAD_RATE if layer is None else config.layer_decay ** (last - layer)),
+            "lr": 0.0,
+            "weight_decay": config.weight_decay if matrix else 0.0,
+        }
+        for (layer, matrix), parameters in groups.items()
+    ]
+
+
+def default_learning_rate(model: torch.nn.Module) -> float:
+    """3e-4 for MiniLM's width of 384, falling with the square of the width: 7.5e-5 for BERT-base."""
+    width = next(module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    return 3e-4 * (384 / width) ** 2
+
+
+def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
+    """A copy of the model that follows it as an exponential moving average of its weights, one step at a time."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def adversarial(embeddings: torch.nn.Parameter, size: float) -> Iterator[None]:
+    """Move the word embeddings by `size` along their gradient, where the loss rises fastest, for as long as the block runs.
+
+    The fast gradient method of Miyato et al. 2017, equation 8, on the embedding matrix as a whole.
+    """
+    gradient = embeddings.grad
+    norm = 0.0 if gradient is None else float(gradient.norm())
+    if gradient is None or not norm:
+        yield
+        return
+    before = embeddings.detach().clone()
+    with torch.no_grad():
+        embeddings.add_(gradient, alpha=size / norm)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            embeddings.copy_(before)

@@ -1,0 +1,116 @@
+"""Promise: training goes on from its last checkpoint after any process is killed, and its loss curve shows no trace of it."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+import ray
+from mlflow import MlflowClient
+from test_kills import descendants
+from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
+
+from cataloger.config import TrainConfig
+from cataloger.training import train
+from conftest import ROOT, on_ray
+from test_training import losses
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """Tiny, with dropout: where a run goes on, its random numbers have to as well."""
+    folder = tmp_path_factory.mktemp("base")
+    set_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertModel(BertConfig(**shape)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+def settings(base: Path, labelled: Path, name: str) -> dict[str, object]:
+    return {
+        "catalog": str(labelled),
+        "base_model": str(base),
+        "epochs": 2,
+        "batch_size": 16,
+        "max_tokens": 24,
+        "learning_rate": 5e-3,
+        "precision": "fp32",
+        "checkpoint_minutes": 0.0,
+        "experiment": "survival",
+        "model_name": name,
+    }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    calm = {**settings(base, labelled, "undisturbed"), "storage": str(storage), "checkpoint_minutes": 10.0}
+    return losses(train(TrainConfig(**calm)).run_id)  # type: ignore[arg-type]
+
+
+def curve(run_id: str) -> tuple[np.ndarray, int]:
+    """(the last loss of every step, how often step 1 was done)."""
+    history = MlflowClient().get_metric_history(run_id, "train_loss")
+    last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    return np.array([last[step] for step in sorted(last)]), sum(metric.step == 1 for metric in history)
+
+
+def has_checkpoint() -> bool:
+    """Whether Ray Train's controller knows of one; it asks the workers every two seconds."""
+    return any(
+        "checkpoint_dir_name" in path.read_text()
+        for path in Path("checkpoints").glob("*/checkpoint_manager_snapshot.json")
+    )
+
+
+def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: np.ndarray) -> None:
+    killed: list[int] = []
+    stop = threading.Event()
+
+    def kill_after_a_checkpoint() -> None:
+        while not killed and not stop.wait(0.01):
+            if has_checkpoint():
+                for worker in descendants("RayTrainWorker"):
+                    worker.send_signal(signal.SIGKILL)
+                    killed.append(worker.pid)
+
+    hunter = threading.Thread(target=kill_after_a_checkpoint)
+    hunter.start()
+    result = train(TrainConfig(**settings(base, labelled, "worker-killed"), storage="checkpoints"))  # type: ignore[arg-type]
+    stop.set()
+    hunter.join()
+    assert killed, "nothing was killed, so nothing was shown"
+    found, starts = curve(result.run_id)
+    assert starts == 1, "it went on, it did not begin again"
+    np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
+
+
+def test_a_killed_driver_is_gone_on_with_by_the_same_command(
+    base: Path, labelled: Path, undisturbed: np.ndarray
+) -> None:
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(base, labelled, "driver-killed").items()]
+    command = [sys.executable, str(ROOT / "jobs/train.py"), *flags]
+    environment = on_ray(ray.get_runtime_context().gcs_address)
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not has_checkpoint() and driver.poll() is None:
+        time.sleep(0.01)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, "it was over before it could be killed"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "resuming the training" in done.stderr
+    (run,) = mlflow.search_runs(
+        experiment_names=["survival"], filter_string="params.model_name = 'driver-killed'", output_format="list"
+    )
+    assert run.info.status == "FINISHED", "one run, with one curve"
+    found, starts = curve(run.info.run_id)
+    assert starts == 1, "it went on, it did not begin again"
+    np.testing.assert_allclose(found, undisturbed, rtol=1e-4)

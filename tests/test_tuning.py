@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from cataloger.config import TrainConfig
+from cataloger.network import new_classifier
+from cataloger.taxonomy import Taxonomy
+from cataloger.tuning import adversarial, averaged, default_learning_rate, parameter_groups
+
+TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
+
+
+@pytest.fixture(params=["mean", "cls"])
+def model(request: pytest.FixtureRequest, tiny_model: Path) -> torch.nn.Module:
+    return new_classifier(tiny_model, request.param, TREE)
+
+
+@pytest.mark.parametrize(("fine_tune", "layers"), [("all", {0, 1}), ("head", set()), ("1", {1}), ("2", {0, 1})])
+def test_what_is_not_trained_is_frozen(model: torch.nn.Module, fine_tune: str, layers: set[int]) -> None:
+    groups = parameter_groups(model, TrainConfig(fine_tune=fine_tune))
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        named = any(f"layer.{layer}." in name for layer in layers)
+        wanted = name.startswith("classifier") or named or fine_tune == "all" or ("pooler" in name and bool(layers))
+        assert (id(parameter) in trained) == parameter.requires_grad == wanted, name
+
+
+def test_rates_fall_layer_by_layer_and_vectors_do_not_decay(model: torch.nn.Module) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in parameter_groups(model, TrainConfig(layer_decay=0.5, learning_rate=1.0, weight_decay=0.1)):
+        for parameter in group["params"]:
+            name = names[id(parameter)]
+            below = 0 if "layer.1" in name or "pooler" in name else 1 if "layer.0" in name else 2
+            assert group["peak"] == (10.0 if name.startswith("classifier") else 0.5**below), name
+            assert group["weight_decay"] == (0.1 if parameter.ndim > 1 else 0.0), name
+
+
+def test_the_default_rate_falls_with_the_square_of_the_width(model: torch.nn.Module) -> None:
+    assert default_learning_rate(model) == pytest.approx(3e-4 * (384 / 32) ** 2)
+
+
+def test_the_average_follows_the_weights(model: torch.nn.Module) -> None:
+    average, (parameter, *_) = averaged(model, 0.75), list(model.parameters())
+    kept = next(average.module.parameters())
+    average.update_parameters(model)
+    first = parameter.detach().clone()
+    torch.testing.assert_close(kept, first)
+    with torch.no_grad():
+        parameter.add_(1.0)
+    average.update_parameters(model)
+    torch.testing.assert_close(kept, first + 0.25)
+
+
+def test_an_adversarial_step_raises_the_loss_and_is_taken_back() -> None:
+    torch.manual_seed(0)
+    embeddings = torch.nn.Embedding(5, 3)
+    before = embeddings.weight.detach().clone()
+
+    def loss() -> torch.Tensor:
+        return embeddings(torch.tensor([1, 2])).pow(2).sum()
+
+    plain = loss()
+    plain.backward()
+    with adversarial(embeddings.weight, 0.1):
+        assert loss() > plain
+        torch.testing.assert_close((embeddings.weight - before).norm(), torch.tensor(0.1))
+    torch.testing.assert_close(embeddings.weight.detach(), before)
+    embeddings.weight.grad = None
+    with adversarial(embeddings.weight, 0.1):  # frozen embeddings have no gradient
+        torch.testing.assert_close(embeddings.weight.detach(), before)
