@@ -29,11 +29,14 @@ from cataloger.config import TrainConfig
 from cataloger.engines import resolve_dtype
 from cataloger.losses import Loss, draw_rows
 from cataloger.network import new_classifier, save_bundle
+from cataloger.progress import StepMetric
 from cataloger.scoring import Examples, Validation
 from cataloger.tuning import adversarial, averaged, parameter_groups
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
+# A checkpoint carries the metrics of this long before it: a driver that is killed may not have logged them yet.
+RECENT_MS = 10 * 60 * 1000
 # Where a run stands: epochs done, batches of this epoch done, optimiser steps and rows in all; best score, epochs since.
 COUNTERS = ("epoch", "batch", "step", "seen", "best", "stale")
 
@@ -68,6 +71,7 @@ class Loop:
         self.bf16 = resolve_dtype(self.config.precision, self.device.type) is torch.bfloat16
         self.epoch, self.batch, self.step, self.seen, self.best, self.stale = 0, 0, 0, 0, -1.0, 0
         self.saved = time.monotonic()
+        self.recent: list[StepMetric] = []
         self._resume()
 
     def run(self) -> None:
@@ -189,6 +193,7 @@ class Loop:
         if self.rank == 0:
             now = int(time.time() * 1000)
             metrics = [(name, float(value), now, step) for step, row in steps.items() for name, value in row.items()]
+            self.recent += metrics
             epoch = -(-self.seen // len(self.train.labels))
             self.board.post.remote(self.seen, f"epoch {epoch}/{self.config.epochs}  {note}", metrics)
 
@@ -202,7 +207,10 @@ class Loop:
                 state = {"model": self.plain.state_dict(), "optimizer": self.optimizer.state_dict()}
                 if self.average:
                     state["average"] = self.average.state_dict()
-                torch.save({**state, **{key: getattr(self, key) for key in COUNTERS}}, Path(folder) / "state.pt")
+                since = int(time.time() * 1000) - RECENT_MS
+                self.recent = [metric for metric in self.recent if metric[2] >= since]
+                counters = {key: getattr(self, key) for key in COUNTERS}
+                torch.save({**state, **counters, "recent": self.recent}, Path(folder) / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=checkpoint)
         self.saved = time.monotonic()
@@ -219,6 +227,10 @@ class Loop:
         self.optimizer.load_state_dict(state["optimizer"])
         for key in COUNTERS:
             setattr(self, key, state[key])
+        if self.rank == 0:
+            # MLflow keeps equal points (name, value, time, step) once.
+            self.recent = state["recent"]
+            self.board.post.remote(self.seen, "", self.recent)
 
 
 def load_examples(blocks: list[Any]) -> tuple[Examples, Examples]:

@@ -27,6 +27,7 @@ from cataloger.errors import ModelError, TrackingError
 from cataloger.storage import locate, locked
 
 log = logging.getLogger(__name__)
+MOST_METRICS = 1_000  # MLflow takes no more in one call
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,9 @@ def _forgiving() -> Iterator[None]:
 def log_steps(run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> None:
     """Metrics by step: (name, value, Unix time in milliseconds, step) each."""
     with _forgiving():
-        MlflowClient().log_batch(run_id, metrics=[Metric(*metric) for metric in metrics])
+        for start in range(0, len(metrics), MOST_METRICS):
+            chunk = metrics[start : start + MOST_METRICS]
+            MlflowClient().log_batch(run_id, metrics=[Metric(*metric) for metric in chunk])
 
 
 def log_metrics(metrics: Mapping[str, float]) -> None:

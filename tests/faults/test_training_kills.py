@@ -89,7 +89,7 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
     hunter.join()
     assert killed, "nothing was killed, so nothing was shown"
     found, starts = curve(result.run_id)
-    assert starts == 1, "it went on, it did not begin again"
+    assert starts == 1, "the curve has no gap, and it did not begin again"
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
 
 
@@ -112,5 +112,5 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
     )
     assert run.info.status == "FINISHED", "one run, with one curve"
     found, starts = curve(run.info.run_id)
-    assert starts == 1, "it went on, it did not begin again"
+    assert starts == 1, "the curve has no gap, and it did not begin again"
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
