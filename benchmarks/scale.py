@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import tyro
+from ray._common.utils import get_default_ray_temp_dir
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from cataloger.bundle import Spec, base_model_folder
@@ -66,7 +67,7 @@ def measure(rows: int, bundle: Path, room: Path) -> dict[str, object]:
     command = [sys.executable, str(JOB), "--catalog", str(catalog), "--output", str(output), "--model", str(bundle)]
     started = time.perf_counter()
     job = subprocess.Popen([*command, "--text-columns", "title"], stdout=subprocess.DEVNULL)
-    peak = {"driver": 0, "worker": 0}
+    peak = {"driver": 0, "worker": 0, "spilled": 0}
     watcher = threading.Thread(target=watch, args=(job.pid, peak), daemon=True)
     watcher.start()
     assert job.wait() == 0
@@ -78,23 +79,33 @@ def measure(rows: int, bundle: Path, room: Path) -> dict[str, object]:
         "rows": f"{rows:,}",
         "seconds": took,
         "µs per row": 1e6 * took / rows,
-        "driver, peak MiB": float(peak["driver"] >> 20),
-        "largest worker, peak MiB": float(peak["worker"] >> 20),
+        "driver, peak MiB": float(peak["driver"] >> 10),
+        "largest worker, peak MiB": float(peak["worker"] >> 10),
+        "objects spilled": float(peak["spilled"]),
     }
 
 
 def watch(pid: int, peak: dict[str, int]) -> None:
-    """Peak private memory (unique set size) of the driver and of its largest worker: the shared object store is in neither."""
-    driver = psutil.Process(pid)
+    """Peak memory of the driver and of its largest worker in KiB, and objects in Ray's spill folder."""
+    driver, session = psutil.Process(pid), Path(get_default_ray_temp_dir()) / "session_latest"
     while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
         try:
-            peak["driver"] = max(peak["driver"], driver.memory_full_info().uss)
+            peak["driver"] = max(peak["driver"], heap(pid))
             for child in driver.children(recursive=True):
                 if child.name().startswith("ray::"):
-                    peak["worker"] = max(peak["worker"], child.memory_full_info().uss)
-        except psutil.Error:
+                    peak["worker"] = max(peak["worker"], heap(child.pid))
+        except (psutil.Error, OSError):
             pass
+        peak["spilled"] = max(
+            peak["spilled"], sum(file.is_file() for file in session.rglob("ray_spilled_objects*/**/*"))
+        )
         time.sleep(0.5)
+
+
+def heap(pid: int) -> int:
+    """KiB of memory of its own: neither the object store, which all share, nor mapped files."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 if __name__ == "__main__":

@@ -62,18 +62,32 @@ def assemble(rows: pa.Table, answers: pa.Table, spec: Spec) -> tuple[pa.Table, p
     found = found.filter(labelled)
     categories = pa.array(spec.categories)
     confidence = found.column("confidence").combine_chunks()
+    category, trusted = categories.take(found.column("label").combine_chunks()), _trusted(found, spec)
     labels = kept.filter(labelled)
     for name, column in {
-        "category": categories.take(found.column("label").combine_chunks()),
+        "category": category,
         "confidence": confidence,
         "level_confidences": _trim(found.column("levels").combine_chunks()),
         "alternatives": _alternatives(found, categories),
-        "needs_review": pc.less(confidence, pa.scalar(spec.review_threshold, pa.float32())),
+        "trusted_category": trusted,
+        "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
         "text_hash": rows.column("text_hash").filter(labelled),
     }.items():
         labels = labels.append_column(name, column)
     rejected = pc.invert(labelled)
     return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+
+
+def _trusted(found: pa.Table, spec: Spec) -> pa.Array:
+    """The deepest step of each answer's path that reaches the threshold of its level; null where not even the top does."""
+    taxonomy, label = spec.taxonomy, found.column("label").to_numpy().astype(np.int64)
+    levels = found.column("levels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    confidence = found.column("confidence").to_numpy()
+    certainty = taxonomy.certainty(levels.reshape(len(label), taxonomy.depth), confidence, label)
+    passed = certainty >= np.array(spec.thresholds or [0.0] * taxonomy.depth, np.float32)
+    deepest = taxonomy.depth - 1 - passed[:, ::-1].argmax(axis=1)
+    names = pa.array([name for level in range(taxonomy.depth) for name in taxonomy.ancestors(level)])
+    return names.take(pa.array(deepest * len(taxonomy) + label, mask=~passed.any(axis=1)))
 
 
 def _lists(matrix: npt.NDArray[Any]) -> pa.Array:

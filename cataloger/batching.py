@@ -1,6 +1,6 @@
 """Token lists → length-sorted batches; the one packer of training and labelling."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,20 @@ class Tokens:
     def slice(self, start: int, stop: int) -> "Tokens":
         """Rows `start` to `stop`, without a copy."""
         return Tokens(self.flat, self.offsets[start : stop + 1])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":
+        """All rows of the parts, in their order."""
+        flat = [part.flat[part.offsets[0] : part.offsets[-1]] for part in parts]
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(np.concatenate(flat), np.concatenate([[0], np.cumsum(lengths)]))
+
+    def take(self, rows: IntArray) -> "Tokens":
+        """These rows, copied."""
+        lengths = self.lengths[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        positions = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Tokens(self.flat[positions], offsets)
 
     @property
     def lengths(self) -> IntArray:

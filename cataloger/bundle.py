@@ -7,6 +7,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,9 +30,11 @@ class Spec:
     pooling: str
     catalog_fingerprint: str
     test_fraction: float = 0.0
+    test_start: float = 0.0
     temperature: float = 1.0
-    review_threshold: float = 0.0
-    format_version: int = 1
+    thresholds: tuple[float, ...] = ()
+    """Per level of the tree, the least certainty of an answer that is trusted there; without them all are."""
+    format_version: int = 2
 
     @property
     def taxonomy(self) -> Taxonomy:
@@ -75,10 +78,9 @@ def write_spec(folder: Path, spec: Spec) -> None:
 def read_spec(folder: Path) -> Spec:
     """Raises ModelError when the folder is not a bundle."""
     try:
-        fields = json.loads((folder / SPEC).read_text())
-        return Spec(
-            **{**fields, "categories": tuple(fields["categories"]), "text_columns": tuple(fields["text_columns"])}
-        )
+        stored = json.loads((folder / SPEC).read_text())
+        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
+        return Spec(**fields)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"model {folder}: not a cataloger bundle (no readable {SPEC}); train one with jobs/train.py"
@@ -115,6 +117,13 @@ def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     tokenizer.enable_truncation(max_tokens)
     tokenizer.no_padding()
     return tokenizer
+
+
+def mask_token(tokenizer: Tokenizer) -> int | None:
+    """The token that stands for a word to be guessed, or None in a tokenizer without one."""
+    names = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
+    name = next((name for name in names if name.strip("[]<>|").lower() == "mask"), None)
+    return None if name is None else tokenizer.token_to_id(name)
 
 
 def tokenize(tokenizer: Tokenizer, texts: pa.Array) -> pa.Array:

@@ -8,7 +8,7 @@ from typing import Literal
 
 Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
-LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling"]
+LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling", "augmentation"]
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class TrainConfig:
 
     catalog: str | None = None
     """Labelled Parquet: a file, a folder or an s3:// prefix; without it, a generated sample catalog."""
+    unlabelled_catalog: str | None = None
+    """Parquet without categories, such as the whole catalog, for --pretrain-epochs and --pseudo-labels."""
     eval_catalog: str | None = None
     """Labelled Parquet to validate on after each epoch; without it, a part of the catalog is held out by text hash."""
     id_column: str = "id"
@@ -47,24 +49,32 @@ class TrainConfig:
     """Share of distinct texts held out for validation when there is no --eval-catalog."""
     test_fraction: float = 0.0
     """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
+    test_start: float = 0.0
+    """Which texts these are: 0, 0.2, 0.4, 0.6 and 0.8 give five disjoint fifths, for the models of `audit.py`."""
     target_precision: float = 0.95
-    """Labels below the confidence at which this precision was reached on the validation rows are marked needs_review."""
+    """Precision that a trusted label must have had on the validation rows, level by level; other labels are marked needs_review."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
     fine_tune: str = "all"
-    """What is trained: all, head, or the number of layers below the head."""
+    """What is trained: all, head, the number of layers below the head, or lora: small adapters that are merged in the end."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each encoder layer to the one below it."""
+    dropout: float | None = None
+    """Dropout in the network; by default that of the base model."""
     adversarial: float = 0.0
     """Size of the step against the model that each batch's word embeddings take for a second pass; 0 is off."""
     average_decay: float = 0.0
     """Decay per step of the moving average of the weights that is kept in place of the last ones, such as 0.999; 0 is off."""
     long_tail: LongTail = "off"
-    """What helps rare categories: another loss, or drawing their rows more often."""
+    """What helps rare categories: another loss, or drawing their rows more often, with augmentation in altered words."""
     level_weight: float = 0.0
     """How much the upper levels of the category tree count in the loss, beside the category itself."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over other categories, near ones in the tree first."""
+    pretrain_epochs: int = 0
+    """Passes of masked-language-model training over all texts, labelled or not, before fine-tuning."""
+    pseudo_labels: float = 0.0
+    """Confidence from which on the model's own labels of unlabelled rows count as true from the second epoch on; 0 is off."""
     num_workers: str = "1"
     """DDP workers: one per GPU, or several sharing the CPUs; MIN:MAX starts with what there is and grows."""
     use_gpu: bool = False
@@ -129,6 +139,30 @@ class EvaluateConfig:
     """Rows to score: all, or only those that training left out by its --test-fraction."""
     predictions: str | None = None
     """Parquet file to write, one row per product: id, true_category, category, confidence."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Find rows of a labelled catalog whose category is probably wrong, worst first, with a better one."""
+
+    catalog: str
+    """Labelled Parquet: a file, a folder or an s3:// prefix."""
+    models: tuple[str, ...] = ("models:/product-category@champion",)
+    """Models, named as in `label.py`; each is asked about the rows that its --test-fraction kept from training."""
+    output: str = "suspects.parquet"
+    """Parquet file to write, one row per suspect."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns the model reads; by default those it was trained on."""
+    label_column: str = "category_path"
+    """Column with the category path to check."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False

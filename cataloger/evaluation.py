@@ -12,17 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.metrics import precision_recall_fscore_support
 
-from cataloger import metrics, plots, progress, runtime, tracking
-from cataloger.answers import assemble
-from cataloger.bundle import digest, read_spec
+from cataloger import metrics, plots, runtime, tracking
+from cataloger.bundle import read_spec
 from cataloger.catalog import open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
 from cataloger.metrics import Scores
+from cataloger.predicting import predict_labelled
 from cataloger.storage import check_writable, locate
-from cataloger.stream import NO_TEXT, Done, Model, Reading, predict_units
-from cataloger.units import plan_units
 
 log = logging.getLogger(__name__)
 CONFUSED_PAIRS = 25
@@ -60,10 +58,6 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)
-    test_fraction = spec.test_fraction if config.split == "test" else None
-    reading = Reading(
-        catalog.location.filesystem, catalog.schema, config.id_column, text_columns, config.label_column, test_fraction
-    )
     about = {
         "model": source.uri,
         "catalog": str(catalog.location),
@@ -72,24 +66,19 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     }
     with runtime.session():
         tracking.check_nodes(tracking_uri)
-        shape = runtime.labelling_shape(config.use_gpu)
         with tracking.run("evaluate", Path(catalog.location.path).stem, config, about) as run_id:
-            model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
-            units = plan_units(catalog)
-            tables, seen, rejected = [], 0, 0
-            with runtime.errors_of_tasks(), progress.meter("evaluate", catalog.rows) as shown:
-                for row in predict_units(reading, model, units, shape, config.precision, alternatives=0).iter_rows():
-                    done = Done.of(row)
-                    labels, rejects = assemble(done.rows, done.answers, spec)
-                    tables.append((done.unit, labels))
-                    rejected += len(rejects)
-                    seen += units[done.unit].rows
-                    shown.advance_to(seen)
-            if rejected:
-                log.info("%s rows could not be labelled and are not scored: %s", f"{rejected:,}", NO_TEXT)
-            predictions = _predictions(
-                pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]), names, config
+            labels = predict_labelled(
+                "evaluate",
+                catalog,
+                {"id": config.id_column, "true_category": config.label_column},
+                source,
+                text_columns=text_columns,
+                held_out=config.split == "test",
+                alternatives=0,
+                precision=config.precision,
+                use_gpu=config.use_gpu,
             )
+            predictions = _predictions(labels, names, config)
             if config.predictions:
                 sink = pa.BufferOutputStream()
                 pq.write_table(predictions, sink)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 Hashes = npt.NDArray[np.uint64]
-# Up to this many rows all ids are counted, 80 MB of hashes on the driver; beyond it a sample by hash.
-COUNTED = 10_000_000
+# Up to this many rows all ids are counted, 8 MB of hashes on the driver; beyond it a sample by hash.
+COUNTED = 1_000_000
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:
@@ -34,7 +34,8 @@ def sample(ids: pa.Array | pa.ChunkedArray, every: int) -> Hashes:
 
 def count_repeated(samples: Iterable[Hashes], every: int) -> int:
     """How many ids are on more than one row: exact when every = 1, else estimated from the sample."""
-    hashes = np.sort(np.concatenate([np.empty(0, np.uint64), *samples]))
+    hashes = np.concatenate([np.empty(0, np.uint64), *samples])
+    hashes.sort()
     same = hashes[1:] == hashes[:-1]
     first = same & ~np.concatenate([[False], same[:-1]])[: len(same)]
     return int(first.sum()) * every

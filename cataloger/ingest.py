@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
@@ -13,21 +15,27 @@ from cataloger import runtime
 from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
+from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.text import compose, split_position
 from cataloger.units import Unit, plan_units, read_unit
+
+UNUSED = -1
 
 
 @dataclass(frozen=True)
 class Source:
-    """One catalog of the ingest and the label id of each category path as written in it."""
+    """One catalog of the ingest, the label id of each category path as written in it, and the use of its rows.
+
+    Of a training catalog, parts are held out for validation and test; rows without a category are unlabelled ones.
+    """
 
     catalog: Catalog
     label_ids: dict[str, int]
-    validation_only: bool
+    use: int
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
-    """Tables of tokens, label and side of every usable row, in catalog order, as references into Ray's object store.
+    """Tables of tokens, label and use of every usable row, in catalog order, as references into Ray's object store.
 
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
     hang where the workers hold all of them.
@@ -38,15 +46,13 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     datasets = []
     for source in sources:
         units = plan_units(source.catalog)
-        validation = 1.0 if source.validation_only else (0.0 if config.eval_catalog else config.validation_fraction)
         encode = functools.partial(
             _encode_unit,
             filesystem=source.catalog.location.filesystem,
             schema=source.catalog.schema,
             label_ids=source.label_ids,
+            use=source.use,
             config=config,
-            test_fraction=0.0 if source.validation_only else config.test_fraction,
-            validation_fraction=validation,
         )
         rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
         datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
@@ -56,25 +62,38 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
 
 
 def _encode_unit(
-    batch: pa.Table,
-    filesystem: Any,
-    schema: pa.Schema,
-    label_ids: dict[str, int],
-    config: TrainConfig,
-    test_fraction: float,
-    validation_fraction: float,
+    batch: pa.Table, filesystem: Any, schema: pa.Schema, label_ids: dict[str, int], use: int, config: TrainConfig
 ) -> pa.Table:
     unit = Unit.from_dict(batch.to_pylist()[0])
     table = read_unit(filesystem, unit, schema)
-    labels = [label_ids.get(path) for path in table.column(config.label_column).to_pylist()]
     texts = compose(table, config.text_columns, config.max_tokens)
-    position = split_position(texts)
-    usable = pc.and_(pa.array([label is not None for label in labels]), texts.is_valid())
-    usable = pc.and_(usable, pa.array(position >= test_fraction))
-    held_out = position < test_fraction + validation_fraction * (1 - test_fraction)
+    if use == UNLABELLED:
+        labels: list[int | None] = [None] * len(table)
+    else:
+        labels = [label_ids.get(path) for path in table.column(config.label_column).to_pylist()]
+    labelled = np.array([label is not None for label in labels])
+    uses = _uses(texts, labelled, use, config)
+    usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     label_array = pa.array([-1 if label is None else label for label in labels], pa.int32()).filter(usable)
-    return pa.table({"tokens": tokens, "label": label_array, "validation": pa.array(held_out).filter(usable)})
+    return pa.table({"tokens": tokens, "label": label_array, "use": pa.array(uses).filter(usable)})
+
+
+def _uses(texts: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: TrainConfig) -> npt.NDArray[np.int8]:
+    """What each row is used for. A text of the test or validation side is not even used without its label."""
+    if use == VALIDATION:
+        return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
+    position = split_position(texts, config.test_start)
+    validation = 0.0 if config.eval_catalog else config.validation_fraction
+    uses = np.where(labelled, TRAINING, UNLABELLED if wants_unlabelled(config) else UNUSED)
+    held_out = position < config.test_fraction + validation * (1 - config.test_fraction)
+    uses = np.where(held_out, np.where(labelled, VALIDATION, UNUSED), uses)
+    return np.where(position < config.test_fraction, UNUSED, uses).astype(np.int8)
+
+
+def wants_unlabelled(config: TrainConfig) -> bool:
+    """Whether rows without a category are of use."""
+    return bool(config.pretrain_epochs or config.pseudo_labels)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ from cataloger.writing import read_written, write_units
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
-LAYOUT = 3
+LAYOUT = 4
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ def label(config: LabelConfig) -> LabelResult:
         with tracking.run("label", name, config, {**about, "snapshot_run": run}) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
             filesystem, schema = catalog.location.filesystem, catalog.schema
-            reading = Reading(filesystem, schema, config.id_column, text_columns, published=_to_carry_over(night))
+            kept = {"id": config.id_column}
+            reading = Reading(filesystem, schema, kept, text_columns, published=_to_carry_over(night))
             todo = [unit for unit in units if unit.index not in parts]
             effort = Effort()
             for part, sample, spent in _stream(night, reading, model, shape, todo, every):

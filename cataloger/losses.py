@@ -77,16 +77,3 @@ def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """
     weights = (1 - BETA) / (1 - BETA ** np.maximum(counts, 1).astype(np.float64))
     return np.asarray(weights * counts.sum() / (weights * counts).sum())
-
-
-def draw_rows(
-    labels: npt.NDArray[np.int64], categories: int, rng: np.random.Generator, *, balanced: bool
-) -> npt.NDArray[np.int64]:
-    """The rows of one epoch in random order: every row once, or as many draws in which a category counts by its square root.
-
-    Square-root sampling is that of Mahajan et al. 2018, section 2.2.
-    """
-    if not balanced:
-        return rng.permutation(len(labels))
-    chances = 1 / np.sqrt(np.bincount(labels, minlength=categories)[labels])
-    return rng.choice(len(labels), len(labels), p=chances / chances.sum())

@@ -1,6 +1,5 @@
 """A loaded bundle: tokens in, calibrated categories out."""
 
-import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ from cataloger.batching import Tokens, pack
 from cataloger.bundle import network_shape, read_spec
 from cataloger.config import Precision
 from cataloger.engines import load_engine
+from cataloger.levels import Levels
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -41,9 +41,7 @@ class Bundle:
         self._streams = self.engine.streams
         self._turns = ThreadPoolExecutor(self._streams)
         self.pad_id, self.vocabulary = network_shape(folder)
-        taxonomy = self.spec.taxonomy
-        self._groups = [torch.from_numpy(group).to(device) for group in taxonomy.groups]
-        self._depths = torch.from_numpy(taxonomy.depths).to(device)
+        self._levels = Levels(self.spec.taxonomy, device)
 
     def predict(self, tokens: Tokens, alternatives: int = 0) -> Predictions:
         """Predictions in the order of `tokens`. A GPU that runs out of memory is given half the tokens at a time from then on.
@@ -86,23 +84,18 @@ class Bundle:
             order.append(rows)
             labels.append(top.indices)
             scores.append(top.values)
-            levels.append(self._level_confidences(probabilities, top.indices[:, 0]))
+            levels.append(self._levels.confidences(probabilities, top.indices[:, 0]))
         if not order:
             nothing = np.empty((0, best), np.float32)
             none = np.empty((0, best), np.int64)
             return Predictions(
-                none[:, 0], nothing[:, 0], np.empty((0, len(self._groups)), np.float32), none[:, 1:], nothing[:, 1:]
+                none[:, 0],
+                nothing[:, 0],
+                np.empty((0, len(self._levels.groups)), np.float32),
+                none[:, 1:],
+                nothing[:, 1:],
             )
         back = np.empty(len(tokens), np.int64)
         back[np.concatenate(order)] = np.arange(len(tokens))
         label, score, level = (torch.cat(column).cpu().numpy()[back] for column in (labels, scores, levels))
         return Predictions(label[:, 0], score[:, 0], level, label[:, 1:], score[:, 1:])
-
-    def _level_confidences(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[rows, levels]: the probability mass below each ancestor of the chosen category, NaN below its depth."""
-        columns = []
-        for level, group in enumerate(self._groups):
-            mass = probabilities.new_zeros(len(probabilities), int(group.max()) + 1).index_add_(1, group, probabilities)
-            column = mass.gather(1, group[labels].unsqueeze(1)).squeeze(1)
-            columns.append(column.masked_fill(self._depths[labels] <= level, math.nan))
-        return torch.stack(columns, dim=1).clamp(max=1.0)

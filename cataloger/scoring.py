@@ -1,5 +1,7 @@
-"""Validation rows → metrics, and the temperature and confidence threshold that go with the model."""
+"""Validation rows → metrics, and the temperature and thresholds that go with the model."""
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,83 +10,112 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
 from cataloger.batching import IntArray, Tokens, pack
 from cataloger.bundle import Spec
+from cataloger.examples import Examples
+from cataloger.levels import Levels
 from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, flat_scores
 
 TOKENS_PER_BATCH = 8_192
+# The temperature is fitted on as many rows as have this many logits on each rank (256 MiB), in random batches: one number needs no more.
+LOGITS_KEPT = 1 << 26
+# Above every confidence: where validation never reached the target precision, all rows need review.
+NEVER = 1.01
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Tokens and label ids of N rows; label -1 is a category the model does not know."""
+class Judged:
+    """Answers for N validation rows of D levels. `certainty` is that of `Taxonomy.certainty`; `loss` is NaN for unknown labels."""
 
-    tokens: Tokens
-    labels: IntArray
+    rows: IntArray  # [N]
+    predicted: IntArray  # [N]
+    certainty: npt.NDArray[np.float32]  # [N, D]
+    loss: npt.NDArray[np.float32]  # [N], before scaling
 
 
-@dataclass(frozen=True)
 class Validation:
     """The validation rows, of which rank r of n scores every n-th batch."""
 
-    rows: Examples
-    spec: Spec
-    target_precision: float
-    rank: int
-    world: int
+    def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
+        self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
+        self.taxonomy = spec.taxonomy
+        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))
+        self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(
         self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
-        """The metrics of all ranks' rows, and the spec with temperature and review threshold fitted on them."""
-        rows, predicted, confidences, losses = [], [], [], []
-        temperatures = torch.tensor(TEMPERATURES, dtype=torch.float32, device=device)
-        for number, batch in enumerate(pack(self.rows.tokens.lengths, TOKENS_PER_BATCH)):
-            if number % self.world != self.rank:
-                continue
-            with torch.inference_mode():
-                logits = logits_of(self.rows.tokens, batch)
-                # log Z at every temperature, [rows, temperatures]: confidence and loss then need no second pass.
-                scores, labels = logits.max(dim=1)
-                normaliser = torch.stack([torch.logsumexp(logits / t, dim=1) for t in temperatures], dim=1)
-                true = torch.from_numpy(self.rows.labels[batch]).to(device)
-                truth = logits.gather(1, true.clamp(min=0).unsqueeze(1)) / temperatures
-                loss = torch.where((true >= 0).unsqueeze(1), normaliser - truth, torch.nan)
-            rows.append(batch)
-            predicted.append(labels.cpu().numpy())
-            confidences.append((scores.unsqueeze(1) / temperatures - normaliser).exp().cpu().numpy())
-            losses.append(loss.cpu().numpy())
-        return self._summarise(
-            *(self._gather(parts, kind) for parts, kind in ((rows, 1), (predicted, 1), (confidences, 2), (losses, 2)))
+        """The metrics of all ranks' rows, and the spec with temperature and thresholds fitted on them."""
+        with torch.inference_mode():
+            logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
+            kept, size = [], 0
+            for pair in logits:
+                kept.append(pair)
+                size += pair[1].numel()
+                if size > LOGITS_KEPT:
+                    break
+            temperature = self._fit_temperature(kept, device)
+            levels = Levels(self.taxonomy, device)
+            judged = [self._judge(*pair, temperature, levels) for pair in itertools.chain(kept, logits)]
+        return self._summarise(self._gather(judged), temperature)
+
+    def _fit_temperature(self, kept: list[tuple[IntArray, torch.Tensor]], device: torch.device) -> float:
+        """The temperature of least loss (Guo et al. 2017, section 4.2), over all ranks."""
+        losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device)
+        for batch, logits in kept:
+            labels = self._labels(batch, device)
+            for number, temperature in enumerate(TEMPERATURES):
+                losses[number] += F.cross_entropy(logits / temperature, labels, reduction="sum", ignore_index=-1)
+        if self.world > 1:
+            dist.all_reduce(losses)
+        # Without a row of a known category there is nothing to fit.
+        return float(TEMPERATURES[int(losses.argmin())]) if losses.any() else 1.0
+
+    def _judge(self, batch: IntArray, logits: torch.Tensor, temperature: float, levels: Levels) -> Judged:
+        labels = self._labels(batch, logits.device)
+        loss = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1).masked_fill(labels < 0, math.nan)
+        probabilities = torch.softmax(logits / temperature, dim=1)
+        confidence, predicted = probabilities.max(dim=1)
+        below, chosen, label = (
+            tensor.cpu().numpy() for tensor in (levels.confidences(probabilities, predicted), confidence, predicted)
         )
+        return Judged(batch, label, self.taxonomy.certainty(below, chosen, label), loss.cpu().numpy())
 
-    def _gather(self, parts: list[npt.NDArray[Any]], dimensions: int) -> npt.NDArray[Any]:
-        mine = np.concatenate(parts) if parts else np.empty((0, len(TEMPERATURES))[:dimensions])
-        if self.world == 1:
-            return mine
-        everyone: list[Any] = [None] * self.world
-        dist.all_gather_object(everyone, mine)
-        return np.concatenate([part for part in everyone if len(part)])
+    def _labels(self, batch: IntArray, device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(self.rows.labels[batch]).to(device)
 
-    def _summarise(
-        self, rows: IntArray, predicted: IntArray, confidences: npt.NDArray[np.float64], losses: npt.NDArray[np.float64]
-    ) -> tuple[dict[str, float], Spec]:
-        true = self.rows.labels[rows]
-        correct = predicted == true
-        scores = flat_scores(true, predicted)
-        loss = np.nanmean(losses, axis=0) if (true >= 0).any() else np.abs(np.log(TEMPERATURES))
-        best = int(loss.argmin())
-        coverage, threshold = coverage_at(confidences[:, best], correct, self.target_precision)
-        plain = int(np.abs(np.log(TEMPERATURES)).argmin())
+    def _gather(self, mine: list[Judged]) -> Judged:
+        everyone: list[Any] = [mine] * self.world
+        if self.world > 1:
+            dist.all_gather_object(everyone, mine)
+        parts = [part for judged in everyone for part in judged]
+        return Judged(*(np.concatenate([getattr(part, name) for part in parts]) for name in Judged.__annotations__))
+
+    def _summarise(self, judged: Judged, temperature: float) -> tuple[dict[str, float], Spec]:
+        true = self.rows.labels[judged.rows]
+        right = self.taxonomy.right(true, judged.predicted)
+        own = np.arange(len(true)), self.taxonomy.depths[judged.predicted] - 1
+        confidence, correct = judged.certainty[own].astype(np.float64), right[own]
+        thresholds = self._fit_thresholds(judged.certainty, right)
+        scores = flat_scores(true, judged.predicted)
         metrics = {
-            "val_loss": float(loss[plain]),
+            "val_loss": float(np.nanmean(judged.loss)) if (true >= 0).any() else math.nan,
             "val_accuracy": scores.accuracy,
             "val_weighted_f1": scores.weighted_f1,
             "val_macro_f1": scores.macro_f1,
-            "val_calibration_error": expected_calibration_error(confidences[:, best], correct),
-            "val_coverage": coverage,
-            "val_temperature": float(TEMPERATURES[best]),
+            "val_calibration_error": expected_calibration_error(confidence, correct),
+            "val_coverage": float((confidence >= np.array(thresholds)[own[1]]).mean()),
+            "val_temperature": temperature,
         }
-        # Above every confidence when the precision was never reached: then all rows need review.
-        return metrics, replace(self.spec, temperature=float(TEMPERATURES[best]), review_threshold=min(threshold, 1.01))
+        return metrics, replace(self.spec, temperature=temperature, thresholds=thresholds)
+
+    def _fit_thresholds(self, certainty: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> tuple[float, ...]:
+        """Per level, the least certainty from which on answers at that level reach the target precision."""
+        thresholds = []
+        for level in range(self.taxonomy.depth):
+            there = ~np.isnan(certainty[:, level])
+            found = coverage_at(certainty[there, level].astype(np.float64), right[there, level], self.target_precision)
+            thresholds.append(min(found[1], NEVER))
+        return tuple(thresholds)

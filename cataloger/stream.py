@@ -6,7 +6,8 @@ GPU actors get exactly one per call.
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,17 +51,17 @@ class Model:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the reading tasks take from a catalog. `test_fraction` keeps only the rows on that side of the split.
+    """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
 
-    Texts that have a label in `published` are not read into tokens: that label is carried over.
+    With `held_out`, only the rows that the model's training left out are read. Texts that have a label in `published` are
+    not read into tokens: that label is carried over.
     """
 
     filesystem: FileSystem
     schema: pa.Schema
-    id_column: str
+    kept: Mapping[str, str]
     text_columns: tuple[str, ...]
-    label_column: str | None = None
-    test_fraction: float | None = None
+    held_out: bool = False
     published: carry.Published | None = None
 
 
@@ -111,6 +112,8 @@ class Labeler:
     """The actor that holds the model. It sees distinct texts only: its time is the forward pass."""
 
     def __init__(self, model: Model, shape: ActorShape, precision: Precision, alternatives: int) -> None:
+        # PyTorch on CPUs keeps the kernels of this many batch shapes, megabytes each: 1,024 if it is not told before it starts.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         # Imported here: the driver and the reading tasks need no torch.
         import torch
 
@@ -172,30 +175,30 @@ class Labeler:
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]:
     """Read → compose → tokenize: one unit's rows, the answers it need not ask for, and the tokens of its other texts."""
     unit, effort = Unit.from_dict(row), Effort()
-    kept = {"id": reading.id_column} | ({"true_category": reading.label_column} if reading.label_column else {})
+    spec = model.spec
     with effort.timed("reading"):
         table = read_unit(reading.filesystem, unit, reading.schema)
         bad = undecodable(table, reading.text_columns)
         # Nulled before composing: Arrow's string functions stop at invalid bytes.
-        texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, model.spec.max_tokens)
-        if reading.test_fraction is not None:
-            chosen = pa.array(split_position(texts) < reading.test_fraction)
+        texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, spec.max_tokens)
+        if reading.held_out:
+            chosen = pa.array(split_position(texts, spec.test_start) < spec.test_fraction)
             table, texts, bad = table.filter(chosen), texts.filter(chosen), bad.filter(chosen)
         distinct = texts.dictionary_encode()
         hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
         fresh = distinct.dictionary
         if reading.published is not None:
-            known, carried = carry.find(reading.published, model.spec, hashes)
+            known, carried = carry.find(reading.published, spec, hashes)
             # Carried answers come first, those of the model after them.
             order = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
             place = pa.array(order).take(distinct.indices)
             fresh = fresh.filter(pa.array(~known))
             effort.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
     with effort.timed("tokenizing"):
-        tokens = tokenize(_tokenizer(model.folder(), model.spec.max_tokens), fresh)
+        tokens = tokenize(_tokenizer(model.folder(), spec.max_tokens), fresh)
     effort.rows = len(table)
     reason = pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), pc.if_else(bad, NOT_UTF8, NO_TEXT))
-    rows = pa.table({name: table.column(column) for name, column in kept.items()})
+    rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
     rows = rows.append_column("text_hash", hashes.take(distinct.indices))
     rows = rows.append_column("place", place).append_column("reason", reason)
     packed = {"rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}

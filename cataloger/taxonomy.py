@@ -59,7 +59,28 @@ class Taxonomy:
 
         The probability of an inner node is the sum over its group, so predictions are consistent along the path.
         """
-        return [_number([prefix(path, level + 1) for path in self.categories]) for level in range(self.depth)]
+        return [_number(self.ancestors(level)) for level in range(self.depth)]
+
+    def ancestors(self, level: int) -> list[str]:
+        """The ancestor of each category at a level, 0 for the top; a category that is not that deep stands for itself."""
+        return [prefix(path, level + 1) for path in self.categories]
+
+    def certainty(
+        self, levels: npt.NDArray[np.float32], confidence: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """[N, D]: how sure an answer is of each step of its path, for [N, D] level confidences, NaN below its depth.
+
+        Of an ancestor, that the product lies anywhere below it; of the category itself, that it is just that one.
+        """
+        certainty = levels.copy()
+        certainty[np.arange(len(labels)), self.depths[labels] - 1] = confidence
+        return certainty
+
+    def right(self, true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """[N, D]: whether each step of the predicted path is right, in the sense of `certainty`; -1 is an unknown category."""
+        steps = np.stack([group[true] == group[predicted] for group in self.groups], axis=1) & (true >= 0)[:, None]
+        steps[np.arange(len(true)), self.depths[predicted] - 1] = true == predicted
+        return steps
 
 
 def _number(names: Sequence[str]) -> npt.NDArray[np.int64]:

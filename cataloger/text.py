@@ -74,10 +74,10 @@ def hash_words(hashes: pa.Array) -> npt.NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), dtype="<u8").reshape(-1, 2)
 
 
-def split_position(texts: pa.Array) -> npt.NDArray[np.float64]:
+def split_position(texts: pa.Array, start: float = 0.0) -> npt.NDArray[np.float64]:
     """A position in [0, 1) per text that depends on its normalised form only (lower case, white space collapsed).
 
-    Rows below the validation fraction are held out: the same product always falls on the same side.
+    Positions are counted from `start`. Rows below a fraction are held out: the same product always falls on the same side.
     """
     hashes = hash_texts(pc.utf8_lower(pc.fill_null(texts, "")))
-    return hash_words(hashes)[:, 0].astype(np.float64) / 2.0**64
+    return (hash_words(hashes)[:, 0].astype(np.float64) / 2.0**64 - start) % 1.0

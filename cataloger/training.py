@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import logging
@@ -10,17 +11,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import numpy as np
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
 from cataloger import progress, runtime, sample, tracking
-from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, resolve_pooling
+from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError, TrainingError
-from cataloger.ingest import Source, ingest
+from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.ingest import Source, ingest, wants_unlabelled
 from cataloger.labels import count_labels, normalise_labels
 from cataloger.storage import Location, check_writable, locate
 from cataloger.taxonomy import Taxonomy
@@ -48,7 +50,7 @@ def train(config: TrainConfig) -> TrainResult:
     _check(config)
     taxonomy, sources = _open(config)
     folder = base_model_folder(config.base_model)
-    _check_fine_tune(config.fine_tune, folder)
+    _check_base(config, folder)
     spec = Spec(
         categories=taxonomy.categories,
         text_columns=config.text_columns,
@@ -56,8 +58,8 @@ def train(config: TrainConfig) -> TrainResult:
         pooling=resolve_pooling(folder, config.pooling),
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
+        test_start=config.test_start,
     )
-    load_tokenizer(folder, config.max_tokens)
     storage = locate(config.storage)
     check_writable(storage)
     tracking_uri = tracking.connect()
@@ -112,16 +114,16 @@ def _run(
     run_id: str,
 ) -> TrainResult:
     blocks = ingest(sources, config)
-    sides = [ray.get(block).column("validation") for block in blocks]
-    total, held_out = sum(map(len, sides)), sum(pc.sum(side).as_py() or 0 for side in sides)
-    if not held_out or held_out == total:
+    uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
+    rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
+    if not held_out or not rows:
         raise ConfigError(
-            f"{held_out} of {total} usable rows fall on the validation side; both sides need some: change --validation-fraction"
+            f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
         )
-    left_out = sum(source.catalog.rows for source in sources) - total
+    left_out = sum(source.catalog.rows for source in sources) - len(uses)
     log.info(
-        "training on %s rows, validating on %s, %s left out (no text, no category, or in the test split)",
-        *(f"{n:,}" for n in (total - held_out, held_out, left_out)),
+        "training on %s rows, validating on %s, %s unlabelled, %s left out (no text, no category, or in the test split)",
+        *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
     log.info(
         "%s categories, %s pooling, %s worker(s) on %s",
@@ -143,7 +145,8 @@ def _run(
             raise
 
     report = functools.partial(tracking.log_steps, run_id)
-    with progress.remote_meter("train", config.epochs * (total - held_out), report) as board:
+    total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
+    with progress.remote_meter("train", total, report) as board:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
@@ -183,34 +186,45 @@ def _check(config: TrainConfig) -> None:
     for name in ("epochs", "patience", "batch_size"):
         if getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("validation_fraction", "test_fraction", "warmup_fraction", "label_smoothing"):
-        if not 0 <= getattr(config, name) < 1:
+    for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
+        if not 0 <= (getattr(config, name) or 0) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
-    for name in ("average_decay", "layer_decay"):
+    for name in ("average_decay", "layer_decay", "pseudo_labels"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
-    for name in ("level_weight", "checkpoint_minutes", "adversarial"):
+    for name in ("level_weight", "checkpoint_minutes", "adversarial", "pretrain_epochs"):
         if getattr(config, name) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
     if config.max_tokens < 3:
         raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
+    if config.unlabelled_catalog and not wants_unlabelled(config):
+        raise ConfigError(
+            "--unlabelled-catalog: is of use with --pretrain-epochs or --pseudo-labels only; add one of them"
+        )
     if not config.text_columns:
         raise ConfigError("--text-columns: name at least one column")
 
 
-def _check_fine_tune(fine_tune: str, base: Path) -> None:
-    layers = encoder_layers(base)
-    if fine_tune not in ("all", "head") and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
-        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, or a number of layers from 1 to {layers}")
+def _check_base(config: TrainConfig, base: Path) -> None:
+    """Whether the base model can be trained in the way that is asked for."""
+    tokenizer, layers, fine_tune = load_tokenizer(base, config.max_tokens), encoder_layers(base), config.fine_tune
+    if fine_tune not in ("all", "head", "lora") and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
+        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
+    if fine_tune == "lora" and importlib.util.find_spec("peft") is None:
+        raise ConfigError("--fine-tune lora: needs the package peft; pip install '.[lora]'")
+    if config.pretrain_epochs and mask_token(tokenizer) is None:
+        raise ConfigError(
+            f"--pretrain-epochs: base model {config.base_model} has no token that masks a word; leave it out"
+        )
 
 
 def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
     """The taxonomy of the training catalog, and the catalogs to read. Raises CatalogError."""
     uri = config.catalog or _sample_catalog()
-    opened = [_count(uri, config)]
+    opened = [(TRAINING, *_count(uri, config))]
     if config.eval_catalog:
-        opened.append(_count(config.eval_catalog, config))
-    names, rows = opened[0][1:]
+        opened.append((VALIDATION, *_count(config.eval_catalog, config)))
+    names, rows = opened[0][2:]
     if len(rows) < 2:
         found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
         raise CatalogError(
@@ -221,7 +235,7 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
         log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
     taxonomy = Taxonomy.from_paths(rows)
     sources = []
-    for number, (catalog, names, rows) in enumerate(opened):
+    for use, catalog, names, rows in opened:
         unknown = [path for path in rows if path not in taxonomy.label_ids]
         if unknown:
             log.info(
@@ -230,7 +244,10 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
                 len(unknown),
             )
         label_ids = {written: taxonomy.label_ids.get(path, -1) for written, path in names.items()}
-        sources.append(Source(catalog, label_ids, validation_only=number > 0))
+        sources.append(Source(catalog, label_ids, use))
+    if config.unlabelled_catalog:
+        catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns)
+        sources.append(Source(catalog, {}, UNLABELLED))
     return taxonomy, sources
 
 

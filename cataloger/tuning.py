@@ -1,5 +1,6 @@
 """Which weights are trained, how fast, and how steadily."""
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cataloger.config import TrainConfig
 
-# The head is new, the encoder is not.
-HEAD_RATE = 10.0
+# The head and low-rank adapters are new, the encoder is not.
+NEW_RATE = 10.0
+LORA_RANK = 16
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
@@ -31,22 +33,26 @@ def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
 def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     """AdamW's groups, by layer and by kind: matrices have weight decay, vectors have none. `peak` is a group's highest rate.
 
-    Freezes what is not trained. With a layer decay d, a layer n below the head learns at d^n of the rate.
+    Freezes what is not trained; `--fine-tune lora` puts low-rank adapters into all layers and trains these and the head.
+    With a layer decay d, a layer n below the head learns at d^n of the rate.
     """
+    lora = config.fine_tune == "lora"
+    if lora:
+        _add_adapters(model)
     layers, rate = layers_of(model), config.learning_rate or default_learning_rate(model)
     last = max(layer for layer in layers.values() if layer is not None)
-    lowest = {"all": -1, "head": last + 1}.get(config.fine_tune)
+    lowest = {"all": -1, "head": last + 1, "lora": last + 1}.get(config.fine_tune)
     lowest = last + 1 - int(config.fine_tune) if lowest is None else lowest
     groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         layer = layers[name]
-        parameter.requires_grad_(layer is None or layer >= lowest)
+        parameter.requires_grad_(layer is None or layer >= lowest or "lora_" in name)
         if parameter.requires_grad:
             groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak": rate * (HEAD_RATE if layer is None else config.layer_decay ** (last - layer)),
+            "peak": rate * (NEW_RATE if lora or layer is None else config.layer_decay ** (last - layer)),
             "lr": 0.0,
             "weight_decay": config.weight_decay if matrix else 0.0,
         }
@@ -58,6 +64,35 @@ def default_learning_rate(model: torch.nn.Module) -> float:
     """3e-4 for MiniLM's width of 384, falling with the square of the width: 7.5e-5 for BERT-base."""
     width = next(module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
     return 3e-4 * (384 / width) ** 2
+
+
+def _add_adapters(model: torch.nn.Module) -> None:
+    """Low-rank adapters (Hu et al. 2022) on every linear map of every encoder layer, in place."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    inside = sorted(name for name in linear if re.search(r"\blayer\.\d+\.", name))
+    inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=inside), model)
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapters, where it has any, worked into its weights; a copy then."""
+    names = [name for name, module in model.named_modules() if hasattr(module, "get_base_layer")]
+    if not names:
+        return model
+    model = copy.deepcopy(model)
+    for name in names:
+        adapted = model.get_submodule(name)
+        adapted.merge()
+        model.set_submodule(name, adapted.get_base_layer())
+    return model
+
+
+def set_dropout(model: torch.nn.Module, rate: float) -> None:
+    """In the encoder and before the head alike."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = rate
 
 
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:

@@ -112,7 +112,8 @@ def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
     model = new_classifier(base, pooling, taxonomy)
     # A wide head: with the usual small one all rows of an untrained model would get the same label.
     torch.nn.init.normal_(model.classifier.weight, std=3.0)
-    spec = Spec(taxonomy.categories, ("title", "brand", "description"), 32, pooling, "none", review_threshold=0.5)
+    columns, thresholds = ("title", "brand", "description"), (0.8,) * (taxonomy.depth - 1) + (0.5,)
+    spec = Spec(taxonomy.categories, columns, 32, pooling, "none", thresholds=thresholds)
     save_bundle(folder, model, base, spec)
     return folder
 

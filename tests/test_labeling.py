@@ -16,6 +16,7 @@ from cataloger.labeling import label
 from cataloger.model import Bundle
 from cataloger.storage import locate
 from cataloger.stream import NO_TEXT
+from cataloger.taxonomy import prefix
 from cataloger.text import compose
 from conftest import free_of_ray
 
@@ -62,7 +63,15 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert [a["category"] for a in row["alternatives"]] == [loaded.spec.categories[i] for i in found.alternatives[77]]
     assert len(row["level_confidences"]) == row["category"].count(" > ") + 1
     assert row["level_confidences"][-1] == pytest.approx(row["confidence"], rel=1e-5)
-    assert row["needs_review"] == (row["confidence"] < 0.5)
+    for row in labels.to_pylist():
+        levels = row["level_confidences"]
+        passed = [depth for depth, sure in enumerate(levels, 1) if sure >= (0.5 if depth == len(levels) else 0.8)]
+        expected = prefix(row["category"], passed[-1]) if passed else None
+        assert row["trusted_category"] == expected
+        assert row["needs_review"] == (row["confidence"] < 0.5) == (expected != row["category"])
+    trusted = set(labels.column("trusted_category").to_pylist())
+    assert None in trusted, "some rows are trusted at no level"
+    assert trusted - set(labels.column("category").to_pylist()) - {None}, "some rows back off"
     assert len(row["text_hash"]) == 32
     distinct = texts.slice(0, 8_192).drop_null().unique(), texts.slice(8_192).drop_null().unique()
     assert result.effort.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"

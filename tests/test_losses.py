@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger.losses import Loss, class_weights, draw_rows
+from cataloger.losses import Loss, class_weights
 from cataloger.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_paths(["Food > Fruit", "Food > Tea", "Shoes > Boots", "Shoes > Heels"])
@@ -60,14 +60,3 @@ def test_extreme_logits_have_a_finite_loss_and_gradient() -> None:
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert torch.isfinite(loss).all()
         assert torch.isfinite(gradient).all()
-
-
-def test_sampling_draws_a_category_by_its_square_root() -> None:
-    labels = np.repeat([0, 1], [9_000, 1_000])
-    plain = draw_rows(labels, 2, np.random.default_rng(0), balanced=False)
-    assert sorted(plain) == list(range(10_000))
-    drawn = draw_rows(labels, 2, np.random.default_rng(0), balanced=True)
-    assert len(drawn) == 10_000
-    assert (labels[drawn] == 1).mean() == pytest.approx(1 / (1 + 3), abs=0.02), (
-        "sqrt(1,000) of sqrt(1,000) + sqrt(9,000)"
-    )

@@ -27,7 +27,7 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     catalog = open_catalog("c.parquet", "id", ["title"])
     units = plan_units(catalog, unit_rows)
     model = Model(spec, digest(bundle), [runtime.share_folder(bundle)])
-    reading = Reading(catalog.location.filesystem, catalog.schema, "id", ("title",))
+    reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"}, ("title",))
     stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32", alternatives=0)
     done = {row.unit: row for row in map(Done.of, stream.iter_rows())}
     labels = pa.concat_tables([assemble(done[unit.index].rows, done[unit.index].answers, spec)[0] for unit in units])

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cataloger import tracking
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import TrainingError
+from cataloger.model import Bundle
 from cataloger.training import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -53,8 +55,18 @@ def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path
 
 
 def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, labelled: Path) -> None:
+    table = pq.read_table(labelled)
+    unlabelled = table.drop_columns("category_path").slice(0, 300)
+    names = [f"{name} of another kind" for name in unlabelled.column("title").to_pylist()]
+    pq.write_table(
+        unlabelled.set_column(unlabelled.schema.get_field_index("title"), "title", pa.array(names)), "more.parquet"
+    )
     options = {
-        "long_tail": "sampling",
+        "unlabelled_catalog": "more.parquet",
+        "pretrain_epochs": 1,
+        "pseudo_labels": 0.05,
+        "dropout": 0.05,
+        "long_tail": "augmentation",
         "level_weight": 0.5,
         "label_smoothing": 0.05,
         "adversarial": 0.5,
@@ -65,6 +77,13 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
     result = train(small(tiny_model, labelled, num_workers="1:2", epochs=2, model_name="options", **options))
     curve = losses(result.run_id)
     assert curve[-20:].mean() < curve[:20].mean() - 0.1, "it learns"
+    values = mlflow.get_run(result.run_id).data.metrics
+    assert 0 < values["pseudo_labelled_rows"] <= 300, "the model's own labels join from the second epoch on"
+    words = np.array([m.value for m in MlflowClient().get_metric_history(result.run_id, "pretrain_loss")])
+    assert len(words) == pytest.approx((0.9 * len(table) + 0.9 * 300) / 32, abs=4), (
+        "labelled or not, but not validation"
+    )
+    assert words[-5:].mean() < words[:5].mean()
     base = load_file(tiny_model / "model.safetensors")
     kept = load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors")
     for checkpoint in Path("checkpoints").glob("*/checkpoint_*"):
@@ -76,7 +95,22 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
         pytest.fail("what is registered is no checkpoint's average")
     assert any(not torch.equal(state["model"][name], weight) for name, weight in kept.items())
     name = "embeddings.word_embeddings.weight"
-    assert torch.equal(kept[f"bert.{name}"], base[name]), "what is below the trained layer stays"
+    assert not torch.equal(kept[f"bert.{name}"], base[name]), "pretraining is of the whole encoder"
+
+
+def test_a_model_trained_by_adapters_or_by_its_head_is_an_ordinary_one(tiny_model: Path, labelled: Path) -> None:
+    base, name = load_file(tiny_model / "model.safetensors"), "embeddings.word_embeddings.weight"
+    for fine_tune, moved in (("lora", True), ("head", False)):
+        result = train(small(tiny_model, labelled, fine_tune=fine_tune, model_name=fine_tune))
+        folder = tracking.fetch_model(result.model_uri).folder
+        kept = load_file(folder / "model.safetensors")
+        assert torch.equal(kept[f"bert.{name}"], base[name])
+        query = "encoder.layer.0.attention.self.query.weight"
+        assert torch.equal(kept[f"bert.{query}"], base[query]) != moved
+        assert not [key for key in kept if "lora" in key]
+        loaded = Bundle(folder)
+        ids = torch.tensor([[101, 2_000, 3_000, 102]]).numpy()
+        assert loaded.engine(ids, np.ones_like(ids, bool)).shape == (1, len(loaded.spec.categories))
 
 
 def test_a_trained_model_is_registered_and_described(trained, labelled: Path) -> None:  # type: ignore[no-untyped-def]

@@ -6,7 +6,7 @@ import torch
 from cataloger.config import TrainConfig
 from cataloger.network import new_classifier
 from cataloger.taxonomy import Taxonomy
-from cataloger.tuning import adversarial, averaged, default_learning_rate, parameter_groups
+from cataloger.tuning import adversarial, averaged, default_learning_rate, merged, parameter_groups, set_dropout
 
 TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
 
@@ -69,3 +69,37 @@ def test_an_adversarial_step_raises_the_loss_and_is_taken_back() -> None:
     embeddings.weight.grad = None
     with adversarial(embeddings.weight, 0.1):  # frozen embeddings have no gradient
         torch.testing.assert_close(embeddings.weight.detach(), before)
+
+
+def test_adapters_start_at_nothing_are_trained_alone_and_merge_into_the_weights(model: torch.nn.Module) -> None:
+    ids = torch.tensor([[101, 2_000, 3_000, 102]])
+    mask, names = torch.ones_like(ids), set(model.state_dict())
+    model.eval()
+    before = model(input_ids=ids, attention_mask=mask).logits
+    groups = parameter_groups(model, TrainConfig(fine_tune="lora", learning_rate=1.0))
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {group["peak"] for group in groups} == {10.0}
+    assert all("lora_" in name or name.startswith("classifier") for name in trained)
+    assert sum("lora_A" in name for name in trained) == 2 * 6, "six linear maps in each of two layers"
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    changed = model(input_ids=ids, attention_mask=mask).logits
+    assert not torch.allclose(changed, before)
+    plain = merged(model)
+    assert set(plain.state_dict()) == names
+    torch.testing.assert_close(plain(input_ids=ids, attention_mask=mask).logits, changed, atol=1e-3, rtol=1e-3)
+    assert merged(plain) is plain
+
+
+def test_dropout_is_set_everywhere(model: torch.nn.Module) -> None:
+    set_dropout(model, 0.3)
+    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+    assert len(rates) > 4
+    assert set(rates) == {0.3}
+    model.train()
+    ids = torch.tensor([[101, 2_000, 102]])
+    once, again = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
+    assert not torch.allclose(once, again)

@@ -1,0 +1,152 @@
+"""Fine-tuning against its ceiling, the bare loop of forward, backward and step, and against transformers.Trainer. The same rows.
+
+python benchmarks/training.py
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import tyro
+from mlflow import MlflowClient
+from torch.nn import functional as F
+from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
+
+from cataloger.batching import Tokens, shuffled_batches
+from cataloger.bundle import base_model_folder
+from cataloger.config import SampleConfig, TrainConfig
+from cataloger.network import new_classifier
+from cataloger.sample import generate
+from cataloger.taxonomy import Taxonomy
+from cataloger.text import compose
+from cataloger.training import train
+from cataloger.tuning import parameter_groups
+from yardsticks import report, tokens_of, workroom
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "mwpd2020" / "train.parquet"
+COLUMNS = ("title", "shop_category", "description")
+BATCH, MAX_TOKENS = 32, 64
+# Steps that no clock counts: caches and thread pools are warm after them.
+WARM = 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to measure."""
+
+    rows: int = 4_000
+    """Labelled rows, one epoch."""
+
+
+def main() -> None:
+    config = tyro.cli(Config)
+    with workroom() as room:
+        table, columns = catalog(config.rows, room)
+        pq.write_table(table, room / "catalog.parquet")
+        base = base_model_folder("minilm")
+        texts = compose(table, columns, MAX_TOKENS)
+        taxonomy = Taxonomy.from_paths(table.column("category_path").to_pylist())
+        labels = np.array([taxonomy.label_ids[path] for path in table.column("category_path").to_pylist()])
+        tokens = tokens_of(base, texts, MAX_TOKENS)
+        mean = float(tokens.lengths.mean())
+        rates = {"bare loop: forward, backward, step": bare_loop(base, taxonomy, tokens, labels)}
+        rates["cataloger through Ray Train, one worker"] = through_ray(room, columns, "1") * mean
+        rates["cataloger through Ray Train, two workers on the same cores"] = through_ray(room, columns, "2") * mean
+        again = bare_loop(base, taxonomy, tokens, labels)
+        ceiling, ours = list(rates)[:2]
+        print(f"bare loop before and after: {rates[ceiling]:,.0f}, {again:,.0f} tokens/s")
+        rates[ceiling] = (rates[ceiling] + again) / 2
+        rates["transformers.Trainer, bf16, its own collation"] = (
+            with_trainer(base, taxonomy, texts, labels, room) * mean
+        )
+        rows: list[dict[str, object]] = [
+            {"way": way, "tokens/s": rate, "÷ bare loop": rate / rates[ceiling], "cataloger ÷ this": rates[ours] / rate}
+            for way, rate in rates.items()
+        ]
+        title = f"Fine-tuning MiniLM on {len(table):,} products of {mean:.0f} tokens, batches of {BATCH}"
+        report("training", title, rows, ("way", "tokens/s"))
+
+
+def catalog(rows: int, room: Path) -> tuple[pa.Table, tuple[str, ...]]:
+    """(rows, text columns): real products, or generated ones where there are none."""
+    if REAL.exists():
+        return pq.read_table(REAL, columns=["id", *COLUMNS, "category_path"]).slice(0, rows), COLUMNS
+    generate(SampleConfig(rows=rows, output=str(room / "sample"), labelled=True))
+    return pq.read_table(room / "sample"), ("title", "brand", "description")
+
+
+def bare_loop(base: Path, taxonomy: Taxonomy, tokens: Tokens, labels: np.ndarray) -> float:
+    """Tokens/s of the plainest loop that trains the same: same batches, precision and optimiser, nothing is reported or kept."""
+    torch.manual_seed(0)
+    model = new_classifier(base, "mean", taxonomy).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig()), fused=True)
+    rng = np.random.default_rng(0)
+    batches = shuffled_batches(tokens.lengths, rng.permutation(len(labels)), BATCH, rng)
+    ready = [(*map(torch.from_numpy, tokens.padded(rows, 0)), torch.from_numpy(labels[rows])) for rows in batches]
+
+    def step(ids: torch.Tensor, mask: torch.Tensor, true: torch.Tensor) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(input_ids=ids, attention_mask=mask).logits
+        F.cross_entropy(logits.float(), true).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    for batch in ready[:WARM]:
+        step(*batch)
+    started = time.perf_counter()
+    for batch in ready[WARM:]:
+        step(*batch)
+    return sum(int(tokens.lengths[rows].sum()) for rows in batches[WARM:]) / (time.perf_counter() - started)
+
+
+def through_ray(room: Path, columns: tuple[str, ...], workers: str) -> float:
+    """Rows/s between the first and the last losses that the job logged."""
+    config = TrainConfig(
+        catalog=str(room / "catalog.parquet"),
+        text_columns=columns,
+        max_tokens=MAX_TOKENS,
+        epochs=1,
+        batch_size=BATCH,
+        precision="bf16",
+        num_workers=workers,
+        storage=str(room / f"checkpoints-{workers}"),
+        model_name="benchmark",
+    )
+    history = MlflowClient().get_metric_history(train(config).run_id, "train_loss")
+    posts = sorted(dict(sorted((metric.timestamp, metric.step) for metric in history)).items())
+    (first, start), *_, (last, stop), _ = posts  # the last batches may be smaller
+    return (stop - start) * BATCH / (last - first) * 1_000
+
+
+def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.ndarray, room: Path) -> float:
+    """Rows/s of transformers.Trainer."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows: list[dict[str, Any]] = [
+        {**tokenizer(text, truncation=True, max_length=MAX_TOKENS), "label": int(label)}
+        for text, label in zip(texts.to_pylist(), labels, strict=True)
+    ]
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    arguments = TrainingArguments(
+        output_dir=str(room / "trainer"),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        bf16=True,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    model = new_classifier(base, "cls", taxonomy)
+    trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
+    return float(trainer.train().metrics["train_samples_per_second"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Rows in a training worker's memory, and which of them an epoch goes through."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+
+from cataloger.batching import IntArray, Tokens
+from cataloger.config import LongTail
+
+# What the ingest has a row for.
+TRAINING, VALIDATION, UNLABELLED = range(3)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokens and label ids of N rows; label -1 is a category the model does not know, or none."""
+
+    tokens: Tokens
+    labels: IntArray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: IntArray) -> "Examples":
+        return Examples(self.tokens.take(rows), self.labels[rows])
+
+    def and_these(self, others: "Examples") -> "Examples":
+        return Examples(Tokens.joined([self.tokens, others.tokens]), np.concatenate([self.labels, others.labels]))
+
+
+def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
+    """(training, validation, unlabelled) rows of the ingest's tables."""
+    table = pa.concat_tables(ray.get(list(blocks))).combine_chunks()
+    use = table.column("use").to_numpy()
+
+    def examples(wanted: int) -> Examples:
+        chosen = table.filter(pa.array(use == wanted))
+        return Examples(Tokens.from_arrow(chosen.column("tokens")), chosen.column("label").to_numpy().astype(np.int64))
+
+    return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
+
+
+def draw(
+    examples: Examples,
+    categories: int,
+    long_tail: LongTail,
+    rng: np.random.Generator,
+    alter: Callable[[npt.NDArray[np.int32], np.random.Generator], npt.NDArray[np.int32]],
+) -> tuple[Examples, IntArray]:
+    """(rows, the order of one epoch's draws from them): every row once, or as many draws that favour rare categories.
+
+    Rows are then drawn such that a category counts by its square root (Mahajan et al. 2018, section 2.2). With
+    augmentation, every draw of a row after its first in the epoch is altered.
+    """
+    if long_tail not in ("sampling", "augmentation"):
+        return examples, rng.permutation(len(examples))
+    chances = 1 / np.sqrt(np.bincount(examples.labels, minlength=categories)[examples.labels])
+    drawn = rng.choice(len(examples), len(examples), p=chances / chances.sum())
+    if long_tail == "sampling":
+        return examples, drawn
+    again = np.ones(len(drawn), bool)
+    again[np.unique(drawn, return_index=True)[1]] = False
+    chosen = examples.take(drawn)
+    texts = np.split(chosen.tokens.flat, chosen.tokens.offsets[1:-1])
+    texts = [alter(text, rng) if repeated else text for text, repeated in zip(texts, again, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    return Examples(Tokens(np.concatenate(texts), offsets), chosen.labels), np.arange(len(drawn))

@@ -1,0 +1,115 @@
+"""What a worker trains: a stage of training as the loop sees it, and the last one, that of the categories."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cataloger.augmentation import Augmenter
+from cataloger.batching import IntArray, Tokens, pack
+from cataloger.bundle import Spec
+from cataloger.config import TrainConfig
+from cataloger.examples import Examples, draw
+from cataloger.losses import Loss
+from cataloger.scoring import TOKENS_PER_BATCH
+from cataloger.tuning import parameter_groups
+
+NO_LABELS = Examples(Tokens(np.empty(0, np.int32), np.zeros(1, np.int64)), np.empty(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how precisely a worker computes."""
+
+    device: torch.device
+    bf16: bool
+    pad_id: int
+
+    def inputs(self, tokens: Tokens, rows: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
+        """(token ids, attention mask) of these rows on the device."""
+        ids, mask = tokens.padded(rows, self.pad_id)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+
+class Objective(Protocol):
+    """One stage of training. `network` is what DDP wraps; `rows` are the labelled rows, or texts, of an epoch."""
+
+    network: Any
+    epochs: int
+    rows: int
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Those of AdamW, `peak` is a group's highest learning rate. Freezes what is not trained."""
+
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
+        """(texts, the order in which this epoch goes through them)."""
+
+    def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
+        """Per-row losses [rows] of the network as DDP has wrapped it."""
+
+
+class Classification:
+    """The labelled rows, and from the second epoch on those that the model has labelled itself."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        spec: Spec,
+        network: Any,
+        train: Examples,
+        unlabelled: Examples,
+        base: Path,
+        machine: Machine,
+    ) -> None:
+        self.config, self.network, self.machine = config, network, machine
+        self.train, self.unlabelled = train, unlabelled
+        self.epochs, self.rows, self.categories = config.epochs, len(train), len(spec.categories)
+        counts = np.bincount(train.labels, minlength=self.categories)
+        self.loss = Loss(
+            spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, machine.device
+        )
+        self.alter = Augmenter(base)
+        self.own_labels, self.epoch_rows = NO_LABELS, train
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return parameter_groups(self.network, self.config)
+
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
+        rows = self.train.and_these(self.own_labels) if len(self.own_labels) else self.train
+        self.epoch_rows, order = draw(rows, self.categories, self.config.long_tail, rng, self.alter)
+        return self.epoch_rows.tokens, order
+
+    def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
+        labels = torch.from_numpy(self.epoch_rows.labels[rows]).to(self.machine.device)
+        return self.loss(self.logits(model, self.epoch_rows.tokens, rows), labels)
+
+    def logits(self, model: Any, tokens: Tokens, rows: IntArray) -> torch.Tensor:
+        """float32 [rows, categories] on the device."""
+        ids, mask = self.machine.inputs(tokens, rows)
+        with self.machine.arithmetic():
+            return model(input_ids=ids, attention_mask=mask).logits.float()  # type: ignore[no-any-return]
+
+    def label_more(self, logits_of: Any, temperature: float, rng: np.random.Generator, rank: int, world: int) -> None:
+        """Take up unlabelled rows, at most as many as there are labelled ones, with the model's own labels (Lee 2013).
+
+        Those whose calibrated confidence reaches `--pseudo-labels`. Rank r of n asks for every n-th batch; all get all.
+        """
+        rows = self.unlabelled.take(rng.permutation(len(self.unlabelled))[: len(self.train)])
+        labels = np.full(len(rows), -1)
+        with torch.inference_mode():
+            for batch in list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))[rank::world]:
+                probabilities = torch.softmax(logits_of(rows.tokens, batch) / temperature, dim=1)
+                confidence, best = probabilities.max(dim=1)
+                labels[batch] = torch.where(confidence >= self.config.pseudo_labels, best, -1).cpu().numpy()
+        if world > 1:
+            everyone: list[Any] = [None] * world
+            dist.all_gather_object(everyone, labels)
+            labels = np.max(everyone, axis=0)
+        self.own_labels = Examples(rows.tokens, labels).take(np.flatnonzero(labels >= 0))

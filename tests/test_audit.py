@@ -1,0 +1,89 @@
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.audit import find_suspects
+
+
+def mislabelled(rows: int, categories: int, wrong: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(true labels, given labels of which the first `wrong` are wrong, [rows, categories] probabilities of a good model)."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(categories, size=rows)
+    given = true.copy()
+    given[:wrong] = (true[:wrong] + 1 + rng.integers(categories - 1, size=wrong)) % categories
+    logits = rng.normal(size=(rows, categories))
+    logits[np.arange(rows), true] += 6
+    probabilities = np.exp(logits)
+    return true, given, probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def best(probabilities: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    labels = np.argsort(-probabilities, axis=1)[:, :count]
+    return labels, np.take_along_axis(probabilities, labels, axis=1).astype(np.float32)
+
+
+def test_wrong_labels_are_found_with_the_right_one_the_worst_first() -> None:
+    true, given, probabilities = mislabelled(3_000, 50, 150)
+    rows, suggested = find_suspects(given, *best(probabilities, 20))
+    assert (rows < 150).sum() > 90, "most of them are found: those that the model is surer of than it usually is"
+    assert (rows[:80] < 150).mean() > 0.95, "and stand first"
+    assert (suggested == true[rows])[rows < 150].mean() > 0.95
+    lead = probabilities[rows, suggested] - probabilities[rows, given[rows]]
+    assert (np.diff(lead) < 0.02).all(), "those below the twentieth count as 0"
+
+
+def test_right_labels_are_left_alone() -> None:
+    labels = np.arange(20) % 4
+    probabilities = np.full((20, 4), 0.02)
+    probabilities[np.arange(20), labels] = 0.94
+    rows, _ = find_suspects(labels, *best(probabilities, 3))
+    assert len(rows) == 0
+    assert len(find_suspects(labels[:0], *best(probabilities[:0], 3))[0]) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cleanlab") is None, reason="compares with cleanlab; pip install cleanlab")
+def test_it_finds_what_cleanlab_finds() -> None:
+    from cleanlab.filter import find_label_issues
+
+    _, given, probabilities = mislabelled(2_000, 30, 150)
+    theirs = find_label_issues(given, probabilities, filter_by="confident_learning", n_jobs=1)
+    rows, _ = find_suspects(given, *best(probabilities, 20))
+    assert set(rows) == set(np.flatnonzero(theirs))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_job_writes_the_suspects_that_models_never_saw(
+    trained, labelled: Path, job: Callable[..., tuple[int, str, str]]
+) -> None:  # type: ignore[no-untyped-def]
+    table = pq.read_table(labelled)
+    paths = table.column("category_path").to_pylist()
+    rng = np.random.default_rng(0)
+    wrong = set(rng.choice(len(paths), 200, replace=False).tolist())
+    others = sorted(set(paths))
+    written = [
+        others[(others.index(path) + 7) % len(others)] if row in wrong else path for row, path in enumerate(paths)
+    ]
+    place = table.schema.get_field_index("category_path")
+    pq.write_table(table.set_column(place, "category_path", pa.array(written)), "wrong.parquet")
+    code, out, err = job(
+        "audit", "--catalog", "wrong.parquet", "--models", trained.model_uri, "--output", "found.parquet"
+    )
+    assert code == 0, err
+    found = pq.read_table("found.parquet")
+    assert f"{len(found):,} of" in out
+    ids = table.column("id").to_pylist()
+    wrong_ids, true = {ids[row] for row in wrong}, dict(zip(ids, paths, strict=True))
+    first = found.slice(0, 10).to_pylist()
+    assert len(first) == 10
+    assert sum(row["id"] in wrong_ids for row in first) >= 8
+    assert sum(row["suggested_category"] == true[row["id"]] for row in first) >= 7
+    assert all(row["category"] != row["suggested_category"] for row in found.to_pylist())
+    looked_at = int(out.split(" rows are probably")[0].split()[-1])
+    assert looked_at == pytest.approx(0.2 * len(paths), rel=0.25), "only rows of the model's test side"
+    code, _, err = job("audit", "--catalog", "wrong.parquet", "--models", trained.model_uri, "--label-column", "title")
+    assert (code, "no row to audit" in err) == (2, True)

@@ -1,0 +1,104 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cataloger.batching import IntArray, Tokens
+from cataloger.bundle import Spec, load_tokenizer, mask_token, tokenize
+from cataloger.config import TrainConfig
+from cataloger.examples import Examples
+from cataloger.network import new_classifier
+from cataloger.objectives import Classification, Machine
+from cataloger.pretraining import MaskedLanguage
+from cataloger.taxonomy import Taxonomy
+
+TREE = Taxonomy.from_paths(["Food > Tea", "Shoes > Boots"])
+MACHINE = Machine(torch.device("cpu"), False, 0)
+
+
+def examples(base: Path, count: int, label: int) -> Examples:
+    texts = [f"{'green tea' if i % 2 else 'leather boots with laces'} number {i}" for i in range(count)]
+    tokens = Tokens.from_arrow(tokenize(load_tokenizer(base, 32), pa.array(texts)))
+    labels = np.full(count, label) if label < 0 else (np.arange(count) + 1) % 2
+    return Examples(tokens, labels)
+
+
+def classification(base: Path, **options: Any) -> Classification:
+    config = TrainConfig(**options)
+    spec = Spec(TREE.categories, ("title",), 32, "mean", "")
+    network = new_classifier(base, "mean", TREE)
+    return Classification(config, spec, network, examples(base, 40, 0), examples(base, 100, -1), base, MACHINE)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    def sure_of_long_ones(tokens: Tokens, batch: IntArray) -> torch.Tensor:
+        lead = torch.from_numpy((tokens.lengths[batch] > tokens.lengths.min()) * 9.0)
+        return torch.stack([torch.zeros(len(batch)), lead.float()], dim=1)
+
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda into, mine: into.__setitem__(slice(None), [mine] * 2)
+    )
+    stage = classification(tiny_model, pseudo_labels=0.9)
+    stage.label_more(sure_of_long_ones, 1.0, np.random.default_rng(0), 0, world)
+    own = stage.own_labels
+    assert 0 < len(own) < 40, "at most as many as there are labelled rows, and only sure ones"
+    assert set(own.labels) == {1}
+    assert own.tokens.lengths.min() > stage.unlabelled.tokens.lengths.min()
+    tokens, order = stage.begin_epoch(np.random.default_rng(0))
+    assert sorted(order) == list(range(40 + len(own)))
+    assert len(tokens) == len(order)
+    stage.label_more(sure_of_long_ones, 9.0, np.random.default_rng(0), 0, world)
+    assert not len(stage.own_labels), "a higher temperature makes the model less sure"
+
+
+def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path) -> None:
+    texts = examples(tiny_model, 64, -1).tokens
+    torch.manual_seed(0)
+    network = new_classifier(tiny_model, "mean", TREE)
+    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)
+    shown: list[torch.Tensor] = []
+    stage.network.register_forward_pre_hook(lambda _, inputs: shown.append(torch.stack([inputs[0], inputs[2].long()])))
+    optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
+    _, order = stage.begin_epoch(np.random.default_rng(0))
+    losses = []
+    for _ in range(60):
+        loss = stage.losses(stage.network, order[:32]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    ids = torch.stack([pair[0] for pair in shown])
+    chosen = torch.stack([pair[1] for pair in shown]).bool()
+    plain, mask = MACHINE.inputs(texts, order[:32])
+    words = (mask & (plain != 101) & (plain != 102)).expand_as(chosen)
+    assert not (chosen & ~words).any(), "neither padding nor special tokens are guessed"
+    assert chosen.sum() / words.sum() == pytest.approx(0.15, abs=0.01)
+    masked, same = ids[chosen] == stage.mask, ids[chosen] == plain.expand_as(ids)[chosen]
+    assert masked.float().mean() == pytest.approx(0.8, abs=0.02)
+    assert same.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert (ids == plain)[~chosen].all()
+    encoder = dict(network.base_model.named_parameters())
+    assert any(
+        torch.equal(parameter, weight) for parameter in stage.network.parameters() for weight in encoder.values()
+    )
+
+
+def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
+    empty = Tokens.from_arrow(tokenize(load_tokenizer(tiny_model, 8), pa.array(["", ""])))
+    network = new_classifier(tiny_model, "cls", TREE)
+    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1), network, empty, tiny_model, MACHINE)
+    losses = stage.losses(stage.network, np.arange(2))
+    losses.sum().backward()
+    assert losses.tolist() == [0.0, 0.0]
+
+
+def test_the_token_that_masks_a_word_is_found(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model, 8)
+    assert tokenizer.id_to_token(mask_token(tokenizer) or 0) == "[MASK]"
