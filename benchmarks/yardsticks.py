@@ -128,16 +128,7 @@ def report(name: str, title: str, rows: list[dict[str, object]], bars: tuple[str
     for column in rows[0]:
         table.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
     for row in rows:
-        table.add_row(
-            *(
-                f"{value:,.3g}"
-                if isinstance(value, float) and value < 100
-                else f"{value:,.0f}"
-                if isinstance(value, float)
-                else str(value)
-                for value in row.values()
-            )
-        )
+        table.add_row(*map(_shown, row.values()))
     Console(width=140).print(table)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), "title": title, "rows": rows}, indent=1))
@@ -145,9 +136,15 @@ def report(name: str, title: str, rows: list[dict[str, object]], bars: tuple[str
         label, value = bars
         figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
         drawn = axes.barh([str(row[label]) for row in rows], [float(str(row[value])) for row in rows], color="#0072B2")
-        axes.bar_label(drawn, fmt="{:,.0f}", padding=4)
+        axes.bar_label(drawn, [_shown(row[value]) for row in rows], padding=4)
         axes.invert_yaxis()
         axes.set_xlabel(value)
         axes.set_title(title)
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(RESULTS / f"{name}.png", dpi=120)
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if value >= 100 else f"{value:,.3g}"

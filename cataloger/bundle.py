@@ -5,6 +5,7 @@ Imports neither torch nor transformers: reading and tokenizing tasks start in a 
 
 import hashlib
 import json
+from array import array
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -128,11 +129,12 @@ def mask_token(tokenizer: Tokenizer) -> int | None:
 
 def tokenize(tokenizer: Tokenizer, texts: pa.Array) -> pa.Array:
     """list<int32> of token ids per text, special tokens included."""
-    encodings = tokenizer.encode_batch_fast(texts.to_pylist())
-    ids = [encoding.ids for encoding in encodings]
-    offsets = np.concatenate([[0], np.cumsum([len(row) for row in ids])]).astype(np.int32)
-    flat = np.fromiter((token for row in ids for token in row), np.int32, count=int(offsets[-1]))
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(flat))
+    # One text at a time: lists of all numbers at once would leave the memory of a long-lived task in pieces.
+    flat, offsets = array("i"), array("i", [0])
+    for encoding in tokenizer.encode_batch_fast(texts.to_pylist()):
+        flat.extend(encoding.ids)
+        offsets.append(len(flat))
+    return pa.ListArray.from_arrays(*(pa.array(np.frombuffer(numbers, np.int32)) for numbers in (offsets, flat)))
 
 
 def _download(name: str) -> Path:

@@ -1,4 +1,3 @@
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -6,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from cleanlab.filter import find_label_issues
 
 from cataloger.audit import find_suspects
 
@@ -46,10 +46,7 @@ def test_right_labels_are_left_alone() -> None:
     assert len(find_suspects(labels[:0], *best(probabilities[:0], 3))[0]) == 0
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cleanlab") is None, reason="compares with cleanlab; pip install cleanlab")
 def test_it_finds_what_cleanlab_finds() -> None:
-    from cleanlab.filter import find_label_issues
-
     _, given, probabilities = mislabelled(2_000, 30, 150)
     theirs = find_label_issues(given, probabilities, filter_by="confident_learning", n_jobs=1)
     rows, _ = find_suspects(given, *best(probabilities, 20))

@@ -35,3 +35,17 @@ def test_groups_hold_the_categories_below_the_same_ancestor() -> None:
 def test_prefix_of_a_short_path_is_the_path() -> None:
     assert prefix("A > B > C", 2) == "A > B"
     assert prefix("A", 2) == "A"
+
+
+def test_each_step_of_an_answer_has_its_certainty_and_is_right_or_wrong() -> None:
+    tree = Taxonomy.from_paths(["A", "A > x", "A > y", "B > z > q"])
+    nan = np.nan
+    levels = np.array([[0.9, nan, nan], [0.9, 0.6, nan], [0.8, 0.8, 0.8]], np.float32)
+    predicted = np.array([0, 1, 3])
+    certainty = tree.certainty(levels, np.array([0.3, 0.6, 0.8], np.float32), predicted)
+    np.testing.assert_allclose(certainty, [[0.3, nan, nan], [0.9, 0.6, nan], [0.8, 0.8, 0.8]], rtol=1e-6)
+    right = tree.right(np.array([1, 2, 3]), predicted)
+    assert not right[0, 0], "somewhere below A is not A itself"
+    assert right[1, :2].tolist() == [True, False]
+    assert right[2].tolist() == [True, True, True]
+    assert not tree.right(np.array([-1]), np.array([3])).any(), "an unknown category is never right"

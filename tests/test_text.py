@@ -1,3 +1,4 @@
+import numpy as np
 import pyarrow as pa
 
 from cataloger.text import CHARACTERS_PER_TOKEN, compose, hash_texts, split_position
@@ -30,6 +31,9 @@ def test_hash_is_stable_and_null_for_null() -> None:
 def test_the_same_product_falls_on_the_same_side() -> None:
     a, b, c = split_position(pa.array(["Red Shoe", "red shoe", "blue shoe"]))
     assert a == b != c
-    positions = split_position(pa.array([f"product {i}" for i in range(4_000)]))
+    texts = pa.array([f"product {i}" for i in range(4_000)])
+    positions = split_position(texts)
     assert 0 <= positions.min() <= positions.max() < 1
     assert abs((positions < 0.2).mean() - 0.2) < 0.03
+    parts = [split_position(texts, start) < 0.2 for start in (0.0, 0.2, 0.4, 0.6, 0.8)]
+    assert (np.sum(parts, axis=0) == 1).all(), "five starts give five disjoint fifths"

@@ -146,3 +146,17 @@ def test_a_failed_run_is_closed_as_failed(tiny_model: Path, labelled: Path) -> N
         train(small(tiny_model, labelled, learning_rate=1e30, experiment="failing"))
     (run,) = mlflow.search_runs(experiment_names=["failing"], output_format="list")
     assert run.info.status == "FAILED"
+
+
+def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, labelled: Path) -> None:
+    config = small(tiny_model, labelled, experiment="late", model_name="late", storage="late")
+    first = train(config)
+    (done,) = Path("late").glob("*/_done")
+    done.unlink()
+    MlflowClient().set_terminated(first.run_id, "KILLED")
+    again = train(config)
+    assert again.run_id == first.run_id
+    assert again.metrics == first.metrics
+    steps = [metric.step for metric in MlflowClient().get_metric_history(first.run_id, "train_loss")]
+    assert len(steps) == len(set(steps)), "no step was done twice"
+    assert train(config).run_id != first.run_id, "what is done is done anew when asked for again"
