@@ -125,7 +125,7 @@ def through_ray(room: Path, columns: tuple[str, ...], workers: str) -> float:
     return (stop - start) * BATCH / (last - first) * 1_000
 
 
-def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.ndarray, room: Path) -> float:
+def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.ndarray, room: Path, bf16: bool) -> float:
     """Rows/s of transformers.Trainer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows: list[dict[str, Any]] = [
@@ -137,7 +137,7 @@ def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.nda
         output_dir=str(room / "trainer"),
         per_device_train_batch_size=BATCH,
         num_train_epochs=1,
-        bf16=True,
+        bf16=bf16,
         use_cpu=True,
         report_to=[],
         save_strategy="no",
