@@ -6,7 +6,6 @@ GPU actors get exactly one per call.
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,8 +111,6 @@ class Labeler:
     """The actor that holds the model. It sees distinct texts only: its time is the forward pass."""
 
     def __init__(self, model: Model, shape: ActorShape, precision: Precision, alternatives: int) -> None:
-        # PyTorch on CPUs keeps the kernels of this many batch shapes, megabytes each: 1,024 if it is not told before it starts.
-        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
         # Imported here: the driver and the reading tasks need no torch.
         import torch
 
