@@ -72,13 +72,13 @@ def audit(config: AuditConfig) -> Audit:
                 )
                 for number, (source, spec) in enumerate(zip(sources, specs, strict=True), 1)
             ]
-            rows = pa.concat_tables(answers)
-            suspects = _suspects(rows, names, specs[0])
+            rows, given = _known(pa.concat_tables(answers), names, specs[0])
+            log.info("%s of %s rows are looked at", f"{len(rows):,}", f"{catalog.rows:,}")
+            suspects = _suspects(rows, given, specs[0])
             sink = pa.BufferOutputStream()
             pq.write_table(suspects, sink)
             output.write(sink.getvalue())
-            log.info("%s of %s rows were looked at", f"{len(rows):,}", f"{catalog.rows:,}")
-            share = len(suspects) / max(1, len(rows))
+            share = len(suspects) / len(rows)
             tracking.log_metrics({"rows": len(rows), "suspects": len(suspects), "suspect_share": share})
             tracking.log_text(suspects.slice(0, 1_000).to_pandas().to_csv(index=False), "worst_suspects.csv")
     columns = ("text", "category", "suggested_category")
@@ -110,7 +110,7 @@ def find_suspects(given: IntArray, labels: IntArray, probabilities: FloatArray) 
 
 
 def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> None:
-    for source, spec in zip(sources, specs, strict=True):
+    for number, (source, spec) in enumerate(zip(sources, specs, strict=True)):
         if not spec.test_fraction and spec.catalog_fingerprint == fingerprint:
             raise ConfigError(
                 f"model {source.uri} was trained on all rows of this catalog and would call their labels right; train one with "
@@ -120,17 +120,34 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
             raise ConfigError(
                 f"models {sources[0].uri} and {source.uri} know different categories; audit with one of them"
             )
+        for earlier, other in zip(sources[:number], specs[:number], strict=True):
+            if _overlap(spec, other) or _overlap(other, spec):
+                raise ConfigError(
+                    f"models {earlier.uri} and {source.uri} were trained without some of the same rows, which would be listed twice; "
+                    "name one of them, or train them with --test-start as far apart as --test-fraction"
+                )
 
 
-def _suspects(rows: pa.Table, names: dict[str, str], spec: Spec) -> pa.Table:
-    """id, text, category, suggested_category, the probability of each; worst first."""
-    categories = pa.array(spec.categories)
+def _overlap(spec: Spec, other: Spec) -> bool:
+    """Whether the rows that `other` left out begin among those that `spec` did; without a test part that is all rows."""
+    return (other.test_start - spec.test_start) % 1.0 < (spec.test_fraction or 1.0) - 1e-9
+
+
+def _known(rows: pa.Table, names: dict[str, str], spec: Spec) -> tuple[pa.Table, IntArray]:
+    """The rows whose category the models know, and its label ids; says how many have another one or none."""
     written = rows.column("true_category").to_pylist()
-    given = pc.index_in(pa.array([names.get(path) for path in written], pa.string()), categories)
+    given = pc.index_in(pa.array([names.get(path) for path in written], pa.string()), pa.array(spec.categories))
     known = given.is_valid()
-    rows, given = rows.filter(known).combine_chunks(), given.filter(known).to_numpy().astype(np.int64)
-    if not len(rows):
+    if not pc.any(known).as_py():
         raise CatalogError("no row to audit: none with text and a category that the models know; check --label-column")
+    if unknown := len(rows) - pc.sum(known).as_py():
+        log.info("%s rows have no category, or one that the models do not know, and are left out", f"{unknown:,}")
+    return rows.filter(known).combine_chunks(), given.filter(known).to_numpy().astype(np.int64)
+
+
+def _suspects(rows: pa.Table, given: IntArray, spec: Spec) -> pa.Table:
+    """id, text, category, suggested_category, the probability of each; worst first. `given` are the rows' label ids."""
+    categories = pa.array(spec.categories)
     others = rows.column("alternatives").combine_chunks().flatten()
     first = pc.index_in(rows.column("category").combine_chunks(), categories).to_numpy()
     labels = pc.index_in(others.field("category"), categories).to_numpy().reshape(len(rows), -1)

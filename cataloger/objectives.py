@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cataloger.augmentation import Augmenter
+from cataloger.augmentation import Augmenter, Ids
 from cataloger.batching import IntArray, Tokens, pack
 from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
@@ -68,23 +69,29 @@ class Classification:
         base: Path,
         machine: Machine,
     ) -> None:
-        self.config, self.network, self.machine = config, network, machine
+        self.config, self.network, self.machine, self.base = config, network, machine, base
         self.train, self.unlabelled = train, unlabelled
         self.epochs, self.rows, self.categories = config.epochs, len(train), len(spec.categories)
         counts = np.bincount(train.labels, minlength=self.categories)
         self.loss = Loss(
             spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, machine.device
         )
-        self.alter = Augmenter(base)
         self.own_labels, self.epoch_rows = NO_LABELS, train
+
+    @cached_property
+    def augmenter(self) -> Augmenter:
+        return Augmenter(self.base)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return parameter_groups(self.network, self.config)
 
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
         rows = self.train.and_these(self.own_labels) if len(self.own_labels) else self.train
-        self.epoch_rows, order = draw(rows, self.categories, self.config.long_tail, rng, self.alter)
+        self.epoch_rows, order = draw(rows, self.categories, self.config.long_tail, rng, self._alter)
         return self.epoch_rows.tokens, order
+
+    def _alter(self, text: Ids, rng: np.random.Generator) -> Ids:
+        return self.augmenter(text, rng)
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         labels = torch.from_numpy(self.epoch_rows.labels[rows]).to(self.machine.device)

@@ -7,7 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from cleanlab.filter import find_label_issues
 
-from cataloger.audit import find_suspects
+from cataloger.audit import _check, find_suspects
+from cataloger.bundle import Spec
+from cataloger.errors import ConfigError
+from cataloger.tracking import ModelSource
 
 
 def mislabelled(rows: int, categories: int, wrong: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -51,6 +54,22 @@ def test_it_finds_what_cleanlab_finds() -> None:
     theirs = find_label_issues(given, probabilities, filter_by="confident_learning", n_jobs=1)
     rows, _ = find_suspects(given, *best(probabilities, 20))
     assert set(rows) == set(np.flatnonzero(theirs))
+
+
+@pytest.mark.parametrize(
+    ("starts", "refused"), [((0.0, 0.2, 0.4, 0.6, 0.8), False), ((0.0, 0.1), True), ((0.1, 0.9), True)]
+)
+def test_models_that_left_out_the_same_rows_are_refused(starts: tuple[float, ...], refused: bool) -> None:
+    specs = [
+        Spec(("A", "B"), ("title",), 32, "mean", "", test_fraction=0.21 if refused else 0.2, test_start=at)
+        for at in starts
+    ]
+    sources = [ModelSource(Path(), f"models:/m/{number}", None) for number in range(len(specs))]
+    if refused:
+        with pytest.raises(ConfigError, match="models:/m/0 and models:/m/1 .* listed twice"):
+            _check(sources, specs, "another catalog")
+    else:
+        _check(sources, specs, "another catalog")
 
 
 @pytest.mark.usefixtures("ray_session")
