@@ -23,6 +23,7 @@ from cataloger import runtime
 from cataloger.batching import IntArray, Tokens, shuffled_batches
 from cataloger.bundle import Spec, base_model_folder, network_shape
 from cataloger.config import TrainConfig
+from cataloger.dropout import set_dropout
 from cataloger.engines import resolve_dtype
 from cataloger.examples import Examples, load_examples
 from cataloger.network import new_classifier, save_bundle
@@ -30,7 +31,7 @@ from cataloger.objectives import Classification, Machine, Objective
 from cataloger.pretraining import MaskedLanguage
 from cataloger.progress import StepMetric
 from cataloger.scoring import Validation
-from cataloger.tuning import adversarial, averaged, merged, set_dropout
+from cataloger.tuning import adversarial, averaged, merged
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
@@ -63,8 +64,7 @@ class Loop:
         self.validation = Validation(held_out, spec, config.target_precision, self.rank, self.world)
         torch.manual_seed(config.seed)
         self.plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
-        if config.dropout is not None:
-            set_dropout(self.plain, config.dropout)
+        set_dropout(self.plain, config.dropout, self.device.type)
         self.classification = Classification(config, spec, self.plain, train, unlabelled, self.base, machine)
         self.stages: list[Objective] = [self.classification]
         if config.pretrain_epochs:

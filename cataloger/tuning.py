@@ -88,13 +88,6 @@ def merged(model: Any) -> Any:
     return model
 
 
-def set_dropout(model: torch.nn.Module, rate: float) -> None:
-    """In the encoder and before the head alike."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = rate
-
-
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that follows it as an exponential moving average of its weights, one step at a time."""
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]

@@ -6,7 +6,7 @@ import torch
 from cataloger.config import TrainConfig
 from cataloger.network import new_classifier
 from cataloger.taxonomy import Taxonomy
-from cataloger.tuning import adversarial, averaged, default_learning_rate, merged, parameter_groups, set_dropout
+from cataloger.tuning import adversarial, averaged, default_learning_rate, merged, parameter_groups
 
 TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
 
@@ -92,14 +92,3 @@ def test_adapters_start_at_nothing_are_trained_alone_and_merge_into_the_weights(
     assert set(plain.state_dict()) == names
     torch.testing.assert_close(plain(input_ids=ids, attention_mask=mask).logits, changed, atol=1e-3, rtol=1e-3)
     assert merged(plain) is plain
-
-
-def test_dropout_is_set_everywhere(model: torch.nn.Module) -> None:
-    set_dropout(model, 0.3)
-    rates = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
-    assert len(rates) > 4
-    assert set(rates) == {0.3}
-    model.train()
-    ids = torch.tensor([[101, 2_000, 102]])
-    once, again = (model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits for _ in range(2))
-    assert not torch.allclose(once, again)
