@@ -1,10 +1,11 @@
 """A model's answers as Arrow tables, and how they become the labels and rejects of a unit.
 
-Answers have one row per distinct text: label, confidence, levels [D] (NaN below the depth of the category),
-alternatives [K] and alternative_confidence [K]. Labels have the columns of the published layout.
+Answers have one row per distinct text. Those of one category: label, confidence, levels [D] (NaN below the depth of the
+category), alternatives [K] and alternative_confidence [K]; those of any number: labels, probabilities, confidence,
+alternatives and alternative_confidence, all but the third of any length. Labels have the columns of the published layout.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,27 +14,61 @@ import pyarrow.compute as pc
 
 from cataloger.bundle import Spec
 
-if TYPE_CHECKING:
-    from cataloger.model import Predictions
 
-LABEL_COLUMNS = ("text_hash", "category", "confidence", "level_confidences", "alternatives")
-
-
-def from_predictions(found: "Predictions") -> pa.Table:
-    """The answers of N texts."""
-    return pa.table(
-        {
-            "label": pa.array(found.labels.astype(np.int32)),
-            "confidence": pa.array(found.confidence),
-            "levels": _lists(found.levels),
-            "alternatives": _lists(found.alternatives.astype(np.int32)),
-            "alternative_confidence": _lists(found.alternative_confidence),
-        }
-    )
+def label_columns(spec: Spec) -> list[str]:
+    """The published columns that answers are made into, and can be made from again."""
+    own = ["categories", "confidences"] if spec.multi_label else ["category", "level_confidences"]
+    return ["text_hash", *own, "confidence", "alternatives"]
 
 
 def from_labels(labels: pa.Table, spec: Spec, alternatives: int) -> pa.Table:
     """The answers that published labels of the same model, with as many alternatives, were made from."""
+    return _from_sets(labels, spec) if spec.multi_label else _from_categories(labels, spec, alternatives)
+
+
+def assemble(rows: pa.Table, answers: pa.Table, spec: Spec) -> tuple[pa.Table, pa.Table]:
+    """(labels, rejects) of a unit in input order: `place` says which answer is a row's, `reason` why it has none."""
+    found = answers.take(rows.column("place"))
+    reason = pc.coalesce(rows.column("reason"), found.column("error"))
+    labelled = reason.is_null()
+    kept = rows.drop_columns(["place", "reason", "text_hash"])
+    found = found.filter(labelled)
+    labels = kept.filter(labelled)
+    columns = _sets(found, spec) if spec.multi_label else _categories(found, spec)
+    for name, column in (columns | {"text_hash": rows.column("text_hash").filter(labelled)}).items():
+        labels = labels.append_column(name, column)
+    rejected = pc.invert(labelled)
+    return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+
+
+def _categories(found: pa.Table, spec: Spec) -> dict[str, pa.Array]:
+    """The columns of labels of one category."""
+    categories = pa.array(spec.categories)
+    category, trusted = categories.take(found.column("label").combine_chunks()), _trusted(found, spec)
+    return {
+        "category": category,
+        "confidence": found.column("confidence").combine_chunks(),
+        "level_confidences": _trim(found.column("levels").combine_chunks()),
+        "alternatives": _alternatives(found, categories),
+        "trusted_category": trusted,
+        "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
+    }
+
+
+def _sets(found: pa.Table, spec: Spec) -> dict[str, pa.Array]:
+    """The columns of labels of any number of categories."""
+    categories, confidence = pa.array(spec.categories), found.column("confidence").combine_chunks()
+    labels, probabilities = (found.column(name).combine_chunks() for name in ("labels", "probabilities"))
+    return {
+        "categories": _relisted(labels, categories.take(labels.flatten())),
+        "confidences": _relisted(probabilities, probabilities.flatten()),
+        "confidence": confidence,
+        "alternatives": _alternatives(found, categories),
+        "needs_review": pc.less(confidence, pa.scalar((spec.thresholds or (0.0,))[0], pa.float32())),
+    }
+
+
+def _from_categories(labels: pa.Table, spec: Spec, alternatives: int) -> pa.Table:
     categories, count = pa.array(spec.categories), min(alternatives, len(spec.categories) - 1)
     label = pc.index_in(labels.column("category").combine_chunks(), categories)
     levels = labels.column("level_confidences").combine_chunks()
@@ -53,29 +88,19 @@ def from_labels(labels: pa.Table, spec: Spec, alternatives: int) -> pa.Table:
     )
 
 
-def assemble(rows: pa.Table, answers: pa.Table, spec: Spec) -> tuple[pa.Table, pa.Table]:
-    """(labels, rejects) of a unit in input order: `place` says which answer is a row's, `reason` why it has none."""
-    found = answers.take(rows.column("place"))
-    reason = pc.coalesce(rows.column("reason"), found.column("error"))
-    labelled = reason.is_null()
-    kept = rows.drop_columns(["place", "reason", "text_hash"])
-    found = found.filter(labelled)
+def _from_sets(labels: pa.Table, spec: Spec) -> pa.Table:
     categories = pa.array(spec.categories)
-    confidence = found.column("confidence").combine_chunks()
-    category, trusted = categories.take(found.column("label").combine_chunks()), _trusted(found, spec)
-    labels = kept.filter(labelled)
-    for name, column in {
-        "category": category,
-        "confidence": confidence,
-        "level_confidences": _trim(found.column("levels").combine_chunks()),
-        "alternatives": _alternatives(found, categories),
-        "trusted_category": trusted,
-        "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
-        "text_hash": rows.column("text_hash").filter(labelled),
-    }.items():
-        labels = labels.append_column(name, column)
-    rejected = pc.invert(labelled)
-    return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+    names, others = (labels.column(name).combine_chunks() for name in ("categories", "alternatives"))
+    fields = others.flatten()
+    return pa.table(
+        {
+            "labels": _relisted(names, pc.index_in(names.flatten(), categories).cast(pa.int32())),
+            "probabilities": labels.column("confidences").combine_chunks(),
+            "confidence": labels.column("confidence").combine_chunks(),
+            "alternatives": _relisted(others, pc.index_in(fields.field("category"), categories).cast(pa.int32())),
+            "alternative_confidence": _relisted(others, fields.field("confidence")),
+        }
+    )
 
 
 def _trusted(found: pa.Table, spec: Spec) -> pa.Array:
@@ -110,5 +135,9 @@ def _alternatives(found: pa.Table, categories: pa.Array) -> pa.Array:
     labels = found.column("alternatives").combine_chunks()
     scores = found.column("alternative_confidence").combine_chunks()
     columns = [categories.take(labels.flatten()), scores.flatten()]
-    structs = pa.StructArray.from_arrays(columns, ["category", "confidence"])
-    return pa.ListArray.from_arrays(pc.subtract(labels.offsets, labels.offsets[0]), structs)
+    return _relisted(labels, pa.StructArray.from_arrays(columns, ["category", "confidence"]))
+
+
+def _relisted(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
+    """Lists as long as these, of other values."""
+    return pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), values)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cataloger import runtime, tracking
 from cataloger.bundle import Spec, read_spec
-from cataloger.catalog import open_catalog
+from cataloger.catalog import is_list, open_catalog
 from cataloger.config import AuditConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
@@ -48,7 +48,15 @@ def audit(config: AuditConfig) -> Audit:
     sources = [tracking.fetch_model(uri) for uri in config.models]
     specs = [read_spec(source.folder) for source in sources]
     text_columns = config.text_columns or specs[0].text_columns
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column)
+    for source, spec in zip(sources, specs, strict=True):
+        if spec.multi_label:
+            raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
+    group_column = specs[0].group_column
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group_column)
+    if is_list(catalog.schema.field(config.label_column).type):
+        raise CatalogError(
+            f"catalog {config.catalog}: column {config.label_column!r} has lists of categories; audit is for one per row"
+        )
     _check(sources, specs, catalog.fingerprint)
     names, _ = normalise_labels(count_labels(catalog, config.label_column), config.catalog, config.label_column)
     output = locate(config.output)

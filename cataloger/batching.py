@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -13,14 +14,14 @@ BATCHES_PER_START = 64
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """The tokens of N texts end to end: `flat[offsets[i]:offsets[i + 1]]` are those of row i."""
+class Ragged:
+    """Lists of numbers of N rows end to end: `flat[offsets[i]:offsets[i + 1]]` are those of row i."""
 
     flat: npt.NDArray[np.int32]
     offsets: IntArray
 
     @classmethod
-    def from_arrow(cls, lists: pa.Array | pa.ChunkedArray) -> "Tokens":
+    def from_arrow(cls, lists: pa.Array | pa.ChunkedArray) -> Self:
         """From a list<int32> column without nulls."""
         if isinstance(lists, pa.ChunkedArray):
             lists = lists.combine_chunks()
@@ -31,27 +32,31 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def slice(self, start: int, stop: int) -> "Tokens":
+    def slice(self, start: int, stop: int) -> Self:
         """Rows `start` to `stop`, without a copy."""
-        return Tokens(self.flat, self.offsets[start : stop + 1])
+        return type(self)(self.flat, self.offsets[start : stop + 1])
 
     @classmethod
-    def joined(cls, parts: Sequence["Tokens"]) -> "Tokens":
+    def joined(cls, parts: Sequence[Self]) -> Self:
         """All rows of the parts, in their order."""
         flat = [part.flat[part.offsets[0] : part.offsets[-1]] for part in parts]
         lengths = np.concatenate([part.lengths for part in parts])
         return cls(np.concatenate(flat), np.concatenate([[0], np.cumsum(lengths)]))
 
-    def take(self, rows: IntArray) -> "Tokens":
+    def take(self, rows: IntArray) -> Self:
         """These rows, copied."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Tokens(self.flat[positions], offsets)
+        return type(self)(self.flat[positions], offsets)
 
     @property
     def lengths(self) -> IntArray:
         return np.diff(self.offsets)
+
+
+class Tokens(Ragged):
+    """The tokens of N texts."""
 
     def padded(self, rows: IntArray, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
         """(token ids, attention mask) of these rows, each [rows, longest of them]."""

@@ -34,7 +34,14 @@ class Spec:
     test_start: float = 0.0
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
-    """Per level of the tree, the least certainty of an answer that is trusted there; without them all are."""
+    """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Of a multi-label
+    model just one, for the categories of a product as a whole."""
+    multi_label: bool = False
+    """Whether a product has any number of categories."""
+    category_thresholds: tuple[float, ...] = ()
+    """Of a multi-label model, the probability from which on a product has the category."""
+    group_column: str | None = None
+    """Column whose values, in place of the texts, decided on which side of the split a row falls."""
     format_version: int = 2
 
     @property

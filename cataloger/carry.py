@@ -100,7 +100,7 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
     def read(location: Location) -> pa.Table:
         try:
             labels = pq.read_table(
-                location.path, filesystem=location.filesystem, columns=list(answers.LABEL_COLUMNS), partitioning=None
+                location.path, filesystem=location.filesystem, columns=answers.label_columns(spec), partitioning=None
             )
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error

@@ -42,7 +42,13 @@ class Catalog:
         return sum(sum(file.row_groups) for file in self.files)
 
 
-def open_catalog(uri: str, id_column: str, text_columns: Sequence[str], label_column: str | None = None) -> Catalog:
+def open_catalog(
+    uri: str,
+    id_column: str,
+    text_columns: Sequence[str],
+    label_column: str | None = None,
+    group_column: str | None = None,
+) -> Catalog:
     """List and check a catalog. Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type."""
     location = locate(uri)
     info = location.info()
@@ -55,12 +61,12 @@ def open_catalog(uri: str, id_column: str, text_columns: Sequence[str], label_co
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
-        _check_columns(file, files[0], id_column, text_columns, label_column)
+        _check_columns(file, files[0], id_column, text_columns, label_column, group_column)
     digest = hashlib.sha256()
     for file in files:
         name = file.path.removeprefix(location.path)
         digest.update(repr((name, file.size, file.modified_ns, file.row_groups)).encode())
-    names = [id_column, *text_columns, *([label_column] if label_column else [])]
+    names = [id_column, *text_columns, *filter(None, (label_column, group_column))]
     schema = pa.schema(
         [(name, _common_type({file.schema.field(name).type for file in files})) for name in dict.fromkeys(names)]
     )
@@ -105,27 +111,41 @@ def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> 
 
 
 def _check_columns(
-    file: CatalogFile, first: CatalogFile, id_column: str, text_columns: Sequence[str], label_column: str | None
+    file: CatalogFile,
+    first: CatalogFile,
+    id_column: str,
+    text_columns: Sequence[str],
+    label_column: str | None,
+    group_column: str | None,
 ) -> None:
     wanted = [(id_column, "--id-column")] + [(name, "--text-columns") for name in text_columns]
     wanted += [(label_column, "--label-column")] if label_column else []
+    wanted += [(group_column, "--group-column of train.py")] if group_column else []
     for name, flag in wanted:
         if name not in file.schema.names:
             raise CatalogError(
                 f"catalog file {file.path}: no column {name!r}; it has {', '.join(file.schema.names)}; name the right one with {flag}"
             )
-    for name in text_columns:
+    readable = [(name, "--text-columns") for name in text_columns]
+    for name, flag in readable + ([(group_column, "--group-column of train.py")] if group_column else []):
         found = file.schema.field(name).type
         if not (
             is_string(found) or pa.types.is_primitive(found) or pa.types.is_decimal(found) or pa.types.is_null(found)
         ):
             raise CatalogError(
-                f"catalog file {file.path}: column {name!r} is {found}, expected a string or a number; name text columns with --text-columns"
+                f"catalog file {file.path}: column {name!r} is {found}, expected a string or a number; name another one with {flag}"
             )
-    if label_column and not is_string(found := file.schema.field(label_column).type):
-        raise CatalogError(
-            f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B'; name it with --label-column"
-        )
+    if label_column:
+        found, in_first = (one.schema.field(label_column).type for one in (file, first))
+        if not (is_string(found) or (is_list(found) and is_string(found.value_type))):
+            raise CatalogError(
+                f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B', or lists of them; "
+                "name it with --label-column"
+            )
+        if is_list(found) != is_list(in_first):
+            raise CatalogError(
+                f"catalog file {file.path}: column {label_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
+            )
     found, expected = file.schema.field(id_column).type, first.schema.field(id_column).type
     if not (is_string(found) or pa.types.is_integer(found)):
         raise CatalogError(
@@ -142,9 +162,15 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
     types = types - {pa.null()} or types
     if len(types) == 1:
         return next(iter(types))
+    if all(is_list(kind) for kind in types):
+        return pa.list_(pa.large_string())
     if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
         return pa.int64()
     return pa.large_string()
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def is_string(kind: pa.DataType) -> bool:

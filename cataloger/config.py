@@ -26,7 +26,9 @@ class TrainConfig:
     text_columns: tuple[str, ...] = ("title", "brand", "description")
     """Columns the model reads, joined in this order."""
     label_column: str = "category_path"
-    """Column with the category path, its levels separated by ' > '."""
+    """Column with the category path, its levels separated by ' > '; a column of lists of paths trains a multi-label model."""
+    group_column: str | None = None
+    """Column of products that belong together, such as variants: a group never falls on both sides of the split."""
     base_model: str = "minilm"
     """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder."""
     pooling: Pooling = "auto"
@@ -134,11 +136,11 @@ class EvaluateConfig:
     text_columns: tuple[str, ...] | None = None
     """Columns the model reads; by default those it was trained on."""
     label_column: str = "category_path"
-    """Column with the true category path."""
+    """Column with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"
     """Rows to score: all, or only those that training left out by its --test-fraction."""
     predictions: str | None = None
-    """Parquet file to write, one row per product: id, true_category, category, confidence."""
+    """Parquet file to write, one row per product: id, true_category, category, confidence; categories for lists of them."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False

@@ -86,8 +86,11 @@ def _read(parts: Sequence[Location], every: int) -> _Run:
 
 
 def _read_part(part: Location, every: int) -> _Run:
-    table = pq.read_table(part.path, filesystem=part.filesystem, columns=["id", "category", "confidence"])
+    found = set(pq.read_schema(part.path, filesystem=part.filesystem).names) & {"category", "categories"}
+    table = pq.read_table(part.path, filesystem=part.filesystem, columns=["id", "confidence", *found])
     frame = table.drop_columns("id").to_pandas()
+    if "categories" in found:  # several of them, in any order, count as one
+        frame["category"] = [" + ".join(sorted(row)) for row in frame.pop("categories")]
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
     frame["id"] = ids.hash_ids(table.column("id"))
     counts = Counter(frame["category"].value_counts().to_dict())

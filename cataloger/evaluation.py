@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.metrics import precision_recall_fscore_support
 
 from cataloger import metrics, plots, runtime, tracking
 from cataloger.bundle import read_spec
-from cataloger.catalog import open_catalog
+from cataloger.catalog import is_list, open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
@@ -37,6 +37,7 @@ class Evaluation:
     hierarchical_f1: float
     calibration_error: float
     coverage_at_95: float
+    multi_label: bool
     mlflow_run: str
 
     @property
@@ -53,7 +54,14 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
     text_columns = config.text_columns or spec.text_columns
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column)
+    group_column = spec.group_column if config.split == "test" else None
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group_column)
+    if is_list(catalog.schema.field(config.label_column).type) != spec.multi_label:
+        given, answered = ("lists of paths", "one") if not spec.multi_label else ("one path per row", "any number")
+        raise CatalogError(
+            f"catalog {config.catalog}: column {config.label_column!r} has {given}, but model {source.uri} gives a product {answered}; "
+            "name another --label-column"
+        )
     written = count_labels(catalog, config.label_column)
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
@@ -90,17 +98,18 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
 
 
 def _predictions(labels: pa.Table, names: dict[str, str], config: EvaluateConfig) -> pa.Table:
-    """id, true_category, category, confidence of the rows that have both; says how many have not."""
-    true = [names.get(path) for path in labels.column("true_category").to_pylist()]
+    """id, the true category, or categories, and the model's, and its confidence, of the rows that have both."""
+    answer = "categories" if "categories" in labels.column_names else "category"
+    true = [_normalised(written, names) for written in labels.column("true_category").to_pylist()]
     table = pa.table(
         {
             "id": labels.column("id"),
-            "true_category": pa.array(true, pa.string()),
-            "category": labels.column("category"),
+            f"true_{answer}": pa.array(true, labels.schema.field(answer).type),
+            answer: labels.column(answer),
             "confidence": labels.column("confidence"),
         }
     )
-    scored = table.filter(table.column("true_category").is_valid())
+    scored = table.filter(pa.array([bool(value) for value in true]))
     if len(scored) < len(table):
         log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
     if not len(scored):
@@ -110,19 +119,40 @@ def _predictions(labels: pa.Table, names: dict[str, str], config: EvaluateConfig
     return scored
 
 
+def _normalised(written: str | list[str | None] | None, names: dict[str, str]) -> str | list[str] | None:
+    if isinstance(written, list):
+        return sorted({names[path] for path in written if path in names})
+    return None if written is None else names.get(written)
+
+
+def _sets(predictions: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
+    """The true categories of each row, and those that the model gave it."""
+    if "categories" in predictions.column_names:
+        true, given = (predictions.column(name).to_pylist() for name in ("true_categories", "categories"))
+        return true, given
+    true, given = ([[path] for path in predictions.column(name).to_pylist()] for name in ("true_category", "category"))
+    return true, given
+
+
+def _exact(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> npt.NDArray[np.bool_]:
+    """[rows] whether the model gave a row just its true categories."""
+    return np.array([set(left) == set(right) for left, right in zip(true, given, strict=True)])
+
+
 def _score(predictions: pa.Table, model: str, run_id: str) -> Evaluation:
-    true, predicted = predictions.column("true_category").to_pylist(), predictions.column("category").to_pylist()
+    true, given = _sets(predictions)
     confidence = predictions.column("confidence").to_numpy().astype(np.float64)
-    correct = np.array(true, object) == np.array(predicted, object)
-    levels = tuple(metrics.level_scores(true, predicted))
+    correct = _exact(true, given)
+    levels = tuple(metrics.level_scores(true, given))
     return Evaluation(
         model=model,
         rows=len(true),
         overall=levels[-1],
         levels=levels,
-        hierarchical_f1=metrics.hierarchical_f1(true, predicted),
+        hierarchical_f1=metrics.hierarchical_f1(true, given),
         calibration_error=metrics.expected_calibration_error(confidence, correct),
         coverage_at_95=metrics.coverage_at(confidence, correct, 0.95)[0],
+        multi_label="categories" in predictions.column_names,
         mlflow_run=run_id,
     )
 
@@ -133,6 +163,8 @@ def _log(result: Evaluation, predictions: pa.Table) -> None:
         "accuracy": result.overall.accuracy,
         "weighted_f1": result.overall.weighted_f1,
         "macro_f1": result.overall.macro_f1,
+        "micro_f1": result.overall.micro_f1,
+        "example_f1": result.overall.example_f1,
         "mean_weighted_f1": result.mean_weighted_f1,
         "hierarchical_f1": result.hierarchical_f1,
         "calibration_error": result.calibration_error,
@@ -145,21 +177,36 @@ def _log(result: Evaluation, predictions: pa.Table) -> None:
             f"level_{number}_macro_f1": level.macro_f1,
         }
     tracking.log_metrics(values)
-    true, predicted = predictions.column("true_category").to_pylist(), predictions.column("category").to_pylist()
-    tracking.log_text(classification_report(true, predicted).to_csv(index=False), "classification_report.csv")
-    support = Counter(true)
-    pairs = Counter(pair for pair in zip(true, predicted, strict=True) if pair[0] != pair[1]).most_common(
-        CONFUSED_PAIRS
-    )
-    tracking.log_figure(plots.confused_pairs([(*pair, count) for pair, count in pairs], support), "confused_pairs.png")
+    true, given = _sets(predictions)
+    tracking.log_text(classification_report(true, given).to_csv(index=False), "classification_report.csv")
+    support = Counter(path for row in true for path in row)
+    tracking.log_figure(plots.confused_pairs(_confused(true, given), support), "confused_pairs.png")
     confidence = predictions.column("confidence").to_numpy().astype(np.float64)
-    correct = np.array(true, object) == np.array(predicted, object)
-    tracking.log_figure(plots.coverage(metrics.precision_by_coverage(confidence, correct)), "coverage.png")
+    curve = metrics.precision_by_coverage(confidence, _exact(true, given))
+    tracking.log_figure(plots.coverage(curve), "coverage.png")
 
 
-def classification_report(true: Sequence[str], predicted: Sequence[str]) -> pd.DataFrame:
+def _confused(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> list[tuple[str, str, int]]:
+    """(true category that was missed, category given in its place, rows), the commonest first."""
+    pairs = Counter(
+        (missed, wrong)
+        for left, right in zip(true, given, strict=True)
+        for missed in set(left) - set(right)
+        for wrong in set(right) - set(left)
+    )
+    return [(*pair, count) for pair, count in pairs.most_common(CONFUSED_PAIRS)]
+
+
+def classification_report(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> pd.DataFrame:
     """Precision, recall, F1 and number of true rows per category, largest first."""
-    categories = sorted({*true, *predicted})
-    precision, recall, f1, rows = precision_recall_fscore_support(true, predicted, labels=categories, zero_division=0)
-    report = pd.DataFrame({"category": categories, "precision": precision, "recall": recall, "f1": f1, "rows": rows})
+    found = metrics.count_sets(true, given)
+    report = pd.DataFrame(
+        {
+            "category": found.categories,
+            "precision": found.both / np.maximum(found.given, 1),
+            "recall": found.both / np.maximum(found.true, 1),
+            "f1": found.f1,
+            "rows": found.true.astype(int),
+        }
+    )
     return report.sort_values(["rows", "category"], ascending=[False, True])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from cataloger.batching import IntArray, Tokens
+from cataloger.batching import IntArray, Ragged, Tokens
 from cataloger.config import LongTail
 
 # What the ingest has a row for.
@@ -18,19 +19,40 @@ TRAINING, VALIDATION, UNLABELLED = range(3)
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokens and label ids of N rows; label -1 is a category the model does not know, or none."""
+    """Tokens and label ids of N rows, as many of each as the row has; label -1 is a category the model does not know."""
 
     tokens: Tokens
-    labels: IntArray
+    sets: Ragged
+
+    @classmethod
+    def of_one_category(cls, tokens: Tokens, labels: IntArray) -> "Examples":
+        """Rows that have one label each."""
+        return cls(tokens, Ragged(labels.astype(np.int32), np.arange(len(labels) + 1)))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.tokens)
+
+    @cached_property
+    def labels(self) -> IntArray:
+        """[N] the first label of each row, -1 where it has none."""
+        if not len(self.sets.flat):
+            return np.full(len(self), -1)
+        first = self.sets.flat[np.minimum(self.sets.offsets[:-1], len(self.sets.flat) - 1)]
+        return np.where(self.sets.lengths > 0, first, -1).astype(np.int64)
+
+    def indicators(self, rows: IntArray, categories: int) -> npt.NDArray[np.float32]:
+        """[rows, categories] 1 where the row has the label."""
+        sets = self.sets.take(rows)
+        row, known = np.repeat(np.arange(len(rows)), sets.lengths), sets.flat >= 0
+        matrix = np.zeros((len(rows), categories), np.float32)
+        matrix[row[known], sets.flat[known]] = 1
+        return matrix
 
     def take(self, rows: IntArray) -> "Examples":
-        return Examples(self.tokens.take(rows), self.labels[rows])
+        return Examples(self.tokens.take(rows), self.sets.take(rows))
 
     def and_these(self, others: "Examples") -> "Examples":
-        return Examples(Tokens.joined([self.tokens, others.tokens]), np.concatenate([self.labels, others.labels]))
+        return Examples(Tokens.joined([self.tokens, others.tokens]), Ragged.joined([self.sets, others.sets]))
 
 
 def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
@@ -40,7 +62,7 @@ def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
 
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
-        return Examples(Tokens.from_arrow(chosen.column("tokens")), chosen.column("label").to_numpy().astype(np.int64))
+        return Examples(Tokens.from_arrow(chosen.column("tokens")), Ragged.from_arrow(chosen.column("labels")))
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 
@@ -69,4 +91,4 @@ def draw(
     texts = np.split(chosen.tokens.flat, chosen.tokens.offsets[1:-1])
     texts = [alter(text, rng) if repeated else text for text, repeated in zip(texts, again, strict=True)]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-    return Examples(Tokens(np.concatenate(texts), offsets), chosen.labels), np.arange(len(drawn))
+    return Examples(Tokens(np.concatenate(texts), offsets), chosen.sets), np.arange(len(drawn))

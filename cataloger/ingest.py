@@ -16,7 +16,7 @@ from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.text import compose, split_position
+from cataloger.text import compose, split_keys, split_position
 from cataloger.units import Unit, plan_units, read_unit
 
 UNUSED = -1
@@ -67,23 +67,27 @@ def _encode_unit(
     unit = Unit.from_dict(batch.to_pylist()[0])
     table = read_unit(filesystem, unit, schema)
     texts = compose(table, config.text_columns, config.max_tokens)
-    if use == UNLABELLED:
-        labels: list[int | None] = [None] * len(table)
-    else:
-        labels = [label_ids.get(path) for path in table.column(config.label_column).to_pylist()]
-    labelled = np.array([label is not None for label in labels])
-    uses = _uses(texts, labelled, use, config)
+    written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
+    labels = [_labels(paths, label_ids) for paths in written]
+    keys = texts if use == UNLABELLED else split_keys(table, texts, config.group_column)
+    uses = _uses(keys, np.array([bool(ids) for ids in labels]), use, config)
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
-    label_array = pa.array([-1 if label is None else label for label in labels], pa.int32()).filter(usable)
-    return pa.table({"tokens": tokens, "label": label_array, "use": pa.array(uses).filter(usable)})
+    sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
+    return pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
 
 
-def _uses(texts: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: TrainConfig) -> npt.NDArray[np.int8]:
-    """What each row is used for. A text of the test or validation side is not even used without its label."""
+def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:
+    """The label ids of a row's category, or categories, as written."""
+    paths = written if isinstance(written, list) else [written]
+    return list(dict.fromkeys(label_ids[path] for path in paths if path in label_ids))
+
+
+def _uses(keys: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: TrainConfig) -> npt.NDArray[np.int8]:
+    """What each row is used for. What falls on the test or validation side is not even used without its label."""
     if use == VALIDATION:
         return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
-    position = split_position(texts, config.test_start)
+    position = split_position(keys, config.test_start)
     validation = 0.0 if config.eval_catalog else config.validation_fraction
     uses = np.where(labelled, TRAINING, UNLABELLED if wants_unlabelled(config) else UNUSED)
     held_out = position < config.test_fraction + validation * (1 - config.test_fraction)

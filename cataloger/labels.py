@@ -7,19 +7,22 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.catalog import Catalog
+from cataloger.catalog import Catalog, is_list
 from cataloger.errors import CatalogError
 from cataloger.taxonomy import SEPARATOR, parse_path
 from cataloger.units import Unit, plan_units, read_unit
 
 
 def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
-    """Rows per category path as written in the file; None counts rows without one."""
+    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one."""
     counts: Counter[str | None] = Counter()
 
     def count(unit: Unit) -> list[dict[str, Any]]:
         values = read_unit(catalog.location.filesystem, unit, pa.schema([catalog.schema.field(label_column)])).column(0)
-        return list(pc.value_counts(values.combine_chunks().cast(pa.large_string())).to_pylist())
+        values = values.combine_chunks()
+        if is_list(values.type):
+            values = values.flatten()
+        return list(pc.value_counts(values.cast(pa.large_string())).to_pylist())
 
     with ThreadPoolExecutor(4) as pool:
         for pairs in pool.map(count, plan_units(catalog)):

@@ -31,6 +31,7 @@ from cataloger.objectives import Classification, Machine, Objective
 from cataloger.pretraining import MaskedLanguage
 from cataloger.progress import StepMetric
 from cataloger.scoring import Validation
+from cataloger.set_scoring import SetValidation
 from cataloger.tuning import adversarial, averaged, merged
 
 GRADIENT_NORM = 1.0
@@ -61,9 +62,10 @@ class Loop:
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, network_shape(self.base)[0])
         train, held_out, unlabelled = load_examples(blocks)
-        self.validation = Validation(held_out, spec, config.target_precision, self.rank, self.world)
+        validation = SetValidation if spec.multi_label else Validation
+        self.validation = validation(held_out, spec, config.target_precision, self.rank, self.world)
         torch.manual_seed(config.seed)
-        self.plain = new_classifier(self.base, spec.pooling, spec.taxonomy)
+        self.plain = new_classifier(self.base, spec.pooling, spec.taxonomy, spec.multi_label)
         set_dropout(self.plain, config.dropout, self.device.type)
         self.classification = Classification(config, spec, self.plain, train, unlabelled, self.base, machine)
         self.stages: list[Objective] = [self.classification]
@@ -262,7 +264,7 @@ class Loop:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
-        self.classification.own_labels = Examples(Tokens(flat, offsets), labels)
+        self.classification.own_labels = Examples.of_one_category(Tokens(flat, offsets), labels)
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
             self.recent = state["recent"]

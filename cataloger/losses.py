@@ -70,6 +70,20 @@ class Loss:
         return torch.stack(losses).mean(dim=0)
 
 
+class SetLoss:
+    """Per-row loss of logits of a model that gives any number of categories: binary cross-entropy, summed over the categories."""
+
+    def __init__(self, long_tail: LongTail = "off") -> None:
+        self.long_tail = long_tail
+
+    def __call__(self, logits: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
+        """[rows] losses of [rows, categories] float32 logits and indicators, 1 where the row has the category."""
+        loss = F.binary_cross_entropy_with_logits(logits, indicators, reduction="none")
+        if self.long_tail == "focal":  # Lin et al. 2017, equation 4
+            loss = loss * (1 - (-loss).exp()) ** FOCUS
+        return loss.sum(dim=1)
+
+
 def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Inverse effective number of rows, (1 - beta) / (1 - beta^n) with beta = 0.999 (Cui et al. 2019, equation 4).
 

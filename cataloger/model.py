@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,7 @@ from cataloger.batching import Tokens, pack
 from cataloger.bundle import network_shape, read_spec
 from cataloger.config import Precision
 from cataloger.engines import load_engine
-from cataloger.levels import Levels
-
-FloatArray = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """Calibrated answers for N rows, K alternatives and D levels; `levels` is NaN below the depth of the category."""
-
-    labels: npt.NDArray[np.int64]  # [N] label ids, the most probable category
-    confidence: FloatArray  # [N]
-    levels: FloatArray  # [N, D] probability of the category's ancestor at each level
-    alternatives: npt.NDArray[np.int64]  # [N, K] label ids of the runners-up, most probable first
-    alternative_confidence: FloatArray  # [N, K]
+from cataloger.heads import head_of
 
 
 class Bundle:
@@ -41,16 +28,16 @@ class Bundle:
         self._streams = self.engine.streams
         self._turns = ThreadPoolExecutor(self._streams)
         self.pad_id, self.vocabulary = network_shape(folder)
-        self._levels = Levels(self.spec.taxonomy, device)
+        self._head, self._device = head_of(self.spec, device), device
 
-    def predict(self, tokens: Tokens, alternatives: int = 0) -> Predictions:
-        """Predictions in the order of `tokens`. A GPU that runs out of memory is given half the tokens at a time from then on.
+    def predict(self, tokens: Tokens, alternatives: int = 0) -> Any:
+        """Predictions in the order of `tokens`, or SetPredictions of a multi-label model. A GPU that runs out of memory is given half the tokens at a time from then on.
 
         Raises IndexError for a token the model does not have.
         """
         budget = self.token_budget
         try:
-            return self._predict(tokens, min(alternatives + 1, len(self.spec.categories)))
+            return self._predict(tokens, alternatives)
         except torch.OutOfMemoryError:
             if budget <= int(tokens.lengths.max()):
                 raise
@@ -75,27 +62,13 @@ class Bundle:
         for done, logits in ahead:
             yield done, logits.result()
 
-    def _predict(self, tokens: Tokens, best: int) -> Predictions:
-        # On the device until the end: nothing waits for a batch while the next one is being packed.
-        order, labels, scores, levels = [], [], [], []
+    def _predict(self, tokens: Tokens, alternatives: int) -> Any:
+        # On the device until the end.
+        order, batches = [np.empty(0, np.int64)], []
         for rows, logits in self.logits(tokens):
-            probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
-            top = torch.topk(probabilities, best, dim=1)
             order.append(rows)
-            labels.append(top.indices)
-            scores.append(top.values)
-            levels.append(self._levels.confidences(probabilities, top.indices[:, 0]))
-        if not order:
-            nothing = np.empty((0, best), np.float32)
-            none = np.empty((0, best), np.int64)
-            return Predictions(
-                none[:, 0],
-                nothing[:, 0],
-                np.empty((0, len(self._levels.groups)), np.float32),
-                none[:, 1:],
-                nothing[:, 1:],
-            )
-        back = np.empty(len(tokens), np.int64)
-        back[np.concatenate(order)] = np.arange(len(tokens))
-        label, score, level = (torch.cat(column).cpu().numpy()[back] for column in (labels, scores, levels))
-        return Predictions(label[:, 0], score[:, 0], level, label[:, 1:], score[:, 1:])
+            batches.append(self._head.read(logits, alternatives))
+        place = np.empty(len(tokens), np.int64)
+        place[np.concatenate(order)] = np.arange(len(tokens))
+        nothing = torch.empty(0, len(self.spec.categories))
+        return self._head.join(batches or [self._head.read(nothing.to(self._device), alternatives)], place)

@@ -17,9 +17,11 @@ from cataloger.taxonomy import Taxonomy
 FloatArray = npt.NDArray[np.float32]
 
 
-def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy) -> PreTrainedModel:
+def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy, multi_label: bool = False) -> PreTrainedModel:
     """The base model with a fresh classification head. Raises ModelError when the folder holds no usable encoder."""
     labels: dict[str, Any] = {"id2label": dict(enumerate(taxonomy.categories)), "label2id": taxonomy.label_ids}
+    # For pipelines elsewhere: softmax or sigmoid.
+    labels["problem_type"] = "multi_label_classification" if multi_label else "single_label_classification"
     with _quiet_transformers():
         try:
             if pooling == "cls":

@@ -11,15 +11,16 @@ import torch
 import torch.distributed as dist
 
 from cataloger.augmentation import Augmenter, Ids
-from cataloger.batching import IntArray, Tokens, pack
+from cataloger.batching import IntArray, Ragged, Tokens, pack
 from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.examples import Examples, draw
-from cataloger.losses import Loss
+from cataloger.losses import Loss, SetLoss
 from cataloger.scoring import TOKENS_PER_BATCH
 from cataloger.tuning import parameter_groups
 
-NO_LABELS = Examples(Tokens(np.empty(0, np.int32), np.zeros(1, np.int64)), np.empty(0, np.int64))
+NOTHING = np.empty(0, np.int32), np.zeros(1, np.int64)
+NO_LABELS = Examples(Tokens(*NOTHING), Ragged(*NOTHING))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Objective(Protocol):
 
 
 class Classification:
-    """The labelled rows, and from the second epoch on those that the model has labelled itself."""
+    """The labelled rows, and from the second epoch on those that the model has labelled itself; of one category each, or of any number."""
 
     def __init__(
         self,
@@ -72,11 +73,15 @@ class Classification:
         self.config, self.network, self.machine, self.base = config, network, machine, base
         self.train, self.unlabelled = train, unlabelled
         self.epochs, self.rows, self.categories = config.epochs, len(train), len(spec.categories)
-        counts = np.bincount(train.labels, minlength=self.categories)
-        self.loss = Loss(
-            spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, machine.device
-        )
+        self.multi_label = spec.multi_label
+        self.loss = SetLoss(config.long_tail) if spec.multi_label else self._one_category_loss(spec)
         self.own_labels, self.epoch_rows = NO_LABELS, train
+
+    def _one_category_loss(self, spec: Spec) -> Loss:
+        config, counts = self.config, np.bincount(self.train.labels, minlength=self.categories)
+        return Loss(
+            spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, self.machine.device
+        )
 
     @cached_property
     def augmenter(self) -> Augmenter:
@@ -94,8 +99,9 @@ class Classification:
         return self.augmenter(text, rng)
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
-        labels = torch.from_numpy(self.epoch_rows.labels[rows]).to(self.machine.device)
-        return self.loss(self.logits(model, self.epoch_rows.tokens, rows), labels)
+        these = self.epoch_rows
+        true = these.indicators(rows, self.categories) if self.multi_label else these.labels[rows]
+        return self.loss(self.logits(model, these.tokens, rows), torch.from_numpy(true).to(self.machine.device))
 
     def logits(self, model: Any, tokens: Tokens, rows: IntArray) -> torch.Tensor:
         """float32 [rows, categories] on the device."""
@@ -119,4 +125,4 @@ class Classification:
             everyone: list[Any] = [None] * world
             dist.all_gather_object(everyone, labels)
             labels = np.max(everyone, axis=0)
-        self.own_labels = Examples(rows.tokens, labels).take(np.flatnonzero(labels >= 0))
+        self.own_labels = Examples.of_one_category(rows.tokens, labels).take(np.flatnonzero(labels >= 0))

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,14 +35,30 @@ class Judged:
     loss: npt.NDArray[np.float32]  # [N], before scaling
 
 
+def my_batches(texts: Tokens, rank: int, world: int) -> list[IntArray]:
+    """Every n-th batch of the texts, for rank r of n, in random order."""
+    batches = list(pack(texts.lengths, TOKENS_PER_BATCH))
+    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
+
+
+def take_some(logits: Iterator[tuple[IntArray, torch.Tensor]]) -> list[tuple[IntArray, torch.Tensor]]:
+    """The first batches, as many as may be kept to fit the temperature; the iterator has the others."""
+    kept, size = [], 0
+    for pair in logits:
+        kept.append(pair)
+        size += pair[1].numel()
+        if size > LOGITS_KEPT:
+            break
+    return kept
+
+
 class Validation:
     """The validation rows, of which rank r of n scores every n-th batch."""
 
     def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
         self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
         self.taxonomy = spec.taxonomy
-        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))
-        self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
+        self.batches = my_batches(rows.tokens, rank, world)
 
     def score(
         self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
@@ -50,12 +66,7 @@ class Validation:
         """The metrics of all ranks' rows, and the spec with temperature and thresholds fitted on them."""
         with torch.inference_mode():
             logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
-            kept, size = [], 0
-            for pair in logits:
-                kept.append(pair)
-                size += pair[1].numel()
-                if size > LOGITS_KEPT:
-                    break
+            kept = take_some(logits)
             temperature = self._fit_temperature(kept, device)
             levels = Levels(self.taxonomy, device)
             judged = [self._judge(*pair, temperature, levels) for pair in itertools.chain(kept, logits)]

@@ -4,9 +4,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, read_spec, tokenize
@@ -24,7 +26,10 @@ class Categorizer:
         self.tokenizer = load_tokenizer(folder, self.bundle.spec.max_tokens)
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
-        """`category` and `confidence` per row of a DataFrame with the model's text columns; a row without text gets null."""
+        """`category`, of a multi-label model `categories`, and `confidence` per row of a DataFrame with the model's text columns.
+
+        A row without text gets null.
+        """
         import pandas as pd
 
         spec = self.bundle.spec
@@ -35,11 +40,18 @@ class Categorizer:
             }
         )
         texts = compose(table, spec.text_columns, spec.max_tokens)
-        result = pd.DataFrame({"category": [None] * len(frame), "confidence": [None] * len(frame)}, dtype=object)
+        answer = "categories" if spec.multi_label else "category"
+        result = pd.DataFrame({answer: [None] * len(frame), "confidence": [None] * len(frame)}, dtype=object)
         readable = texts.is_valid().to_numpy(zero_copy_only=False)
         if readable.any():
             found = self.bundle.predict(Tokens.from_arrow(tokenize(self.tokenizer, texts.drop_null())))
-            result.loc[readable, "category"] = [spec.categories[label] for label in found.labels]
+            names = np.array(spec.categories, dtype=object)
+            given = (
+                np.split(names[found.sets.flat], found.sets.offsets[1:-1]) if spec.multi_label else names[found.labels]
+            )
+            result.loc[readable, answer] = pd.Series(
+                [*map(list, given)] if spec.multi_label else given, dtype=object
+            ).values
             result.loc[readable, "confidence"] = found.confidence.astype(float)
         return result
 
@@ -50,10 +62,10 @@ def _load_pyfunc(path: str) -> Categorizer:
 
 
 def signature(folder: Path) -> ModelSignature:
-    columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string, name, required=False) for name in read_spec(folder).text_columns
-    ]
-    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "category"), ColSpec(DataType.double, "confidence")]
+    spec = read_spec(folder)
+    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in spec.text_columns]
+    answer = ColSpec(Array(DataType.string), "categories") if spec.multi_label else ColSpec(DataType.string, "category")
+    outputs: list[ColSpec | TensorSpec] = [answer, ColSpec(DataType.double, "confidence")]
     return ModelSignature(Schema(columns), Schema(outputs))
 
 

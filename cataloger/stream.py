@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,17 +17,14 @@ import pyarrow.compute as pc
 import ray.data
 from pyarrow.fs import FileSystem
 
-from cataloger import answers, carry, runtime
+from cataloger import carry, runtime
 from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
 from cataloger.effort import Effort, SharedClock
 from cataloger.runtime import ActorShape
-from cataloger.text import compose, hash_texts, split_position, undecodable
+from cataloger.text import compose, hash_texts, split_keys, split_position, undecodable
 from cataloger.units import Unit, read_unit
-
-if TYPE_CHECKING:
-    from cataloger.model import Predictions
 
 NO_TEXT = "no text in any of the text columns"
 NOT_UTF8 = "a text column is not valid UTF-8"
@@ -145,24 +142,23 @@ class Labeler:
     def _answer(self, tokens: Tokens) -> pa.Table:
         """One row per text: the prediction, or the error that its prediction raised."""
         errors: dict[int, str] = {}
-        pieces = list(self._predict(tokens, 0, len(tokens), errors))
-        found = pa.concat_tables([answers.from_predictions(piece) for piece in pieces]).combine_chunks()
+        found = pa.concat_tables(self._predict(tokens, 0, len(tokens), errors)).combine_chunks()
         if errors:
             failed = np.isin(np.arange(len(tokens)), list(errors))
             place = np.cumsum(~failed) - 1
             found = found.take(pa.array(place, mask=failed))
         return found.append_column("error", pa.array([errors.get(row) for row in range(len(tokens))], pa.string()))
 
-    def _predict(self, tokens: Tokens, start: int, stop: int, errors: dict[int, str]) -> "Iterator[Predictions]":
-        """Predictions of rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
+    def _predict(self, tokens: Tokens, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
+        """Answers for rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
         try:
-            yield self.bundle.predict(tokens.slice(start, stop), self.alternatives)
+            yield self.bundle.predict(tokens.slice(start, stop), self.alternatives).table()
         except (IndexError, ValueError, RuntimeError) as error:
             if isinstance(error, self.out_of_memory) or len(errors) >= BAD_ROWS_PER_UNIT:
                 raise
             if stop - start == 1:
                 errors[start] = f"the model raised {type(error).__name__}: {str(error).splitlines()[0]}"
-                yield self.bundle.predict(tokens.slice(0, 0), self.alternatives)
+                yield self.bundle.predict(tokens.slice(0, 0), self.alternatives).table()
             else:
                 middle = (start + stop) // 2
                 yield from self._predict(tokens, start, middle, errors)
@@ -179,7 +175,8 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
         # Nulled before composing: Arrow's string functions stop at invalid bytes.
         texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, spec.max_tokens)
         if reading.held_out:
-            chosen = pa.array(split_position(texts, spec.test_start) < spec.test_fraction)
+            keys = split_keys(table, texts, spec.group_column)
+            chosen = pa.array(split_position(keys, spec.test_start) < spec.test_fraction)
             table, texts, bad = table.filter(chosen), texts.filter(chosen), bad.filter(chosen)
         distinct = texts.dictionary_encode()
         hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices

@@ -74,6 +74,13 @@ def hash_words(hashes: pa.Array) -> npt.NDArray[np.uint64]:
     return np.frombuffer(bytes.fromhex("".join(hashes.to_pylist())), dtype="<u8").reshape(-1, 2)
 
 
+def split_keys(table: pa.Table, texts: pa.Array, group_column: str | None) -> pa.Array:
+    """What decides on which side of the split a row falls: its group, or its text where there is none."""
+    if group_column is None:
+        return texts
+    return pc.coalesce(table.column(group_column).combine_chunks().cast(pa.large_string()), texts)
+
+
 def split_position(texts: pa.Array, start: float = 0.0) -> npt.NDArray[np.float64]:
     """A position in [0, 1) per text that depends on its normalised form only (lower case, white space collapsed).
 

@@ -18,7 +18,7 @@ from ray.train.torch import TorchTrainer
 
 from cataloger import progress, runtime, sample, tracking
 from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
-from cataloger.catalog import Catalog, open_catalog
+from cataloger.catalog import Catalog, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
@@ -51,6 +51,9 @@ def train(config: TrainConfig) -> TrainResult:
     taxonomy, sources = _open(config)
     folder = base_model_folder(config.base_model)
     _check_base(config, folder)
+    multi_label = is_list(sources[0].catalog.schema.field(config.label_column).type)
+    if multi_label:
+        _check_multi_label(config)
     spec = Spec(
         categories=taxonomy.categories,
         text_columns=config.text_columns,
@@ -59,6 +62,8 @@ def train(config: TrainConfig) -> TrainResult:
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
+        multi_label=multi_label,
+        group_column=config.group_column,
     )
     storage = locate(config.storage)
     check_writable(storage)
@@ -205,6 +210,18 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("--text-columns: name at least one column")
 
 
+def _check_multi_label(config: TrainConfig) -> None:
+    if config.long_tail not in ("off", "focal"):
+        raise ConfigError(
+            f"--long-tail {config.long_tail}: is for one category per product; with lists of them use off or focal"
+        )
+    for name in ("level_weight", "label_smoothing", "pseudo_labels"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is for one category per product; leave it out where they have lists of them"
+            )
+
+
 def _check_base(config: TrainConfig, base: Path) -> None:
     """Whether the base model can be trained in the way that is asked for."""
     tokenizer, layers, fine_tune = load_tokenizer(base, config.max_tokens), encoder_layers(base), config.fine_tune
@@ -224,6 +241,12 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
     opened = [(TRAINING, *_count(uri, config))]
     if config.eval_catalog:
         opened.append((VALIDATION, *_count(config.eval_catalog, config)))
+        first, second = (one[1].schema.field(config.label_column).type for one in opened)
+        if is_list(first) != is_list(second):
+            raise CatalogError(
+                f"catalog {config.eval_catalog}: column {config.label_column!r} is {second}, that of --catalog {first}; "
+                "both need one category per row, or lists of them"
+            )
     names, rows = opened[0][2:]
     if len(rows) < 2:
         found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
@@ -252,7 +275,7 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
 
 
 def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
-    catalog = open_catalog(uri, config.id_column, config.text_columns, config.label_column)
+    catalog = open_catalog(uri, config.id_column, config.text_columns, config.label_column, config.group_column)
     names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
     return catalog, names, rows
 

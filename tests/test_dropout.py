@@ -59,7 +59,9 @@ def test_without_dropout_the_network_answers_and_learns_as_before(model: torch.n
         model.zero_grad()
         logits = model.train()(input_ids=ids, attention_mask=mask).logits
         logits.square().sum().backward()
-        return logits.detach(), [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+        return logits.detach(), [
+            parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
+        ]
 
     before = answer()
     set_dropout(model, 0.0, "cpu")

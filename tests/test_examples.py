@@ -3,14 +3,15 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from cataloger.batching import Tokens
+from cataloger.batching import Ragged, Tokens
 from cataloger.examples import Examples, draw
 
 
 def numbered(count: int, labels: np.ndarray) -> Examples:
     """Row i is [i, i + 1] or [i, i + 1, i + 2], in turn."""
     rows = [np.arange(i, i + 2 + i % 2, dtype=np.int32) for i in range(count)]
-    return Examples(Tokens(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])])), labels)
+    tokens = Tokens(np.concatenate(rows), np.concatenate([[0], np.cumsum([len(row) for row in rows])]))
+    return Examples.of_one_category(tokens, labels)
 
 
 def texts(examples: Examples) -> list[list[int]]:
@@ -26,11 +27,21 @@ def test_rows_are_taken_and_joined_with_their_tokens() -> None:
     rows = numbered(7, np.arange(7))
     chosen = rows.take(np.array([3, 0, 3]))
     assert texts(chosen) == [[3, 4, 5], [0, 1], [3, 4, 5]]
-    part = Examples(rows.tokens.slice(4, 6), rows.labels[4:6])
+    part = Examples(rows.tokens.slice(4, 6), rows.sets.slice(4, 6))
     both = part.and_these(chosen)
     assert texts(both) == [[4, 5], [5, 6, 7], [3, 4, 5], [0, 1], [3, 4, 5]]
     assert both.labels.tolist() == [4, 5, 3, 0, 3]
     assert texts(rows.take(np.array([], int))) == []
+
+
+def test_a_row_has_as_many_labels_as_it_likes() -> None:
+    tokens = numbered(4, np.zeros(4, int)).tokens
+    rows = Examples(tokens, Ragged(np.array([2, 0, -1, 1], np.int32), np.array([0, 2, 2, 3, 4])))
+    assert rows.labels.tolist() == [2, -1, -1, 1]
+    assert rows.indicators(np.array([3, 0, 2, 1]), 3).tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    part = rows.take(np.array([0, 3])).and_these(rows.take(np.array([1])))
+    assert part.indicators(np.arange(3), 3).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
+    assert rows.take(np.array([1])).labels.tolist() == [-1]
 
 
 def test_every_row_is_drawn_once_by_default() -> None:

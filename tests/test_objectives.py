@@ -23,7 +23,7 @@ def examples(base: Path, count: int, label: int) -> Examples:
     texts = [f"{'green tea' if i % 2 else 'leather boots with laces'} number {i}" for i in range(count)]
     tokens = Tokens.from_arrow(tokenize(load_tokenizer(base, 32), pa.array(texts)))
     labels = np.full(count, label) if label < 0 else (np.arange(count) + 1) % 2
-    return Examples(tokens, labels)
+    return Examples.of_one_category(tokens, labels)
 
 
 def classification(base: Path, **options: Any) -> Classification:

@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 def rows(labels: list[int]) -> Examples:
     lengths = np.arange(len(labels)) % 50 + 2
     offsets = np.concatenate([[0], np.cumsum(lengths)])
-    return Examples(Tokens(np.zeros(offsets[-1], np.int32), offsets), np.array(labels))
+    return Examples.of_one_category(Tokens(np.zeros(offsets[-1], np.int32), offsets), np.array(labels))
 
 
 def score(logits: torch.Tensor, labels: list[int], target: float = 0.9) -> tuple[dict[str, float], Spec]:
