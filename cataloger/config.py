@@ -69,8 +69,9 @@ class TrainConfig:
     """Decay per step of the moving average of the weights that is kept in place of the last ones, such as 0.999; 0 is off."""
     long_tail: LongTail = "off"
     """What helps rare categories: another loss, or drawing their rows more often, with augmentation in altered words."""
-    level_weight: float = 0.0
-    """How much the upper levels of the category tree count in the loss, beside the category itself."""
+    level_weights: tuple[float, ...] | Literal["auto"] = ()
+    """How much each upper level of the category tree counts in the loss, top level first, or one number for all; auto follows
+    their share of the errors on validation."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over other categories, near ones in the tree first."""
     pretrain_epochs: int = 0

@@ -164,6 +164,7 @@ class Loop:
         self.temperature = spec.temperature
         self.stale = 0 if metrics["val_weighted_f1"] > self.best else self.stale + 1
         self.best = max(self.best, metrics["val_weighted_f1"])
+        self.classification.weigh_levels(metrics)
         note = f"validation F1 {metrics['val_weighted_f1']:.3f}"
         self._post({self.step: {**metrics, "epoch": float(self.epoch)}}, self.epoch, note)
         self._save(metrics, spec)
@@ -246,6 +247,7 @@ class Loop:
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "own_labels": [torch.from_numpy(array) for array in (own.tokens.flat, own.tokens.offsets, own.labels)],
+            "level_weights": self.classification.loss.level_weights,
             "recent": self.recent,
         }
 
@@ -264,6 +266,7 @@ class Loop:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
+        self.classification.loss.level_weights = tuple(state["level_weights"])
         self.classification.own_labels = Examples.of_one_category(Tokens(flat, offsets), labels)
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.

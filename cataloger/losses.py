@@ -1,5 +1,7 @@
 """What training minimises: cross-entropy over the categories, over the levels of their tree, and fair to the long tail."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -15,8 +17,8 @@ BETA = 0.999
 class Loss:
     """Per-row loss of logits. `counts` [categories] are the training rows of each category.
 
-    With a level weight w, the mean cross-entropy of the row's ancestors is added w times; the probability of an ancestor is
-    the sum over the categories below it. With label smoothing s, a share s of the target is spread evenly over the levels
+    With level weights w, top level first, the cross-entropy of the row's ancestor at each upper level l is added w[l] times;
+    the probability of an ancestor is the sum over the categories below it. With label smoothing s, a share s of the target is spread evenly over the levels
     of the tree and at each level over the categories that share the row's ancestor there: near categories get more than
     far ones (after Bertinetto et al. 2020, section 3.2).
     """
@@ -26,11 +28,11 @@ class Loss:
         taxonomy: Taxonomy,
         counts: npt.NDArray[np.int64],
         long_tail: LongTail = "off",
-        level_weight: float = 0.0,
+        level_weights: Sequence[float] = (),
         label_smoothing: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.long_tail, self.level_weight, self.label_smoothing = long_tail, level_weight, label_smoothing
+        self.long_tail, self.level_weights, self.label_smoothing = long_tail, tuple(level_weights), label_smoothing
         self.weight = torch.from_numpy(class_weights(counts)).float().to(device)
         # Categories without training rows keep a finite prior.
         self.log_prior = torch.from_numpy(np.log(np.maximum(counts, 0.5) / counts.sum())).float().to(device)
@@ -49,17 +51,11 @@ class Loss:
             loss = loss * (1 - own.exp()).clamp(min=0) ** FOCUS
         if self.long_tail == "class-balanced":
             loss = loss * self.weight[labels]
-        if self.level_weight and self.levels:
-            loss = loss + self.level_weight * self._ancestors(logs, labels)
+        for group, weight in zip(self.levels, self.level_weights, strict=False):
+            if weight:
+                outside = group.unsqueeze(0) != group[labels].unsqueeze(1)
+                loss = loss - weight * logs.masked_fill(outside, -torch.inf).logsumexp(dim=1)
         return loss
-
-    def _ancestors(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over the upper levels of -log P(the row's ancestor there)."""
-        losses = []
-        for group in self.levels:
-            outside = group.unsqueeze(0) != group[labels].unsqueeze(1)
-            losses.append(-logs.masked_fill(outside, -torch.inf).logsumexp(dim=1))
-        return torch.stack(losses).mean(dim=0)
 
     def _far(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Mean over the root and the upper levels of the mean -log p of the categories below the row's ancestor there."""
@@ -72,6 +68,8 @@ class Loss:
 
 class SetLoss:
     """Per-row loss of logits of a model that gives any number of categories: binary cross-entropy, summed over the categories."""
+
+    level_weights: tuple[float, ...] = ()
 
     def __init__(self, long_tail: LongTail = "off") -> None:
         self.long_tail = long_tail

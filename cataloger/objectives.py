@@ -1,5 +1,6 @@
 """What a worker trains: a stage of training as the loop sees it, and the last one, that of the categories."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -79,9 +80,10 @@ class Classification:
 
     def _one_category_loss(self, spec: Spec) -> Loss:
         config, counts = self.config, np.bincount(self.train.labels, minlength=self.categories)
-        return Loss(
-            spec.taxonomy, counts, config.long_tail, config.level_weight, config.label_smoothing, self.machine.device
-        )
+        weights = (1.0,) if config.level_weights == "auto" else config.level_weights
+        if len(weights) == 1:
+            weights *= spec.taxonomy.depth - 1
+        return Loss(spec.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.machine.device)
 
     @cached_property
     def augmenter(self) -> Augmenter:
@@ -108,6 +110,13 @@ class Classification:
         ids, mask = self.machine.inputs(tokens, rows)
         with self.machine.arithmetic():
             return model(input_ids=ids, attention_mask=mask).logits.float()  # type: ignore[no-any-return]
+
+    def weigh_levels(self, metrics: Mapping[str, float]) -> None:
+        """With `--level-weights auto`: an upper level counts by its errors on validation, those of the category being 1."""
+        if self.config.level_weights == "auto":
+            errors = max(1 - metrics["val_accuracy"], 1e-9)
+            levels = range(1, len(self.loss.level_weights) + 1)
+            self.loss.level_weights = tuple((1 - metrics[f"val_level_{level}_accuracy"]) / errors for level in levels)
 
     def label_more(self, logits_of: Any, temperature: float, rng: np.random.Generator, rank: int, world: int) -> None:
         """Take up unlabelled rows, at most as many as there are labelled ones, with the model's own labels (Lee 2013).

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -95,7 +96,9 @@ def remote_meter(title: str, total: int, log_metrics: Callable[[list[StepMetric]
 
     Workers reach the driver through Ray alone: the MLflow server may listen on the driver's localhost only.
     """
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    # On the driver's node: it may not be lost with another one.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: Any = ray.remote(Board).options(num_cpus=0, scheduling_strategy=here).remote()
     stop = threading.Event()
     with meter(title, total) as shown:
 

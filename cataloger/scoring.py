@@ -120,6 +120,10 @@ class Validation:
             "val_coverage": float((confidence >= np.array(thresholds)[own[1]]).mean()),
             "val_temperature": temperature,
         }
+        for level, group in enumerate(self.taxonomy.groups[:-1], 1):
+            metrics[f"val_level_{level}_accuracy"] = float(
+                ((true >= 0) & (group[true] == group[judged.predicted])).mean()
+            )
         return metrics, replace(self.spec, temperature=temperature, thresholds=thresholds)
 
     def _fit_thresholds(self, certainty: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> tuple[float, ...]:

@@ -30,6 +30,8 @@ from cataloger.taxonomy import Taxonomy
 log = logging.getLogger(__name__)
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
 MAX_FAILURES = 8
+# How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
+LOOK_FOR_WORKERS_SECONDS = 60.0
 # In a training's folder, beside Ray's checkpoints.
 BEGUN, DONE = "_begun", "_done"
 # A training that was interrupted may go on with other hardware.
@@ -159,6 +161,7 @@ def _run(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)
                 use_gpu=gpu,
                 resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+                elastic_resize_monitor_interval_s=LOOK_FOR_WORKERS_SECONDS,  # type: ignore[call-arg]
             ),
             run_config=ray.train.RunConfig(
                 name=folder.path.rpartition("/")[2],
@@ -197,9 +200,11 @@ def _check(config: TrainConfig) -> None:
     for name in ("average_decay", "layer_decay", "pseudo_labels"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
-    for name in ("level_weight", "checkpoint_minutes", "adversarial", "pretrain_epochs"):
+    for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
         if getattr(config, name) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
+    if config.level_weights != "auto" and min(config.level_weights, default=0) < 0:
+        raise ConfigError(f"--level-weights {min(config.level_weights)}: must be at least 0")
     if config.max_tokens < 3:
         raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
     if config.unlabelled_catalog and not wants_unlabelled(config):
@@ -215,7 +220,7 @@ def _check_multi_label(config: TrainConfig) -> None:
         raise ConfigError(
             f"--long-tail {config.long_tail}: is for one category per product; with lists of them use off or focal"
         )
-    for name in ("level_weight", "label_smoothing", "pseudo_labels"):
+    for name in ("level_weights", "label_smoothing", "pseudo_labels"):
         if getattr(config, name):
             raise ConfigError(
                 f"--{name.replace('_', '-')}: is for one category per product; leave it out where they have lists of them"
@@ -257,6 +262,11 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
     if single:
         log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
     taxonomy = Taxonomy.from_paths(rows)
+    upper, weights = taxonomy.depth - 1, len(config.level_weights)
+    if config.level_weights != "auto" and weights > 1 and weights != upper:
+        raise ConfigError(
+            f"--level-weights: has {weights} numbers, but the categories have {upper} upper levels; give one for each, or one for all"
+        )
     sources = []
     for use, catalog, names, rows in opened:
         unknown = [path for path in rows if path not in taxonomy.label_ids]

@@ -129,7 +129,8 @@ def test_bad_settings_for_training(job: Job, catalog: Path, monkeypatch: pytest.
     refused(job(*base, "--num-workers", "2:x"), "--num-workers 2:x", "1:4")
     refused(job(*base, "--fine-tune", "7"), "--fine-tune 7", "from 1 to 6")
     refused(job(*base, "--average-decay", 1.5), "--average-decay 1.5")
-    refused(job(*base, "--level-weight", -1), "--level-weight -1.0")
+    refused(job(*base, "--level-weights", -1), "--level-weights -1.0")
+    refused(job(*base, "--level-weights", 1, 2, 3), "has 3 numbers")
     if not os.path.exists("/dev/nvidia0"):
         refused(job(*base, "--use-gpu"), "--use-gpu: the cluster has no GPU")
     Path("file").write_text("in the way")

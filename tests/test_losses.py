@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger.losses import Loss, class_weights
+from cataloger.config import LongTail
+from cataloger.losses import Loss, SetLoss, class_weights
 from cataloger.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_paths(["Food > Fruit", "Food > Tea", "Shoes > Boots", "Shoes > Heels"])
@@ -20,7 +21,14 @@ def test_plain_cross_entropy_is_the_default() -> None:
 def test_an_ancestor_has_the_probability_of_all_below_it() -> None:
     above = -torch.stack([P[0, 0] + P[0, 1], P[1, 2] + P[1, 3]]).log()
     own = -torch.stack([P[0, 1], P[1, 3]]).log()
-    torch.testing.assert_close(Loss(TREE, COUNTS, level_weight=0.5)(LOGITS, LABELS), own + 0.5 * above)
+    torch.testing.assert_close(Loss(TREE, COUNTS, level_weights=(0.5,))(LOGITS, LABELS), own + 0.5 * above)
+
+
+def test_every_level_has_a_weight_of_its_own() -> None:
+    tree = Taxonomy.from_paths(["A > x > 1", "A > x > 2", "A > y", "B"])
+    own, top, middle = -P[0, 1].log(), -(P[0, 0] + P[0, 1] + P[0, 2]).log(), -(P[0, 0] + P[0, 1]).log()
+    found = Loss(tree, COUNTS, level_weights=(0.5, 2.0))(LOGITS, LABELS)[0]
+    torch.testing.assert_close(found, own + 0.5 * top + 2 * middle)
 
 
 def test_smoothing_gives_near_categories_more_than_far_ones() -> None:
@@ -53,10 +61,19 @@ def test_logit_adjustment_asks_more_of_rare_categories() -> None:
     assert torch.isfinite(unseen).all()
 
 
+@pytest.mark.parametrize("kind", ["off", "focal"])
+def test_any_number_of_categories_by_hand(kind: LongTail) -> None:
+    has = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    p = torch.sigmoid(LOGITS)
+    right = torch.where(has > 0, p, 1 - p)
+    expected = -right.log() * ((1 - right) ** 2 if kind == "focal" else 1)
+    torch.testing.assert_close(SetLoss(kind)(LOGITS, has), expected.sum(dim=1))
+
+
 def test_extreme_logits_have_a_finite_loss_and_gradient() -> None:
     logits = torch.tensor([[300.0, -300.0, 0.0, 0.0]], requires_grad=True)
     for kind in ("off", "focal", "class-balanced", "logit-adjusted"):
-        loss = Loss(TREE, COUNTS, kind, level_weight=1.0, label_smoothing=0.1)(logits, torch.tensor([3]))
+        loss = Loss(TREE, COUNTS, kind, level_weights=(1.0,), label_smoothing=0.1)(logits, torch.tensor([3]))
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
         assert torch.isfinite(loss).all()
         assert torch.isfinite(gradient).all()

@@ -130,7 +130,7 @@ def test_mlflow_answers_as_the_labels(model: TrainResult, catalog: Path) -> None
     ("flags", "sentence"),
     [
         (("--long-tail", "sampling"), "--long-tail sampling"),
-        (("--level-weight", "1"), "--level-weight"),
+        (("--level-weights", "1"), "--level-weights"),
         (("--pseudo-labels", "0.9"), "--pseudo-labels"),
         (("--group-column", "nothing"), "'nothing'"),
     ],

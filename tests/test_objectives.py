@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.batching import IntArray, Tokens
+from cataloger.batching import IntArray, Ragged, Tokens
 from cataloger.bundle import Spec, load_tokenizer, mask_token, tokenize
 from cataloger.config import TrainConfig
 from cataloger.examples import Examples
@@ -55,6 +55,32 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     assert len(tokens) == len(order)
     stage.label_more(sure_of_long_ones, 9.0, np.random.default_rng(0), 0, world)
     assert not len(stage.own_labels), "a higher temperature makes the model less sure"
+
+
+def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) -> None:
+    stage = classification(tiny_model, level_weights="auto")
+    assert stage.loss.level_weights == (1.0,)
+    stage.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
+    assert stage.loss.level_weights == pytest.approx((0.25,))
+    stage.weigh_levels({"val_accuracy": 1.0, "val_level_1_accuracy": 1.0})
+    assert stage.loss.level_weights == (0.0,)
+    fixed = classification(tiny_model, level_weights=(0.3,))
+    fixed.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
+    assert fixed.loss.level_weights == (0.3,)
+
+
+def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
+    texts = examples(tiny_model, 64, 0)
+    sets = Ragged(np.tile([0, 1, 0], 21).astype(np.int32), np.concatenate([np.repeat(np.arange(22) * 3, 3)[1:], [63]]))
+    config, spec = TrainConfig(learning_rate=5e-3), Spec(TREE.categories, ("title",), 32, "mean", "", multi_label=True)
+    network = new_classifier(tiny_model, "mean", TREE, multi_label=True)
+    rows = Examples(texts.tokens, sets)
+    stage = Classification(config, spec, network, rows, rows.take(np.arange(0)), tiny_model, MACHINE)
+    logits = stage.logits(network, rows.tokens, np.arange(8))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(rows.indicators(np.arange(8), 2)), reduction="none"
+    )
+    torch.testing.assert_close(stage.losses(network, np.arange(8)), expected.sum(dim=1))
 
 
 def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path) -> None:

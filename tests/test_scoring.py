@@ -84,3 +84,10 @@ def test_unknown_categories_are_wrong_and_have_no_loss() -> None:
     metrics, spec = score(torch.zeros(10, 4), [-1] * 10)
     assert math.isnan(metrics["val_loss"])
     assert (metrics["val_accuracy"], spec.temperature) == (0.0, 1.0)
+
+
+def test_upper_levels_have_an_accuracy_of_their_own() -> None:
+    # Labels are A, A > x, A > y, B > z: the second row is wrong below A, the third from the top on.
+    logits = torch.tensor([[0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0], [0.0, 9.0, 0.0, 0.0], [9.0, 0.0, 0.0, 0.0]])
+    metrics, _ = score(logits, [1, 2, 3, -1])
+    assert (metrics["val_level_1_accuracy"], metrics["val_accuracy"]) == (0.5, 0.25)

@@ -67,7 +67,7 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
         "pseudo_labels": 0.05,
         "dropout": 0.05,
         "long_tail": "augmentation",
-        "level_weight": 0.5,
+        "level_weights": "auto",
         "label_smoothing": 0.05,
         "adversarial": 0.5,
         "average_decay": 0.9,

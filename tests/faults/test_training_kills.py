@@ -1,23 +1,28 @@
 """Promise: training goes on from its last checkpoint after any process is killed, and its loss curve shows no trace of it."""
 
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
-from test_kills import descendants
+from test_kills import descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
 from cataloger.config import TrainConfig
 from cataloger.training import train
 from conftest import ROOT, on_ray
+from servers import free_port, mlflow_server
 from test_training import losses
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -114,3 +119,64 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
     found, starts = curve(run.info.run_id)
     assert starts == 1, "the curve has no gap, and it did not begin again"
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
+
+
+def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
+    base: Path, labelled: Path, working_folder: Path
+) -> None:
+    """Of `--num-workers 1:2` one starts, a second joins when there is room, and the first is lost with its node."""
+    from ray.cluster_utils import Cluster
+
+    long = {**settings(base, labelled, "node-lost"), "epochs": 8}
+    calm = train(TrainConfig(**{**long, "checkpoint_minutes": 10.0, "storage": "undisturbed"}))  # type: ignore[arg-type]
+    script = "import runpy, sys; sys.path.insert(0, sys.argv[1] + '/jobs'); import cataloger.training as training; "
+    script += "training.LOOK_FOR_WORKERS_SECONDS = 1.0; script = sys.argv.pop(1) + '/jobs/train.py'; "
+    script += "runpy.run_path(script, run_name='__main__')"
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in long.items()]
+    cluster = Cluster()
+    try:
+        cluster.add_node(num_cpus=0, include_dashboard=False, dashboard_agent_listen_port=free_port())
+        first = cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
+        with mlflow_server(working_folder / "mlflow") as (address, _):
+            driver = subprocess.Popen(
+                [sys.executable, "-c", script, str(ROOT), *flags, "--num-workers=1:2"],
+                # Where Ray has not yet noticed the loss, it waits so long for a worker that cannot come.
+                env=on_ray(cluster.address, MLFLOW_TRACKING_URI=address, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30"),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            wait_for_it(driver, has_checkpoint)
+            second = cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
+            wait_for_it(driver, lambda: len(workers(first)) == len(workers(second)) == 1)
+            before = set(Path("checkpoints").glob("*/checkpoint_*"))
+            wait_for_it(driver, lambda: bool(set(Path("checkpoints").glob("*/checkpoint_*")) - before))
+            for member in family(first):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    member.kill()
+            assert driver.poll() is None, "it was over before the node was lost"
+            _, err = driver.communicate(timeout=300)
+            assert driver.returncode == 0, err
+            client = MlflowClient(address)
+            (run,) = client.search_runs(["1"], "params.model_name = 'node-lost'")
+            history = client.get_metric_history(run.info.run_id, "train_loss")
+    finally:
+        cluster.shutdown()
+    last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    assert sum(metric.step == 1 for metric in history) == 1, "it did not begin again"
+    np.testing.assert_allclose([last[step] for step in sorted(last)], losses(calm.run_id), rtol=2e-3)
+
+
+def workers(node: Any) -> list[psutil.Process]:
+    found = []
+    for process in family(node):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def wait_for_it(driver: "subprocess.Popen[str]", it: Callable[[], bool]) -> None:
+    while not it():
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.02)
