@@ -5,14 +5,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from cataloger import tracking
+from cataloger import progress, tracking
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import TrainingError
+from cataloger.loop import Loop
 from cataloger.model import Bundle
 from cataloger.training import train
 
@@ -52,6 +54,16 @@ def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path
         "champion": one.model_uri,
         "challenger": two.model_uri,
     }, "a second version challenges the first and does not replace it"
+
+
+def test_the_same_seed_gives_the_same_model(tiny_model: Path, labelled: Path) -> None:
+    same = [train(small(tiny_model, labelled, dropout=0.1, seed=seed)) for seed in (7, 7, 8)]
+    once, again, other = (
+        load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors") for result in same
+    )
+    assert all(torch.equal(weight, again[name]) for name, weight in once.items())
+    assert not torch.equal(once["classifier.weight"], other["classifier.weight"])
+    assert same[0].metrics == same[1].metrics
 
 
 def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, labelled: Path) -> None:
@@ -146,6 +158,22 @@ def test_a_failed_run_is_closed_as_failed(tiny_model: Path, labelled: Path) -> N
         train(small(tiny_model, labelled, learning_rate=1e30, experiment="failing"))
     (run,) = mlflow.search_runs(experiment_names=["failing"], output_format="list")
     assert run.info.status == "FAILED"
+
+
+def test_a_gpu_without_memory_stops_training_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker's answer to PyTorch's error, which a CPU never raises."""
+
+    def run_out(loop: Loop) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Loop, "_run_stages", run_out)
+    with progress.remote_meter("train", 1, lambda metrics: None) as board:
+        loop = Loop.__new__(Loop)
+        loop.board, loop.step = board, 41
+        with pytest.raises(torch.OutOfMemoryError):
+            loop.run()
+        reason = ray.get(board.reason_to_give_up.remote())
+    assert reason == "the GPU ran out of memory at step 42; lower --batch-size or --max-tokens, or use more workers"
 
 
 def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, labelled: Path) -> None:

@@ -1,6 +1,7 @@
 """Promise: training goes on from its last checkpoint after any process is killed, and its loss curve shows no trace of it."""
 
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from test_kills import descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
 from cataloger.config import TrainConfig
+from cataloger.storage import locate
 from cataloger.training import train
 from conftest import ROOT, on_ray
 from servers import free_port, mlflow_server
@@ -68,12 +70,17 @@ def curve(run_id: str) -> tuple[np.ndarray, int]:
     return np.array([last[step] for step in sorted(last)]), sum(metric.step == 1 for metric in history)
 
 
-def has_checkpoint() -> bool:
-    """Whether Ray Train's controller knows of one; it asks the workers every two seconds."""
-    return any(
-        "checkpoint_dir_name" in path.read_text()
-        for path in Path("checkpoints").glob("*/checkpoint_manager_snapshot.json")
-    )
+def kept(storage: str = "checkpoints") -> set[str]:
+    """The checkpoints that Ray Train's controller knows of; it asks the workers every two seconds."""
+    folder = locate(storage)
+    notes = [info.path for info in folder.files() if info.path.endswith("checkpoint_manager_snapshot.json")]
+    return {
+        name
+        for path in notes
+        for name in re.findall(
+            r"checkpoint_dir_name\W+(checkpoint_[\w.-]+)", (folder.filesystem.open_input_file(path).read()).decode()
+        )
+    }
 
 
 def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: np.ndarray) -> None:
@@ -82,7 +89,7 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
 
     def kill_after_a_checkpoint() -> None:
         while not killed and not stop.wait(0.01):
-            if has_checkpoint():
+            if kept():
                 for worker in descendants("RayTrainWorker"):
                     worker.send_signal(signal.SIGKILL)
                     killed.append(worker.pid)
@@ -98,14 +105,18 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
 
 
+@pytest.mark.parametrize("where", ["disk", "s3"])
 def test_a_killed_driver_is_gone_on_with_by_the_same_command(
-    base: Path, labelled: Path, undisturbed: np.ndarray
+    base: Path, labelled: Path, undisturbed: np.ndarray, where: str, request: pytest.FixtureRequest
 ) -> None:
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(base, labelled, "driver-killed").items()]
+    storage = "checkpoints" if where == "disk" else f"{request.getfixturevalue('s3')}/checkpoints"
+    name = f"driver-killed-{where}"
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(base, labelled, name).items()]
+    flags.append(f"--storage={storage}")
     command = [sys.executable, str(ROOT / "jobs/train.py"), *flags]
     environment = on_ray(ray.get_runtime_context().gcs_address)
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not has_checkpoint() and driver.poll() is None:
+    while not kept(storage) and driver.poll() is None:
         time.sleep(0.01)
     driver.kill()
     assert driver.wait() == -signal.SIGKILL, "it was over before it could be killed"
@@ -113,12 +124,13 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
     assert done.returncode == 0, done.stderr
     assert "resuming the training" in done.stderr
     (run,) = mlflow.search_runs(
-        experiment_names=["survival"], filter_string="params.model_name = 'driver-killed'", output_format="list"
+        experiment_names=["survival"], filter_string=f"params.model_name = '{name}'", output_format="list"
     )
     assert run.info.status == "FINISHED", "one run, with one curve"
     found, starts = curve(run.info.run_id)
     assert starts == 1, "the curve has no gap, and it did not begin again"
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
+    assert 1 <= len(kept(storage)) <= 3, "two by their score, and the newest"
 
 
 def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
@@ -146,11 +158,11 @@ def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            wait_for_it(driver, has_checkpoint)
+            wait_for_it(driver, lambda: bool(kept()))
             second = cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
             wait_for_it(driver, lambda: len(workers(first)) == len(workers(second)) == 1)
-            before = set(Path("checkpoints").glob("*/checkpoint_*"))
-            wait_for_it(driver, lambda: bool(set(Path("checkpoints").glob("*/checkpoint_*")) - before))
+            before = kept()
+            wait_for_it(driver, lambda: bool(kept() - before))
             for member in family(first):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     member.kill()
