@@ -111,7 +111,7 @@ class ManyCategories:
         count = chosen.sum(dim=1)
         # Those that reach their threshold first, by probability; a more probable one may stay below its own.
         width = min(int(count.max()) + alternatives, logits.shape[1]) if len(logits) else 0
-        top = torch.topk(probabilities + 2 * chosen, width, dim=1).indices
+        top = torch.topk(torch.where(chosen, probabilities, probabilities - 1), width, dim=1).indices
         scores = probabilities.gather(1, top)
         beyond = torch.arange(width, device=top.device) >= count.unsqueeze(1) + alternatives
         return top.masked_fill(beyond, -1), scores, count, set_confidence(logits, chosen)

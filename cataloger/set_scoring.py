@@ -89,7 +89,6 @@ class SetValidation:
     def _summarise(self, judged: Judged, temperature: float) -> tuple[dict[str, float], Spec]:
         sets = self.rows.sets
         size = len(self.spec.categories)
-        true = np.zeros(len(judged.row), bool)
         owner = np.repeat(np.arange(len(self.rows)), sets.lengths)
         true = np.isin(judged.row * size + judged.label, (owner * size + sets.flat)[sets.flat >= 0])
         positives = np.bincount(sets.flat[sets.flat >= 0], minlength=size)
