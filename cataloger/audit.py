@@ -61,10 +61,9 @@ def audit(config: AuditConfig) -> Audit:
     names, _ = normalise_labels(count_labels(catalog, config.label_column), config.catalog, config.label_column)
     output = locate(config.output)
     check_writable(output.parent)
-    about = {"catalog": str(catalog.location), "catalog_fingerprint": catalog.fingerprint}
     with runtime.session():
         tracking.check_nodes(tracking_uri)
-        with tracking.run("audit", Path(catalog.location.path).stem, config, about) as run_id:
+        with tracking.run("audit", Path(catalog.location.path).stem, config, catalog, {}) as run_id:
             kept = {"id": config.id_column, "text": text_columns[0], "true_category": config.label_column}
             answers = [
                 predict_labelled(

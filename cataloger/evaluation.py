@@ -66,15 +66,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)
-    about = {
-        "model": source.uri,
-        "catalog": str(catalog.location),
-        "catalog_fingerprint": catalog.fingerprint,
-        "split": config.split,
-    }
+    about = {"model": source.uri, "split": config.split}
     with runtime.session():
         tracking.check_nodes(tracking_uri)
-        with tracking.run("evaluate", Path(catalog.location.path).stem, config, about) as run_id:
+        with tracking.run("evaluate", Path(catalog.location.path).stem, config, catalog, about) as run_id:
             labels = predict_labelled(
                 "evaluate",
                 catalog,

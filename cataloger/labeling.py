@@ -73,7 +73,8 @@ def label(config: LabelConfig) -> LabelResult:
         shape = runtime.labelling_shape(config.use_gpu)
         name = Path(catalog.location.path).stem
         about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
-        with tracking.run("label", name, config, {**about, "snapshot_run": run}) as mlflow_run:
+        tags = {"model": source.uri, "model_digest": model_digest, "snapshot_run": run}
+        with tracking.run("label", name, config, catalog, tags) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
             filesystem, schema = catalog.location.filesystem, catalog.schema
             kept = {"id": config.id_column}

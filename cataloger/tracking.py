@@ -23,7 +23,9 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from cataloger import serving
+from cataloger.catalog import Catalog
 from cataloger.errors import ModelError, TrackingError
+from cataloger.lineage import CatalogDataset, code_version
 from cataloger.storage import locate, locked
 
 log = logging.getLogger(__name__)
@@ -84,10 +86,12 @@ def check_nodes(uri: str) -> None:
 
 
 @contextlib.contextmanager
-def run(kind: str, name: str, config: Any, tags: Mapping[str, str], again: str | None = None) -> Iterator[str]:
-    """An MLflow run around a job: parameters in, FINISHED or FAILED out, whatever happens. Yields the run id.
+def run(
+    kind: str, name: str, config: Any, catalog: Catalog, tags: Mapping[str, str], again: str | None = None
+) -> Iterator[str]:
+    """An MLflow run around a job: parameters, catalog and code version in, FINISHED or FAILED out, whatever happens.
 
-    `again` is an earlier run to go on with.
+    Yields the run id; `again` is an earlier run to go on with.
     """
     experiment = mlflow.get_experiment_by_name(config.experiment)
     if experiment is None and mlflow.get_tracking_uri().startswith("sqlite"):
@@ -102,9 +106,11 @@ def run(kind: str, name: str, config: Any, tags: Mapping[str, str], again: str |
     )
     status = "FAILED"
     try:
-        mlflow.set_tags({"job": kind, **_process(), **tags})
+        about = {"catalog": str(catalog.location), "catalog_fingerprint": catalog.fingerprint}
+        mlflow.set_tags({"job": kind, **_process(), **code_version(), **about, **tags})
         if not again:
             mlflow.log_params(parameters)
+            mlflow.log_input(CatalogDataset(catalog), context=kind)
         yield str(active.info.run_id)
         status = "FINISHED"
     finally:

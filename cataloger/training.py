@@ -75,12 +75,8 @@ def train(config: TrainConfig) -> TrainResult:
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
-        tags = {
-            "catalog": str(sources[0].catalog.location),
-            "catalog_fingerprint": spec.catalog_fingerprint,
-            "pooling": spec.pooling,
-        }
-        with tracking.run("train", Path(config.base_model).name, config, tags, attempt.mlflow_run) as run_id:
+        name, tags = Path(config.base_model).name, {"pooling": spec.pooling}
+        with tracking.run("train", name, config, sources[0].catalog, tags, attempt.mlflow_run) as run_id:
             (attempt.folder / BEGUN).write(run_id.encode())
             result = _run(config, spec, sources, attempt.folder, workers, gpu, run_id)
             (attempt.folder / DONE).write(b"")
