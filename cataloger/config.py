@@ -70,8 +70,7 @@ class TrainConfig:
     long_tail: LongTail = "off"
     """What helps rare categories: another loss, or drawing their rows more often, with augmentation in altered words."""
     level_weights: tuple[float, ...] | Literal["auto"] = ()
-    """How much each upper level of the category tree counts in the loss, top level first, or one number for all; auto follows
-    their share of the errors on validation."""
+    """How much each upper level of the tree counts in the loss, top level first, or one number for all; auto: by its errors on validation."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over other categories, near ones in the tree first."""
     pretrain_epochs: int = 0
