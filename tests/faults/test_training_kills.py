@@ -142,7 +142,7 @@ def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
     """
     from ray.cluster_utils import Cluster
 
-    long = {**settings(tiny_model, labelled, "node-lost"), "epochs": 8}
+    long = {**settings(tiny_model, labelled, "node-lost"), "epochs": 6, "learning_rate": 5e-4}
     calm = train(TrainConfig(**{**long, "checkpoint_minutes": 10.0, "storage": "undisturbed"}))  # type: ignore[arg-type]
     script = "import runpy, sys; sys.path.insert(0, sys.argv[1] + '/jobs'); import cataloger.training as training; "
     script += "training.LOOK_FOR_WORKERS_SECONDS = 1.0; script = sys.argv.pop(1) + '/jobs/train.py'; "
@@ -181,9 +181,8 @@ def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
     assert sum(metric.step == 1 for metric in history) == 1, "it did not begin again"
     found, expected = np.array([last[step] for step in sorted(last)]), losses(calm.run_id)
     assert len(found) == len(expected)
-    # Two workers add up their gradients in another order, and hundreds of steps make more of that.
-    assert np.median(abs(found / expected - 1)) < 0.01
-    assert abs(found[-100:].mean() / expected[-100:].mean() - 1) < 0.05
+    # Two workers add up their gradients in another order; at a low rate hundreds of steps make little of that.
+    assert np.median(abs(found / expected - 1)) < 0.005, "the same rows in the same order"
 
 
 def workers(node: Any) -> list[psutil.Process]:
