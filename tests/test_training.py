@@ -57,12 +57,9 @@ def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path
 
 
 def test_the_same_seed_gives_the_same_model(tiny_model: Path, labelled: Path) -> None:
-    same = [train(small(tiny_model, labelled, dropout=0.1, seed=seed)) for seed in (7, 7, 8)]
-    once, again, other = (
-        load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors") for result in same
-    )
+    same = [train(small(tiny_model, labelled, dropout=0.1, seed=7)) for _ in range(2)]
+    once, again = (load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors") for result in same)
     assert all(torch.equal(weight, again[name]) for name, weight in once.items())
-    assert not torch.equal(once["classifier.weight"], other["classifier.weight"])
     assert same[0].metrics == same[1].metrics
 
 
