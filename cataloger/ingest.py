@@ -69,8 +69,7 @@ def _encode_unit(
     texts = compose(table, config.text_columns, config.max_tokens)
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
-    keys = texts if use == UNLABELLED else split_keys(table, texts, config.group_column)
-    uses = _uses(keys, np.array([bool(ids) for ids in labels]), use, config)
+    uses = _uses(split_keys(table, texts, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)

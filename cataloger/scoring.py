@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,30 +36,16 @@ class Judged:
     loss: npt.NDArray[np.float32]  # [N], before scaling
 
 
-def my_batches(texts: Tokens, rank: int, world: int) -> list[IntArray]:
-    """Every n-th batch of the texts, for rank r of n, in random order."""
-    batches = list(pack(texts.lengths, TOKENS_PER_BATCH))
-    return [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
+class Scorer(ABC):
+    """The validation rows, of which rank r of n scores every n-th batch, in random order. What an answer is, a subclass knows."""
 
-
-def take_some(logits: Iterator[tuple[IntArray, torch.Tensor]]) -> list[tuple[IntArray, torch.Tensor]]:
-    """The first batches, as many as may be kept to fit the temperature; the iterator has the others."""
-    kept, size = [], 0
-    for pair in logits:
-        kept.append(pair)
-        size += pair[1].numel()
-        if size > LOGITS_KEPT:
-            break
-    return kept
-
-
-class Validation:
-    """The validation rows, of which rank r of n scores every n-th batch."""
+    judged: Any
+    """The dataclass of arrays that `_judge` makes of a batch."""
 
     def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
         self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
-        self.taxonomy = spec.taxonomy
-        self.batches = my_batches(rows.tokens, rank, world)
+        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))
+        self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(
         self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
@@ -66,43 +53,77 @@ class Validation:
         """The metrics of all ranks' rows, and the spec with temperature and thresholds fitted on them."""
         with torch.inference_mode():
             logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
-            kept = take_some(logits)
+            kept, size = [], 0
+            for pair in logits:
+                kept.append(pair)
+                size += pair[1].numel()
+                if size > LOGITS_KEPT:
+                    break
             temperature = self._fit_temperature(kept, device)
-            levels = Levels(self.taxonomy, device)
-            judged = [self._judge(*pair, temperature, levels) for pair in itertools.chain(kept, logits)]
+            judged = [self._judge(*pair, temperature) for pair in itertools.chain(kept, logits)]
         return self._summarise(self._gather(judged), temperature)
 
     def _fit_temperature(self, kept: list[tuple[IntArray, torch.Tensor]], device: torch.device) -> float:
         """The temperature of least loss (Guo et al. 2017, section 4.2), over all ranks."""
         losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device)
         for batch, logits in kept:
-            labels = self._labels(batch, device)
+            true = self._true(batch, device)
             for number, temperature in enumerate(TEMPERATURES):
-                losses[number] += F.cross_entropy(logits / temperature, labels, reduction="sum", ignore_index=-1)
+                losses[number] += self._losses(logits / temperature, true).sum()
         if self.world > 1:
             dist.all_reduce(losses)
         # Without a row of a known category there is nothing to fit.
         return float(TEMPERATURES[int(losses.argmin())]) if losses.any() else 1.0
 
-    def _judge(self, batch: IntArray, logits: torch.Tensor, temperature: float, levels: Levels) -> Judged:
-        labels = self._labels(batch, logits.device)
-        loss = F.cross_entropy(logits, labels, reduction="none", ignore_index=-1).masked_fill(labels < 0, math.nan)
+    def _gather(self, mine: list[Any]) -> Any:
+        everyone: list[Any] = [mine] * self.world
+        if self.world > 1:
+            dist.all_gather_object(everyone, mine)
+        parts = [part for judged in everyone for part in judged]
+        names = self.judged.__annotations__
+        return self.judged(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+    @abstractmethod
+    def _true(self, batch: IntArray, device: torch.device) -> torch.Tensor:
+        """What `_losses` holds the logits of these rows against."""
+
+    @abstractmethod
+    def _losses(self, logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        """Of float32 logits [rows, categories], by row, or by row and category."""
+
+    @abstractmethod
+    def _judge(self, batch: IntArray, logits: torch.Tensor, temperature: float) -> Any:
+        """The answers for a batch, one `judged`."""
+
+    @abstractmethod
+    def _summarise(self, judged: Any, temperature: float) -> tuple[dict[str, float], Spec]:
+        """What `score` returns, of all answers in one `judged`."""
+
+
+class Validation(Scorer):
+    """Of one category each."""
+
+    judged = Judged
+
+    def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
+        super().__init__(rows, spec, target_precision, rank, world)
+        self.taxonomy = spec.taxonomy
+
+    def _true(self, batch: IntArray, device: torch.device) -> torch.Tensor:
+        return torch.from_numpy(self.rows.labels[batch]).to(device)
+
+    def _losses(self, logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, true, reduction="none", ignore_index=-1)
+
+    def _judge(self, batch: IntArray, logits: torch.Tensor, temperature: float) -> Judged:
+        levels, labels = Levels(self.taxonomy, logits.device), self._true(batch, logits.device)
+        loss = self._losses(logits, labels).masked_fill(labels < 0, math.nan)
         probabilities = torch.softmax(logits / temperature, dim=1)
         confidence, predicted = probabilities.max(dim=1)
         below, chosen, label = (
             tensor.cpu().numpy() for tensor in (levels.confidences(probabilities, predicted), confidence, predicted)
         )
         return Judged(batch, label, self.taxonomy.certainty(below, chosen, label), loss.cpu().numpy())
-
-    def _labels(self, batch: IntArray, device: torch.device) -> torch.Tensor:
-        return torch.from_numpy(self.rows.labels[batch]).to(device)
-
-    def _gather(self, mine: list[Judged]) -> Judged:
-        everyone: list[Any] = [mine] * self.world
-        if self.world > 1:
-            dist.all_gather_object(everyone, mine)
-        parts = [part for judged in everyone for part in judged]
-        return Judged(*(np.concatenate([getattr(part, name) for part in parts]) for name in Judged.__annotations__))
 
     def _summarise(self, judged: Judged, temperature: float) -> tuple[dict[str, float], Spec]:
         true = self.rows.labels[judged.rows]

@@ -1,21 +1,16 @@
 """Validation rows of any number of categories → metrics, and the temperature and thresholds that go with the model."""
 
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed as dist
 from torch.nn import functional as F
 
-from cataloger.batching import IntArray, Ragged, Tokens
+from cataloger.batching import IntArray, Ragged
 from cataloger.bundle import Spec
-from cataloger.examples import Examples
-from cataloger.metrics import TEMPERATURES, coverage_at, expected_calibration_error, set_scores
-from cataloger.scoring import NEVER, my_batches, take_some
+from cataloger.metrics import coverage_at, expected_calibration_error, set_scores
+from cataloger.scoring import NEVER, Scorer
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: a row is kept as its categories above it, and the confidence that it has none of the others.
@@ -36,40 +31,19 @@ class Judged:
     probability: FloatArray  # [P]
 
 
-class SetValidation:
-    """The validation rows, of which rank r of n scores every n-th batch."""
+class SetValidation(Scorer):
+    """Of any number of categories each."""
 
-    def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
-        self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
-        self.batches = my_batches(rows.tokens, rank, world)
-
-    def score(
-        self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
-    ) -> tuple[dict[str, float], Spec]:
-        """The metrics of all ranks' rows, and the spec with temperature and thresholds fitted on them."""
-        with torch.inference_mode():
-            logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
-            kept = take_some(logits)
-            temperature = self._fit_temperature(kept, device)
-            judged = [self._judge(*pair, temperature) for pair in itertools.chain(kept, logits)]
-        return self._summarise(self._gather(judged), temperature)
+    judged = Judged
 
     def _true(self, batch: IntArray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(self.rows.indicators(batch, len(self.spec.categories))).to(device)
 
-    def _fit_temperature(self, kept: list[tuple[IntArray, torch.Tensor]], device: torch.device) -> float:
-        """The temperature of least binary cross-entropy, over all ranks."""
-        losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device)
-        for batch, logits in kept:
-            true = self._true(batch, device)
-            for number, temperature in enumerate(TEMPERATURES):
-                losses[number] += F.binary_cross_entropy_with_logits(logits / temperature, true, reduction="sum")
-        if self.world > 1:
-            dist.all_reduce(losses)
-        return float(TEMPERATURES[int(losses.argmin())])
+    def _losses(self, logits: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+        return F.binary_cross_entropy_with_logits(logits, true, reduction="none")
 
     def _judge(self, batch: IntArray, logits: torch.Tensor, temperature: float) -> Judged:
-        loss = F.binary_cross_entropy_with_logits(logits, self._true(batch, logits.device), reduction="none").sum(dim=1)
+        loss = self._losses(logits, self._true(batch, logits.device)).sum(dim=1)
         logits = logits / temperature
         probability = torch.sigmoid(logits)
         above = probability >= FLOOR
@@ -78,13 +52,6 @@ class SetValidation:
         arrays = (tensor.cpu().numpy() for tensor in (loss, without, row, label, probability[above]))
         loss_array, without_array, rows, labels, probabilities = arrays
         return Judged(batch, loss_array, without_array, batch[rows], labels, probabilities)
-
-    def _gather(self, mine: list[Judged]) -> Judged:
-        everyone: list[Any] = [mine] * self.world
-        if self.world > 1:
-            dist.all_gather_object(everyone, mine)
-        parts = [part for judged in everyone for part in judged]
-        return Judged(*(np.concatenate([getattr(part, name) for part in parts]) for name in Judged.__annotations__))
 
     def _summarise(self, judged: Judged, temperature: float) -> tuple[dict[str, float], Spec]:
         sets = self.rows.sets

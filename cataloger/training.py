@@ -275,7 +275,9 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
         label_ids = {written: taxonomy.label_ids.get(path, -1) for written, path in names.items()}
         sources.append(Source(catalog, label_ids, use))
     if config.unlabelled_catalog:
-        catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns)
+        catalog = open_catalog(
+            config.unlabelled_catalog, config.id_column, config.text_columns, group_column=config.group_column
+        )
         sources.append(Source(catalog, {}, UNLABELLED))
     return taxonomy, sources
 

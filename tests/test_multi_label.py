@@ -142,6 +142,15 @@ def test_what_is_for_one_category_is_refused(job: Job, catalog: Path, flags: tup
     assert err.count("\n") == 1
 
 
+def test_unlabelled_rows_have_a_group_too(job: Job, catalog: Path) -> None:
+    """Text of a held-out group would be learnt from otherwise."""
+    pq.write_table(pq.read_table(catalog).drop_columns("group"), "more.parquet")
+    flags = ("--label-column", "category_paths", "--group-column", "group", "--unlabelled-catalog", "more.parquet")
+    code, _, err = job("train", "--catalog", catalog, *flags, "--pretrain-epochs", 1)
+    assert code == 2
+    assert "more.parquet: no column 'group'" in err
+
+
 def test_lists_and_single_categories_do_not_mix(model: TrainResult, catalog: Path, bundle: Path, job: Job) -> None:
     code, _, err = job(
         "train", "--catalog", catalog, "--label-column", "category_paths", "--eval-catalog", "other.parquet"
