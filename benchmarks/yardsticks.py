@@ -139,7 +139,7 @@ def report(name: str, title: str, rows: list[dict[str, object]], bars: tuple[str
         axes.bar_label(drawn, [_shown(row[value]) for row in rows], padding=4)
         axes.invert_yaxis()
         axes.set_xlabel(value)
-        axes.set_title(title)
+        figure.suptitle(title, fontsize=10)  # over the whole width: the labels may take half of it
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(RESULTS / f"{name}.png", dpi=120)
 

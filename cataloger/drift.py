@@ -86,8 +86,9 @@ def _read(parts: Sequence[Location], every: int) -> _Run:
 
 
 def _read_part(part: Location, every: int) -> _Run:
-    found = set(pq.read_schema(part.path, filesystem=part.filesystem).names) & {"category", "categories"}
-    table = pq.read_table(part.path, filesystem=part.filesystem, columns=["id", "confidence", *found])
+    with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
+        found = {"category", "categories"} & set(file.schema_arrow.names)
+        table = file.read(columns=["id", "confidence", *found])
     frame = table.drop_columns("id").to_pandas()
     if "categories" in found:  # several of them, in any order, count as one
         frame["category"] = [" + ".join(sorted(row)) for row in frame.pop("categories")]
