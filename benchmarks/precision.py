@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger import tracking
+from cataloger import registry, tracking
 from cataloger.model import Bundle
 from cataloger.text import compose
 from yardsticks import report, tokens_of
@@ -28,7 +28,7 @@ class Config:
 def main() -> None:
     config = tyro.cli(Config)
     tracking.connect()
-    folder = tracking.fetch_model(config.model).folder
+    folder = registry.fetch_model(config.model).folder
     exact, fast = Bundle(folder, "cpu", "fp32"), Bundle(folder, "cpu", "bf16")
     spec = exact.spec
     texts = compose(pq.read_table(config.catalog, columns=list(spec.text_columns)), spec.text_columns, spec.max_tokens)

@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger import runtime, tracking
+from cataloger import registry, runtime, tracking
 from cataloger.bundle import Spec, read_spec
-from cataloger.catalog import is_list, open_catalog
+from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import AuditConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
-from cataloger.predicting import predict_labelled
+from cataloger.predicting import predict_rows
+from cataloger.registry import ModelSource
 from cataloger.storage import check_writable, locate
-from cataloger.tracking import ModelSource
 
 log = logging.getLogger(__name__)
 CANDIDATES = 20
@@ -45,14 +45,14 @@ class Audit:
 def audit(config: AuditConfig) -> Audit:
     """Ask each model about the rows its training left out, and write the suspects. Raises CatalogerError."""
     tracking_uri = tracking.connect()
-    sources = [tracking.fetch_model(uri) for uri in config.models]
+    sources = [registry.fetch_model(uri) for uri in config.models]
     specs = [read_spec(source.folder) for source in sources]
     text_columns = config.text_columns or specs[0].text_columns
     for source, spec in zip(sources, specs, strict=True):
         if spec.multi_label:
             raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
-    group_column = specs[0].group_column
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group_column)
+    others = grouped(specs[0].group_column)
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, others)
     if is_list(catalog.schema.field(config.label_column).type):
         raise CatalogError(
             f"catalog {config.catalog}: column {config.label_column!r} has lists of categories; audit is for one per row"
@@ -65,8 +65,8 @@ def audit(config: AuditConfig) -> Audit:
         tracking.check_nodes(tracking_uri)
         with tracking.run("audit", Path(catalog.location.path).stem, config, catalog, {}) as run_id:
             kept = {"id": config.id_column, "text": text_columns[0], "true_category": config.label_column}
-            answers = [
-                predict_labelled(
+            found = [
+                predict_rows(
                     f"audit, model {number} of {len(sources)}",
                     catalog,
                     kept,
@@ -79,7 +79,7 @@ def audit(config: AuditConfig) -> Audit:
                 )
                 for number, (source, spec) in enumerate(zip(sources, specs, strict=True), 1)
             ]
-            rows, given = _known(pa.concat_tables(answers), names, specs[0])
+            rows, given = _known(pa.concat_tables([one.labels for one in found]), names, specs[0])
             log.info("%s of %s rows are looked at", f"{len(rows):,}", f"{catalog.rows:,}")
             suspects = _suspects(rows, given, specs[0])
             sink = pa.BufferOutputStream()

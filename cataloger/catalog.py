@@ -1,9 +1,10 @@
 """The input contract: a Parquet catalog, checked before any work."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,9 +48,13 @@ def open_catalog(
     id_column: str,
     text_columns: Sequence[str],
     label_column: str | None = None,
-    group_column: str | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
 ) -> Catalog:
-    """List and check a catalog. Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type."""
+    """List and check a catalog; `others` are further columns of strings or numbers, with the flag that names each.
+
+    Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type.
+    """
+    plain = dict.fromkeys(text_columns, "--text-columns") | dict(others)
     location = locate(uri)
     info = location.info()
     if info.type == pafs.FileType.NotFound:
@@ -61,16 +66,21 @@ def open_catalog(
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
-        _check_columns(file, files[0], id_column, text_columns, label_column, group_column)
+        _check_columns(file, files[0], id_column, plain, label_column)
     digest = hashlib.sha256()
     for file in files:
         name = file.path.removeprefix(location.path)
         digest.update(repr((name, file.size, file.modified_ns, file.row_groups)).encode())
-    names = [id_column, *text_columns, *filter(None, (label_column, group_column))]
+    names = [id_column, *plain, *filter(None, [label_column])]
     schema = pa.schema(
         [(name, _common_type({file.schema.field(name).type for file in files})) for name in dict.fromkeys(names)]
     )
     return Catalog(location, files, schema, digest.hexdigest()[:16])
+
+
+def grouped(column: str | None) -> dict[str, str]:
+    """The `others` of a catalog whose split goes by a group column, or by none."""
+    return {column: "--group-column of train.py"} if column else {}
 
 
 def _parquet_files(location: Location) -> list[pafs.FileInfo]:
@@ -114,20 +124,17 @@ def _check_columns(
     file: CatalogFile,
     first: CatalogFile,
     id_column: str,
-    text_columns: Sequence[str],
+    plain: Mapping[str, str],
     label_column: str | None,
-    group_column: str | None,
 ) -> None:
-    wanted = [(id_column, "--id-column")] + [(name, "--text-columns") for name in text_columns]
+    wanted = [(id_column, "--id-column"), *plain.items()]
     wanted += [(label_column, "--label-column")] if label_column else []
-    wanted += [(group_column, "--group-column of train.py")] if group_column else []
     for name, flag in wanted:
         if name not in file.schema.names:
             raise CatalogError(
                 f"catalog file {file.path}: no column {name!r}; it has {', '.join(file.schema.names)}; name the right one with {flag}"
             )
-    readable = [(name, "--text-columns") for name in text_columns]
-    for name, flag in readable + ([(group_column, "--group-column of train.py")] if group_column else []):
+    for name, flag in plain.items():
         found = file.schema.field(name).type
         if not (
             is_string(found) or pa.types.is_primitive(found) or pa.types.is_decimal(found) or pa.types.is_null(found)

@@ -1,77 +1,167 @@
-"""MLflow runs side by side."""
+"""The comparison job: find the contenders, compare them on the same rows, and promote the better one if it may be."""
 
+import contextlib
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-import mlflow
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from cataloger import contenders, gate, registry, report, runtime, tracking
+from cataloger.comparison import Comparison, Decision, Pair, compare_predictions, side_by_side
+from cataloger.config import CompareConfig, EvaluateConfig
+from cataloger.contenders import Contender
+from cataloger.effect import effects
+from cataloger.errors import ConfigError
+from cataloger.evaluation import evaluate
+from cataloger.race import seconds_per_text
+from cataloger.storage import check_writable, locate
 
-from cataloger import tracking
-from cataloger.config import CompareConfig
-from cataloger.errors import ConfigError, TrackingError
-
-
-@dataclass(frozen=True)
-class Row:
-    """One parameter or metric of every run; a run that lacks it has an empty string."""
-
-    kind: str
-    name: str
-    values: tuple[str, ...]
-
-    @property
-    def differs(self) -> bool:
-        return len(set(self.values)) > 1
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """`names` are the runs' names; rows hold parameters first, then metrics."""
-
-    ids: tuple[str, ...]
-    names: tuple[str, ...]
-    rows: tuple[Row, ...]
+def rollback(model_name: str) -> tuple[str, str]:
+    """(the version that is champion again, the one that was until now). Raises CatalogerError."""
+    tracking.connect()
+    return registry.rollback(model_name)
 
 
 def compare(config: CompareConfig) -> Comparison:
-    """Raises ConfigError for fewer than two runs, TrackingError for an unknown one."""
-    if len(config.runs) < 2:
-        raise ConfigError("name at least two runs to compare")
+    """Raises CatalogerError: an unknown name, models evaluated on different rows, an MLflow that cannot be used."""
     tracking.connect()
-    runs = [_find(name) for name in config.runs]
-    rows = [
-        Row(kind, name, tuple(_text(values.get(name)) for values in all_values))
-        for kind, all_values in (
-            ("tag", [{key: run.data.tags.get(key) for key in ("job", "catalog", "model")} for run in runs]),
-            ("parameter", [run.data.params for run in runs]),
-            ("metric", [run.data.metrics for run in runs]),
+    found = [contenders.find(name, config.model_name) for name in config.runs]
+    names = tuple(one.name for one in found)
+    if config.promote and found and (alone := _first_champion(found)):
+        return alone
+    if len(found) < 2:
+        raise ConfigError("name at least two runs or models to compare")
+    if config.promote:
+        _check_promotion(found)
+    check_writable(locate(config.report).parent)
+    rows = side_by_side(found)
+    needs_models = bool(config.evaluate or config.catalog or config.promote)
+    for one in found:
+        if needs_models and one.model is None:
+            raise ConfigError(f"{one.name}: this run has no model; name one that does")
+        if not needs_models and not one.evaluations:
+            log.warning("not evaluated: %s; add --evaluate CATALOG to compare row by row", one.name)
+            return Comparison(names, rows)
+    tags = {"model": str(found[0].model), "challengers": ", ".join(str(one.model) for one in found[1:])}
+    with runtime.session() if needs_models else contextlib.nullcontext():
+        if config.evaluate:
+            found = [_evaluate(one, config.evaluate, config) for one in found]
+        said = contenders.common_evaluation(found)
+        with tracking.run("compare", " and ".join(names), config, None, tags) as run_id:
+            pairs = [
+                compare_predictions(said[0], other, (names[0], name))
+                for other, name in zip(said[1:], names[1:], strict=True)
+            ]
+            sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
+            if config.promote:
+                first, *others = seconds_per_text(sources, said, use_gpu=config.use_gpu)
+                pairs = [replace(pair, slowdown=other / first) for pair, other in zip(pairs, others, strict=True)]
+            if config.catalog:
+                changes = effects(config.catalog, config.id_column, sources, use_gpu=config.use_gpu)
+                pairs = [replace(pair, effect=change) for pair, change in zip(pairs, changes, strict=True)]
+            pairs = [
+                replace(pair, checks=tuple(gate.check(pair, config.metric, config.max_slowdown))) for pair in pairs
+            ]
+            decision = _decide(found[1:], pairs, config.metric) if config.promote else None
+            result = Comparison(names, rows, tuple(pairs), decision, run_id)
+            page = report.comparison_page(result, said)
+            locate(config.report).write(page.encode())
+            tracking.log_text(page, "comparison.html")
+            tracking.log_metrics(_metrics(pairs))
+            if decision:
+                tracking.log_text("\n".join(decision.reasons), "decision.txt")
+                _carry_out(decision, found[1:], pairs)
+    return result
+
+
+def _evaluate(contender: Contender, catalog: str, config: CompareConfig) -> Contender:
+    """With a new evaluation on the given catalog, and no other."""
+    result = evaluate(
+        EvaluateConfig(
+            catalog=catalog,
+            model=str(contender.model),
+            id_column=config.id_column,
+            label_column=config.label_column,
+            split=config.split,
+            slice_columns=config.slice_columns,
+            use_gpu=config.use_gpu,
+            experiment=config.experiment,
         )
-        for name in sorted({name for values in all_values for name in values})
-    ]
-    return Comparison(
-        ids=tuple(run.info.run_id for run in runs),
-        names=tuple(str(run.info.run_name) for run in runs),
-        rows=tuple(row for row in rows if any(row.values)),
     )
+    return replace(contender, evaluations=(tracking.find_run(result.mlflow_run),))
 
 
-def _find(name: str) -> Run:
-    try:
-        return mlflow.get_run(name)
-    except MlflowException:
-        pass
-    experiments = [experiment.experiment_id for experiment in mlflow.search_experiments()]
-    recent: Sequence[Run] = mlflow.search_runs(experiments, max_results=1000, output_format="list")
-    found = [run for run in recent if name in str(run.info.run_name) or run.info.run_id.startswith(name)]
-    if len(found) == 1:
-        return found[0]
-    shown = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in (found or recent)[:5]) or "none yet"
-    problem = f"fits {len(found)} runs" if found else "no such run"
-    raise TrackingError(f"run {name!r}: {problem} at {mlflow.get_tracking_uri()}; runs are: {shown}")
+def _first_champion(found: Sequence[Contender]) -> Comparison | None:
+    """Where the name has no champion yet, there is nothing to compare with: the first one named is promoted."""
+    name, version = _registered(found[0])
+    if registry.champion(name) is not None:
+        return None
+    note = f"promoted without comparison: {name} had no champion"
+    registry.promote(name, version, note)
+    decision = Decision(f"models:/{name}/{version}", (note,))
+    return Comparison((found[0].name,), side_by_side(found[:1]), decision=decision)
 
 
-def _text(value: object) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _check_promotion(found: Sequence[Contender]) -> None:
+    """That all are versions of one model, and the first is its champion."""
+    name, version = _registered(found[0])
+    for other in found[1:]:
+        if _registered(other)[0] != name:
+            raise ConfigError(f"--promote: {other.name} is not a version of {name}, and cannot be its champion")
+    now = registry.champion(name)
+    if now != version:
+        raise ConfigError(f"--promote: the champion of {name} is version {now}; name it first, then its challengers")
+
+
+def _registered(contender: Contender) -> tuple[str, str]:
+    """(name, version)"""
+    if contender.version is None:
+        raise ConfigError(
+            f"--promote: {contender.name} is not a registered model; name a version, an alias or a training run"
+        )
+    return contender.version
+
+
+def _decide(challengers: Sequence[Contender], pairs: Sequence[Pair], metric: str) -> Decision:
+    """For the best challenger, by the metric, of those that passed every check."""
+    passed = [place for place, pair in enumerate(pairs) if all(check.passed for check in pair.checks)]
+    reasons = [
+        f"{pair.second} {'passed' if check.passed else 'failed'} {check.reason}"
+        for pair in pairs
+        for check in pair.checks
+    ]
+    if not passed:
+        return Decision(None, (f"not promoted: {pairs[0].first} stays champion", *reasons))
+    best = max(passed, key=lambda place: gate.gain(pairs[place], metric))
+    return Decision(challengers[best].model, (f"promoted: {pairs[best].second} by {metric}", *reasons))
+
+
+def _carry_out(decision: Decision, challengers: Sequence[Contender], pairs: Sequence[Pair]) -> None:
+    """The reasons go to every challenger's version, the alias to the one that was chosen. Raises TrackingError."""
+    for challenger, pair in zip(challengers, pairs, strict=True):
+        name, version = _registered(challenger)
+        own = [reason for reason in decision.reasons[1:] if reason.startswith(f"{pair.second} ")]
+        if challenger.model == decision.promoted:
+            registry.promote(name, version, "\n".join([decision.reasons[0], *own]))
+        else:
+            registry.note(name, version, "\n".join([f"not promoted; {decision.reasons[0]}", *own]))
+
+
+def _metrics(pairs: Sequence[Pair]) -> dict[str, float]:
+    """Of the first pair by plain names, of further ones with their number."""
+    found: dict[str, float] = {}
+    for number, pair in enumerate(pairs, 1):
+        after = f"_{number}" if number > 1 else ""
+        for difference in pair.differences:
+            name = difference.key.replace("-", "_")
+            found |= {f"{name}_difference{after}": difference.by, f"{name}_low{after}": difference.low}
+            found[f"{name}_high{after}"] = difference.high
+        found |= {f"mcnemar_p{after}": pair.mcnemar.p_value, f"rows{after}": pair.rows}
+        if pair.slowdown is not None:
+            found[f"slowdown{after}"] = pair.slowdown
+        if pair.effect:
+            found[f"catalog_changed{after}"] = pair.effect.changed
+            found[f"review_share{after}"] = pair.effect.review_after
+    return found

@@ -8,6 +8,7 @@ from typing import Literal
 
 Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
+Metric = Literal["accuracy", "weighted-f1", "macro-f1", "tail-macro-f1", "hierarchical-f1", "coverage-at-95"]
 LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling", "augmentation"]
 
 
@@ -140,7 +141,10 @@ class EvaluateConfig:
     split: Literal["all", "test"] = "all"
     """Rows to score: all, or only those that training left out by its --test-fraction."""
     predictions: str | None = None
-    """Parquet file to write, one row per product: id, true_category, category, confidence; categories for lists of them."""
+    """Parquet file to write, one row per product: id, text, true_category, category, confidence, needs_review (true_categories and
+    categories of a multi-label model). The MLflow run has it anyway."""
+    slice_columns: tuple[str, ...] = ()
+    """Columns, such as language or brand, by whose values `compare.py` breaks the scores down."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False
@@ -175,10 +179,39 @@ class AuditConfig:
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Show parameters and metrics of MLflow runs side by side."""
+    """Compare models on the same rows, see what a change would do to the catalog, and promote the better one."""
 
     runs: tuple[str, ...]
-    """Run ids, or unambiguous run names."""
+    """Two or more, the first is compared with all others: aliases (champion challenger), models:/NAME/VERSION, run ids or names."""
+    model_name: str = "product-category"
+    """Registered model that plain aliases, and --rollback, refer to."""
+    evaluate: str | None = None
+    """Labelled Parquet to evaluate all of them on first; without it, their newest evaluations on the same rows are compared."""
+    catalog: str | None = None
+    """Catalog of which a sample is labelled by all of them: which products would change category?"""
+    promote: bool = False
+    """Give the alias champion, which must be named first, to the best challenger if it is better by --metric and on no guard
+    significantly worse: accuracy, tail macro F1, calibration error, speed. Exit code 1 if it stays."""
+    rollback: bool = False
+    """Give the alias champion back to the version that had it before."""
+    metric: Metric = "accuracy"
+    """What a challenger must be better in."""
+    max_slowdown: float = 1.5
+    """How many times as long a promoted model may take for a text."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    label_column: str = "category_path"
+    """Column of --evaluate with the true category path, or list of paths."""
+    split: Literal["all", "test"] = "all"
+    """Rows of --evaluate to score: all, or only those that training left out by its --test-fraction."""
+    slice_columns: tuple[str, ...] = ()
+    """Columns of --evaluate, such as language or brand, by whose values the scores are broken down."""
+    report: str = "comparison.html"
+    """Page to write; the MLflow run has it as well."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
 
 
 @dataclass(frozen=True)

@@ -2,25 +2,24 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
-from cataloger import metrics, plots, runtime, tracking
+from cataloger import metrics, plots, registry, runtime, tracking
 from cataloger.bundle import read_spec
-from cataloger.catalog import is_list, open_catalog
+from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
 from cataloger.metrics import Scores
-from cataloger.predicting import predict_labelled
+from cataloger.predicting import predict_rows
+from cataloger.predictions import FILE, SLICE, About, Predictions, Sets, exact
 from cataloger.storage import check_writable, locate
+from cataloger.stream import TEXT
 
 log = logging.getLogger(__name__)
 CONFUSED_PAIRS = 25
@@ -28,7 +27,7 @@ CONFUSED_PAIRS = 25
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores on `rows` products; `levels` has the top level first."""
+    """Scores on `rows` products; `levels` has the top level first. `texts_per_second` is that of one model actor."""
 
     model: str
     rows: int
@@ -37,6 +36,8 @@ class Evaluation:
     hierarchical_f1: float
     calibration_error: float
     coverage_at_95: float
+    needs_review: float
+    texts_per_second: float
     multi_label: bool
     mlflow_run: str
 
@@ -49,13 +50,14 @@ class Evaluation:
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Predict every labelled row of the catalog and score it. Raises CatalogerError."""
     tracking_uri = tracking.connect()
-    source = tracking.fetch_model(config.model)
+    source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
     text_columns = config.text_columns or spec.text_columns
-    group_column = spec.group_column if config.split == "test" else None
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group_column)
+    others = grouped(spec.group_column if config.split == "test" else None)
+    others |= dict.fromkeys(config.slice_columns, "--slice-columns")
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, others)
     if is_list(catalog.schema.field(config.label_column).type) != spec.multi_label:
         given, answered = ("lists of paths", "one") if not spec.multi_label else ("one path per row", "any number")
         raise CatalogError(
@@ -67,92 +69,60 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.predictions:
         check_writable(locate(config.predictions).parent)
     about = {"model": source.uri, "split": config.split}
+    kept = {"id": config.id_column, "text": TEXT, "written": config.label_column}
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         with tracking.run("evaluate", Path(catalog.location.path).stem, config, catalog, about) as run_id:
-            labels = predict_labelled(
+            found = predict_rows(
                 "evaluate",
                 catalog,
-                {"id": config.id_column, "true_category": config.label_column},
+                kept | {SLICE + name: name for name in config.slice_columns},
                 source,
                 text_columns=text_columns,
                 held_out=config.split == "test",
-                alternatives=0,
                 precision=config.precision,
                 use_gpu=config.use_gpu,
             )
-            predictions = _predictions(labels, names, config)
+            described = About(
+                model=source.uri,
+                catalog=config.catalog,
+                catalog_fingerprint=catalog.fingerprint,
+                label_column=config.label_column,
+                split=config.split,
+                categories=spec.categories,
+                texts_per_second=found.effort.forwarded / max(1e-9, found.effort.forward_seconds),
+            )
+            predictions = Predictions.of(found.labels, names, described)
+            data = predictions.to_parquet()
             if config.predictions:
-                sink = pa.BufferOutputStream()
-                pq.write_table(predictions, sink)
-                locate(config.predictions).write(sink.getvalue())
-            result = _score(predictions, source.uri, run_id)
+                locate(config.predictions).write(data)
+            tracking.log_file(data, FILE)
+            result = _score(predictions, run_id)
             _log(result, predictions)
-            tracking.tag_version(source, {"evaluation_run": run_id, "accuracy": f"{result.overall.accuracy:.4f}"})
+            registry.tag_version(source, {"evaluation_run": run_id, "accuracy": f"{result.overall.accuracy:.4f}"})
     return result
 
 
-def _predictions(labels: pa.Table, names: dict[str, str], config: EvaluateConfig) -> pa.Table:
-    """id, the true category, or categories, and the model's, and its confidence, of the rows that have both."""
-    answer = "categories" if "categories" in labels.column_names else "category"
-    true = [_normalised(written, names) for written in labels.column("true_category").to_pylist()]
-    table = pa.table(
-        {
-            "id": labels.column("id"),
-            f"true_{answer}": pa.array(true, labels.schema.field(answer).type),
-            answer: labels.column(answer),
-            "confidence": labels.column("confidence"),
-        }
-    )
-    scored = table.filter(pa.array([bool(value) for value in true]))
-    if len(scored) < len(table):
-        log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
-    if not len(scored):
-        raise CatalogError(
-            f"catalog {config.catalog}: no row with text and a category to score; check --label-column and --split"
-        )
-    return scored
-
-
-def _normalised(written: str | list[str | None] | None, names: dict[str, str]) -> str | list[str] | None:
-    if isinstance(written, list):
-        return sorted({names[path] for path in written if path in names})
-    return None if written is None else names.get(written)
-
-
-def _sets(predictions: pa.Table) -> tuple[list[list[str]], list[list[str]]]:
-    """The true categories of each row, and those that the model gave it."""
-    if "categories" in predictions.column_names:
-        true, given = (predictions.column(name).to_pylist() for name in ("true_categories", "categories"))
-        return true, given
-    true, given = ([[path] for path in predictions.column(name).to_pylist()] for name in ("true_category", "category"))
-    return true, given
-
-
-def _exact(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> npt.NDArray[np.bool_]:
-    """[rows] whether the model gave a row just its true categories."""
-    return np.array([set(left) == set(right) for left, right in zip(true, given, strict=True)])
-
-
-def _score(predictions: pa.Table, model: str, run_id: str) -> Evaluation:
-    true, given = _sets(predictions)
-    confidence = predictions.column("confidence").to_numpy().astype(np.float64)
-    correct = _exact(true, given)
+def _score(predictions: Predictions, run_id: str) -> Evaluation:
+    true, given, confidence = predictions.true, predictions.given, predictions.confidence
+    correct = exact(true, given)
     levels = tuple(metrics.level_scores(true, given))
     return Evaluation(
-        model=model,
+        model=predictions.about.model,
         rows=len(true),
         overall=levels[-1],
         levels=levels,
         hierarchical_f1=metrics.hierarchical_f1(true, given),
         calibration_error=metrics.expected_calibration_error(confidence, correct),
         coverage_at_95=metrics.coverage_at(confidence, correct, 0.95)[0],
-        multi_label="categories" in predictions.column_names,
+        needs_review=float(pc.mean(predictions.table.column("needs_review")).as_py()),
+        texts_per_second=predictions.about.texts_per_second,
+        multi_label=predictions.multi_label,
         mlflow_run=run_id,
     )
 
 
-def _log(result: Evaluation, predictions: pa.Table) -> None:
+def _log(result: Evaluation, predictions: Predictions) -> None:
     values = {
         "rows": float(result.rows),
         "accuracy": result.overall.accuracy,
@@ -164,6 +134,8 @@ def _log(result: Evaluation, predictions: pa.Table) -> None:
         "hierarchical_f1": result.hierarchical_f1,
         "calibration_error": result.calibration_error,
         "coverage_at_95": result.coverage_at_95,
+        "needs_review_share": result.needs_review,
+        "texts_per_second": result.texts_per_second,
     }
     for number, level in enumerate(result.levels, 1):
         values |= {
@@ -172,16 +144,15 @@ def _log(result: Evaluation, predictions: pa.Table) -> None:
             f"level_{number}_macro_f1": level.macro_f1,
         }
     tracking.log_metrics(values)
-    true, given = _sets(predictions)
+    true, given = predictions.true, predictions.given
     tracking.log_text(classification_report(true, given).to_csv(index=False), "classification_report.csv")
     support = Counter(path for row in true for path in row)
     tracking.log_figure(plots.confused_pairs(_confused(true, given), support), "confused_pairs.png")
-    confidence = predictions.column("confidence").to_numpy().astype(np.float64)
-    curve = metrics.precision_by_coverage(confidence, _exact(true, given))
-    tracking.log_figure(plots.coverage(curve), "coverage.png")
+    curve = metrics.precision_by_coverage(predictions.confidence, exact(true, given))
+    tracking.log_figure(plots.coverage({"": curve}), "coverage.png")
 
 
-def _confused(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> list[tuple[str, str, int]]:
+def _confused(true: Sets, given: Sets) -> list[tuple[str, str, int]]:
     """(true category that was missed, category given in its place, rows), the commonest first."""
     pairs = Counter(
         (missed, wrong)
@@ -192,7 +163,7 @@ def _confused(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> 
     return [(*pair, count) for pair, count in pairs.most_common(CONFUSED_PAIRS)]
 
 
-def classification_report(true: Sequence[Sequence[str]], given: Sequence[Sequence[str]]) -> pd.DataFrame:
+def classification_report(true: Sets, given: Sets) -> pd.DataFrame:
     """Precision, recall, F1 and number of true rows per category, largest first."""
     found = metrics.count_sets(true, given)
     report = pd.DataFrame(

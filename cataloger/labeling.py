@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger import drift, ids, pointer, progress, runtime, snapshot, tracking
+from cataloger import drift, ids, pointer, progress, registry, runtime, snapshot, tracking
 from cataloger.bundle import digest, read_spec
 from cataloger.carry import Published
 from cataloger.catalog import open_catalog
@@ -49,7 +49,7 @@ def label(config: LabelConfig) -> LabelResult:
     _check(config)
     output = locate(config.output)
     tracking_uri = tracking.connect()
-    source = tracking.fetch_model(config.model)
+    source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     text_columns = config.text_columns or spec.text_columns
     catalog = open_catalog(config.catalog, config.id_column, text_columns)
@@ -94,7 +94,7 @@ def label(config: LabelConfig) -> LabelResult:
             pointer.publish(output, run, seen)
             result = _result(night, units, parts, effort, mlflow_run)
             tracking.log_metrics({**_metrics(result), **shares, "repeated_ids": repeated["repeated_ids"]})
-            tracking.tag_version(source, {"label_run": mlflow_run})
+            registry.tag_version(source, {"label_run": mlflow_run})
     log.info(
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
     )

@@ -1,15 +1,18 @@
 """Pictures of metrics, drawn without a display."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cataloger.taxonomy import SEPARATOR
 
 # Okabe & Ito (2008): told apart by colour-blind readers.
 BLUE, ORANGE, GREEN = "#0072B2", "#E69F00", "#009E73"
+
+Curve = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
 
 def confused_pairs(pairs: Sequence[tuple[str, str, int]], support: dict[str, int]) -> Figure:
@@ -27,25 +30,80 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], support: dict[str, int
     axes.set_xlim(0, 1.45 * max(counts, default=1))
     axes.set_xlabel("products")
     axes.set_title("Most confused: true category → predicted category", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
+    _plain(axes)
     return figure
 
 
-def coverage(curve: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]) -> Figure:
-    """Precision of the most confident share of the rows, from `metrics.precision_by_coverage`."""
-    share, precision, _ = curve
+def coverage(curves: Mapping[str, Curve]) -> Figure:
+    """Precision of the most confident share of the rows, from `metrics.precision_by_coverage`, of one model or several by name."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(share, precision, color=BLUE)
-    axes.axhline(0.95, color=ORANGE, linestyle="--", linewidth=1)
-    axes.text(0.0, 0.951, "95% precision", color=ORANGE, fontsize=8, va="bottom")
+    lowest = 0.9
+    for (name, (share, precision, _)), color in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
+        axes.plot(share, precision, color=color, label=name)
+        lowest = min(lowest, float(precision.min(initial=1.0)))
+    axes.axhline(0.95, color="#5b6472", linestyle="--", linewidth=1)
+    axes.text(0.0, 0.951, "95% precision", color="#5b6472", fontsize=8, va="bottom")
     axes.set_xlim(0, 1)
-    axes.set_ylim(min(0.9, float(precision.min(initial=1.0))) - 0.01, 1.005)
+    axes.set_ylim(lowest - 0.01, 1.005)
     axes.set_xlabel("share of products labelled without review, most confident first")
     axes.set_ylabel("precision")
     axes.set_title("Precision against coverage", loc="left")
     axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(frameon=False, loc="lower left")
     return figure
+
+
+def intervals(differences: Sequence[tuple[str, float, float, float]], second: str, first: str) -> Figure:
+    """(score, difference, low, high) each, as a point with its interval around a line at zero."""
+    figure = Figure(figsize=(8, 0.8 + 0.42 * len(differences)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#5b6472", linewidth=1)
+    for place, (_, by, low, high) in enumerate(differences):
+        axes.plot([low, high], [place, place], color=BLUE, linewidth=2)
+        axes.plot([by], [place], "o", color=BLUE)
+    axes.set_yticks(range(len(differences)), [name for name, *_ in differences])
+    axes.invert_yaxis()
+    axes.set_xlabel("difference, with its 95% interval")
+    axes.set_title(f"{second} minus {first}", loc="left")
+    _plain(axes)
+    return figure
+
+
+def gains(categories: Sequence[tuple[str, int]]) -> Figure:
+    """(category, products won or lost) as bars to either side."""
+    figure = Figure(figsize=(9, 1.2 + 0.32 * len(categories)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [by for _, by in categories]
+    drawn = axes.barh(range(len(values)), values, color=[BLUE if by > 0 else ORANGE for by in values])
+    axes.bar_label(drawn, [f"{by:+,}" for by in values], padding=3, fontsize=8)
+    axes.axvline(0, color="#5b6472", linewidth=1)
+    axes.set_yticks(range(len(values)), [_short(name) for name, _ in categories], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel("products won (right) or lost (left)")
+    axes.set_title("Categories that changed most", loc="left")
+    _plain(axes)
+    return figure
+
+
+def flows(found: Sequence[tuple[str, str, int]]) -> Figure:
+    """(category before, category after, products) as bars."""
+    figure = Figure(figsize=(11, 1.2 + 0.36 * len(found)), layout="constrained")
+    axes = figure.add_subplot()
+    drawn = axes.barh(range(len(found)), [products for *_, products in found], color=BLUE)
+    axes.bar_label(drawn, [f"{products:,}" for *_, products in found], padding=3, fontsize=8)
+    axes.set_yticks(range(len(found)), [f"{_short(old)}  →  {_short(new)}" for old, new, _ in found], fontsize=9)
+    axes.invert_yaxis()
+    axes.set_xlabel("products")
+    axes.set_title("Largest moves: category before → category after", loc="left")
+    _plain(axes)
+    return figure
+
+
+def _plain(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _short(path: str, limit: int = 46) -> str:

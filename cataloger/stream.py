@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray.data
 from pyarrow.fs import FileSystem
 
-from cataloger import carry, runtime
+from cataloger import carry, ids, runtime
 from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
@@ -26,6 +26,9 @@ from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_keys, split_position, undecodable
 from cataloger.units import Unit, read_unit
 
+# What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, and the beginning of its text.
+ROW, TEXT = "cataloger.row", "cataloger.text"
+SHOWN_CHARACTERS = 200
 NO_TEXT = "no text in any of the text columns"
 NOT_UTF8 = "a text column is not valid UTF-8"
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
@@ -49,7 +52,8 @@ class Model:
 class Reading:
     """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
 
-    With `held_out`, only the rows that the model's training left out are read. Texts that have a label in `published` are
+    With `held_out`, only the rows that the model's training left out are read; with `every`, of products as many as
+    `ids.sample_every` says. Texts that have a label in `published` are
     not read into tokens: that label is carried over.
     """
 
@@ -58,6 +62,7 @@ class Reading:
     kept: Mapping[str, str]
     text_columns: tuple[str, ...]
     held_out: bool = False
+    every: int = 1
     published: carry.Published | None = None
 
 
@@ -174,10 +179,15 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
         bad = undecodable(table, reading.text_columns)
         # Nulled before composing: Arrow's string functions stop at invalid bytes.
         texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, spec.max_tokens)
+        table = table.append_column(ROW, pa.array(np.arange(len(table))))
+        table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
+        chosen = np.ones(len(table), bool)
         if reading.held_out:
-            keys = split_keys(table, texts, spec.group_column)
-            chosen = pa.array(split_position(keys, spec.test_start) < spec.test_fraction)
-            table, texts, bad = table.filter(chosen), texts.filter(chosen), bad.filter(chosen)
+            chosen &= split_position(split_keys(table, texts, spec.group_column), spec.test_start) < spec.test_fraction
+        if reading.every > 1:
+            chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0
+        if not chosen.all():
+            table, texts, bad = (values.filter(pa.array(chosen)) for values in (table, texts, bad))
         distinct = texts.dictionary_encode()
         hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
         fresh = distinct.dictionary

@@ -16,9 +16,9 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import progress, runtime, sample, tracking
+from cataloger import progress, registry, runtime, sample, tracking
 from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
-from cataloger.catalog import Catalog, is_list, open_catalog
+from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
@@ -176,7 +176,7 @@ def _run(
                 raise TrainingError(reason)
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
     with best.as_directory() as checkpoint:
-        uri = tracking.register(Path(checkpoint) / "bundle", config.model_name, run_id)
+        uri = registry.register(Path(checkpoint) / "bundle", config.model_name, run_id)
     log.info(
         "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
         uri,
@@ -276,14 +276,16 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
         sources.append(Source(catalog, label_ids, use))
     if config.unlabelled_catalog:
         catalog = open_catalog(
-            config.unlabelled_catalog, config.id_column, config.text_columns, group_column=config.group_column
+            config.unlabelled_catalog, config.id_column, config.text_columns, others=grouped(config.group_column)
         )
         sources.append(Source(catalog, {}, UNLABELLED))
     return taxonomy, sources
 
 
 def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
-    catalog = open_catalog(uri, config.id_column, config.text_columns, config.label_column, config.group_column)
+    catalog = open_catalog(
+        uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column)
+    )
     names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
     return catalog, names, rows
 

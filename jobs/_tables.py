@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cataloger.comparison import Comparison, Pair
     from cataloger.evaluation import Evaluation
 
 
@@ -39,3 +40,56 @@ def show_evaluation(result: "Evaluation") -> None:
     rows.append(("coverage at 95% precision", f"{result.coverage_at_95:.4f}", "", ""))
     accuracy = "all right" if result.multi_label else "accuracy"
     show(f"{result.model} on {result.rows:,} products", ("", accuracy, "weighted F1", "macro F1"), rows)
+
+
+def show_comparison(result: "Comparison", page: str) -> None:
+    """What differs between the runs, then each pair on the same rows, then the decision."""
+    differing = [row for row in result.rows if row.differs]
+    show("what differs", ("", *result.names), [(f"{row.kind} {row.name}", *row.values) for row in differing])
+    for pair in result.pairs:
+        _show_pair(pair)
+    if result.decision:
+        first, *others = result.decision.reasons
+        show(first, ("",), [(reason,) for reason in others])
+    if result.pairs:
+        print(f"\nWith pictures and examples: {page}")
+
+
+def _show_pair(pair: "Pair") -> None:
+    title = f"{pair.second} against {pair.first} on {pair.rows:,} products"
+    rows = [
+        (d.name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.by:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", d.verdict)
+        for d in pair.differences
+    ]
+    columns = ("", "before", "now", "difference", "95% interval", "")
+    show(title, columns, rows, [d.better or d.worse for d in pair.differences])
+    only = pair.mcnemar
+    print(f"right by one only: {only.only_first:,} before, {only.only_second:,} now; McNemar p = {only.p_value:.3g}")
+    for sentence in pair.left_out:
+        print(sentence)
+    parts = [
+        (
+            s.group,
+            s.accuracy.name,
+            f"{s.rows:,}",
+            f"{s.accuracy.first:.1%}",
+            f"{s.accuracy.second:.1%}",
+            f"{s.p_value:.3f}",
+        )
+        for s in pair.slices
+    ]
+    show("accuracy by part", ("", "", "products", "before", "now", "p"), parts)
+    changes = [
+        (change.category, f"{change.rows:,}", f"{change.first:,}", f"{change.second:,}", f"{change.by:+,}")
+        for change in (*pair.winners[:5], *reversed(pair.losers[:5]))
+    ]
+    show("categories that gained and lost most", ("", "products", "right before", "now", "won"), changes)
+    if pair.effect:
+        effect = pair.effect
+        flows = [(flow.before, flow.after, f"{flow.products:,}") for flow in effect.flows[:5]]
+        show(
+            f"{effect.changed:.1%} of {effect.products:,} products of {effect.catalog} would change category; "
+            f"{effect.review_after:.1%} would need review, now {effect.review_before:.1%}",
+            ("from", "to", "products"),
+            flows,
+        )

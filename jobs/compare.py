@@ -1,7 +1,10 @@
-"""Show parameters and metrics of MLflow runs side by side, differences in bold.
+"""Compare models on the same rows, see what a change would do to the catalog, and promote the better one.
 
-python jobs/compare.py RUN_A RUN_B
+python jobs/compare.py champion challenger --evaluate products.parquet --split test --promote
+ray job submit --working-dir . -- python jobs/compare.py champion challenger --catalog s3://shop/catalog
 """
+
+import sys
 
 import tyro
 
@@ -13,12 +16,17 @@ def main() -> None:
     config = parse(CompareConfig, tyro.conf.PositionalRequiredArgs)
 
     def job() -> None:
-        from _tables import show
-        from cataloger.comparing import compare
+        from _tables import show_comparison
+        from cataloger.comparing import compare, rollback
 
+        if config.rollback:
+            before, until_now = rollback(config.model_name)
+            print(f"champion of {config.model_name} is version {before} again, no longer {until_now}")
+            return
         result = compare(config)
-        rows = [(f"{row.kind} {row.name}", *row.values, "≠" if row.differs else "") for row in result.rows]
-        show("runs side by side", ("", *result.names, "differs"), rows, [row.differs for row in result.rows])
+        show_comparison(result, config.report)
+        if config.promote and not (result.decision and result.decision.promoted):
+            sys.exit(1)
 
     run(job)
 

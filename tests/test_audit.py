@@ -10,7 +10,7 @@ from cleanlab.filter import find_label_issues
 from cataloger.audit import _check, find_suspects
 from cataloger.bundle import Spec
 from cataloger.errors import ConfigError
-from cataloger.tracking import ModelSource
+from cataloger.registry import ModelSource
 
 
 def mislabelled(rows: int, categories: int, wrong: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

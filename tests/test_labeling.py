@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger import snapshot
+from cataloger import registry, snapshot
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, tokenize
 from cataloger.config import LabelConfig
@@ -147,7 +147,7 @@ def test_transformers_alone_gives_the_labels_that_were_published(
     from cataloger import tracking
 
     tracking.connect()
-    folder = tracking.fetch_model(trained.model_uri).folder
+    folder = registry.fetch_model(trained.model_uri).folder
     rows = pq.read_table(labelled).slice(0, 200)
     pq.write_table(rows, "some.parquet")
     code, _, err = job(

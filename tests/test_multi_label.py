@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger import tracking
+from cataloger import registry
 from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import CatalogError
@@ -62,7 +62,7 @@ def model(ray_session: None, catalog: Path, tiny_model: Path, tmp_path_factory: 
 def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw(
     model: TrainResult, catalog: Path
 ) -> None:
-    spec = read_spec(tracking.fetch_model(model.model_uri).folder)
+    spec = read_spec(registry.fetch_model(model.model_uri).folder)
     assert spec.multi_label
     assert len(spec.category_thresholds) == len(spec.categories)
     assert model.metrics["val_micro_f1"] > 0.5, "it learns"
@@ -96,7 +96,7 @@ def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult
     first = label(LabelConfig(catalog=str(catalog), output="labels", model=model.model_uri))
     labels = pd.read_parquet(f"labels/run={first.run}")
     assert first.labelled == len(labels) == 1_500
-    spec = read_spec(tracking.fetch_model(model.model_uri).folder)
+    spec = read_spec(registry.fetch_model(model.model_uri).folder)
     threshold = dict(zip(spec.categories, spec.category_thresholds, strict=True))
     for categories, confidences in zip(labels["categories"], labels["confidences"], strict=True):
         assert list(confidences) == sorted(confidences, reverse=True)

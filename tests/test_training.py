@@ -10,7 +10,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from cataloger import progress, tracking
+from cataloger import progress, registry, tracking
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import TrainingError
@@ -58,7 +58,7 @@ def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path
 
 def test_the_same_seed_gives_the_same_model(tiny_model: Path, labelled: Path) -> None:
     same = [train(small(tiny_model, labelled, dropout=0.1, seed=7)) for _ in range(2)]
-    once, again = (load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors") for result in same)
+    once, again = (load_file(registry.fetch_model(result.model_uri).folder / "model.safetensors") for result in same)
     assert all(torch.equal(weight, again[name]) for name, weight in once.items())
     assert same[0].metrics == same[1].metrics
 
@@ -94,7 +94,7 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
     )
     assert words[-5:].mean() < words[:5].mean()
     base = load_file(tiny_model / "model.safetensors")
-    kept = load_file(tracking.fetch_model(result.model_uri).folder / "model.safetensors")
+    kept = load_file(registry.fetch_model(result.model_uri).folder / "model.safetensors")
     for checkpoint in Path("checkpoints").glob("*/checkpoint_*"):
         state = torch.load(checkpoint / "state.pt", weights_only=True)
         average = {key.removeprefix("module."): value for key, value in state["average"].items()}
@@ -111,7 +111,7 @@ def test_a_model_trained_by_adapters_or_by_its_head_is_an_ordinary_one(tiny_mode
     base, name = load_file(tiny_model / "model.safetensors"), "embeddings.word_embeddings.weight"
     for fine_tune, moved in (("lora", True), ("head", False)):
         result = train(small(tiny_model, labelled, fine_tune=fine_tune, model_name=fine_tune))
-        folder = tracking.fetch_model(result.model_uri).folder
+        folder = registry.fetch_model(result.model_uri).folder
         kept = load_file(folder / "model.safetensors")
         assert torch.equal(kept[f"bert.{name}"], base[name])
         query = "encoder.layer.0.attention.self.query.weight"
@@ -134,7 +134,7 @@ def test_a_trained_model_is_registered_and_described(trained, labelled: Path) ->
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "3"
     assert {"train_loss", "learning_rate", "val_weighted_f1"} <= set(run.data.metrics)
-    spec = read_spec(tracking.fetch_model(f"models:/{name}@champion").folder)
+    spec = read_spec(registry.fetch_model(f"models:/{name}@champion").folder)
     paths = set(pq.read_table(labelled, columns=["category_path"]).column(0).to_pylist())
     assert set(spec.categories) == paths
     assert spec.test_fraction == 0.2

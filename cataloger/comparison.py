@@ -1,0 +1,160 @@
+"""Two models and more, side by side and on the same rows: the figures that the terminal, the page and MLflow show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cataloger.contenders import Contender
+from cataloger.effect import Effect
+from cataloger.errors import ConfigError
+from cataloger.gate import Check
+from cataloger.paired import Difference, McNemar, Scored, differences, mcnemar
+from cataloger.predictions import Predictions
+from cataloger.slices import CategoryChange, Slice, by_category, frequency_groups, slices
+
+# Of two evaluations of the same catalog, this share of rows must be in both: a few may lack the text columns of one model.
+LEAST_IN_COMMON = 0.9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter or metric of every contender; one that lacks it has an empty string."""
+
+    kind: str
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The second model against the first, on the same rows; categories begin with the one that the second gained most in."""
+
+    first: str
+    second: str
+    rows: int
+    left_out: tuple[str, ...]
+    """Sentences on what is not compared."""
+    differences: tuple[Difference, ...]
+    mcnemar: McNemar
+    slices: tuple[Slice, ...]
+    categories: tuple[CategoryChange, ...]
+    slowdown: float | None = None
+    """How many times as long the second takes for a text, where that was measured."""
+    effect: Effect | None = None
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def winners(self) -> list[CategoryChange]:
+        return [change for change in self.categories if change.by > 0]
+
+    @property
+    def losers(self) -> list[CategoryChange]:
+        """The worst first."""
+        return [change for change in reversed(self.categories) if change.by < 0]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`promoted` is the version that the alias `champion` was given to, None where it stayed."""
+
+    promoted: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows hold parameters first, then metrics; the pairs are all others against the first contender."""
+
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
+    decision: Decision | None = None
+    mlflow_run: str | None = None
+
+
+def side_by_side(found: Sequence[Contender]) -> tuple[Row, ...]:
+    """Parameters of the trainings, or of the runs that were named, and metrics of training and latest evaluation."""
+    runs = [one.training or one.run for one in found]
+    evaluated = [one.evaluations[0] if one.evaluations else None for one in found]
+    tables: list[tuple[str, list[dict[str, object]]]] = [
+        ("model", [{"uri": one.model} for one in found]),
+        ("parameter", [dict(run.data.params) if run else {} for run in runs]),
+        (
+            "metric of training",
+            [dict(run.data.metrics) if run and run.data.tags["job"] == "train" else {} for run in runs],
+        ),
+        ("metric of evaluation", [dict(run.data.metrics) if run else {} for run in evaluated]),
+    ]
+    rows = [
+        Row(kind, name, tuple(_text(values.get(name)) for values in columns))
+        for kind, columns in tables
+        for name in sorted({name for values in columns for name in values})
+        if not name.startswith("system/")
+    ]
+    return tuple(row for row in rows if any(row.values))
+
+
+def compare_predictions(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pair:
+    """Both models on the rows that both answered and whose categories both know.
+
+    Raises ConfigError when they have too few in common, or one is a multi-label model and the other is not.
+    """
+    if first.multi_label != second.multi_label:
+        raise ConfigError(
+            f"{names[0]} and {names[1]}: one gives a product any number of categories, the other just one"
+        )
+    total = max(len(first.table), len(second.table))
+    _, left, right = np.intersect1d(first.table.column("row"), second.table.column("row"), return_indices=True)
+    if len(left) < LEAST_IN_COMMON * total:
+        raise ConfigError(
+            f"{names[0]} was evaluated on {len(first.table):,} rows, {names[1]} on {len(second.table):,}, and {len(left):,} are the "
+            "same; add --evaluate CATALOG to evaluate both on all rows of one"
+        )
+    left_out = [f"{total - len(left):,} rows have an answer of one model only"] if len(left) < total else []
+    first, second = first.take(left), second.take(right)
+    first, second, unknown = _common_categories(first, second, names)
+    true, answers = first.true, (first.given, second.given)
+    categories = sorted({path for rows in (true, *answers) for row in rows for path in row})
+    tail = [path for path, group in frequency_groups(true).items() if group == "tail"]
+    one, other = (
+        Scored(true, given, model.confidence, categories, tail)
+        for model, given in zip((first, second), answers, strict=True)
+    )
+    return Pair(
+        *names,
+        rows=len(first.table),
+        left_out=(*left_out, *unknown),
+        differences=tuple(differences(one, other)),
+        mcnemar=mcnemar(one.correct, other.correct),
+        slices=tuple(slices(first, second)),
+        categories=tuple(by_category(first, second)),
+    )
+
+
+def _common_categories(
+    first: Predictions, second: Predictions, names: tuple[str, str]
+) -> tuple[Predictions, Predictions, list[str]]:
+    """Without the rows whose category only one of the models knows; what that leaves out, in words."""
+    one, other = set(first.about.categories), set(second.about.categories)
+    only = one ^ other
+    if not only:
+        return first, second, []
+    kept = np.flatnonzero([not only & set(row) for row in first.true])
+    if not len(kept):
+        raise ConfigError(f"{names[0]} and {names[1]} have no category of these rows in common")
+    told = (
+        f"{len(one - other):,} categories are known to {names[0]} only, {len(other - one):,} to {names[1]} only: "
+        f"{len(first.table) - len(kept):,} rows of these are left out"
+    )
+    return first.take(kept), second.take(kept), [told]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

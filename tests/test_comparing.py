@@ -1,0 +1,157 @@
+"""`jobs/compare.py` from the evaluation to the alias."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from mlflow import MlflowClient
+
+from cataloger import registry, tracking
+from cataloger.bundle import read_spec
+from cataloger.config import EvaluateConfig
+from test_jobs import refused
+
+Job = Callable[..., tuple[int, str, str]]
+# One of the two trained models is enough.
+pytestmark = pytest.mark.parametrize("trained", ["mean"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def rivals(ray_session: None, bundle: Path, trained, tmp_path_factory: pytest.TempPathFactory) -> str:  # type: ignore[no-untyped-def]
+    """Version 1, the champion, is untrained; version 2 is trained on the same categories. The name of the model."""
+    tracking.connect()
+    name = f"rivals-{trained.model_uri.split('/')[1]}"
+    for folder in (bundle, registry.fetch_model(trained.model_uri).folder):
+        config = EvaluateConfig(catalog="none", experiment="rivals")
+        with tracking.run("train", "by hand", config, None, {}) as run_id:
+            registry.register(folder, name, run_id)
+    return name
+
+
+@pytest.fixture
+def champion(rivals: str):  # type: ignore[no-untyped-def]
+    """Reads the alias; version 1 has it when a test begins."""
+    client = MlflowClient()
+    client.set_registered_model_alias(rivals, "champion", "1")
+    client.set_registered_model_alias(rivals, "challenger", "2")
+    return lambda: str(client.get_model_version_by_alias(rivals, "champion").version)
+
+
+def newest_comparison() -> mlflow.entities.Run:
+    query = "tags.job = 'compare'"
+    return mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list", max_results=1)[0]
+
+
+def test_the_better_model_is_promoted_and_rolled_back(
+    job: Job, rivals: str, labelled: Path, champion, bundle: Path
+) -> None:  # type: ignore[no-untyped-def]
+    table = pq.read_table(labelled)
+    pq.write_table(table.slice(0, 400), "shop.parquet")
+    flags = ("--model-name", rivals, "--split", "all", "--slice-columns", "brand")
+    code, out, err = job(
+        "compare",
+        "champion",
+        "challenger",
+        *flags,
+        "--evaluate",
+        "shop.parquet",
+        "--catalog",
+        "shop.parquet",
+        "--promote",
+    )
+    assert code == 0, out + err
+    assert champion() == "2"
+    # By hand, from the predictions that evaluation writes.
+    first, second = (predictions(job, f"models:/{rivals}/{version}") for version in (1, 2))
+    true = np.array(first["true_category"])
+    before, after = (np.array(one["category"]) == true for one in (first, second))
+    run, page = newest_comparison(), Path("comparison.html").read_text()
+    assert run.data.metrics["accuracy_difference"] == pytest.approx(after.mean() - before.mean())
+    low, high = run.data.metrics["accuracy_low"], run.data.metrics["accuracy_high"]
+    by_formula = 1.96 * np.std(after.astype(float) - before) / np.sqrt(len(true))
+    assert (high - low) / 2 == pytest.approx(by_formula, rel=0.15)
+    changed = np.mean(np.array(first["category"]) != np.array(second["category"]))
+    assert run.data.metrics["catalog_changed"] == pytest.approx(changed)
+    for shown in (
+        f"right on {after.mean():.1%} of {len(true)} products",
+        f"{changed:.1%} of {len(true)} sampled products would change category",
+        f"{int((after & ~before).sum())} products only challenger",
+        "promoted: challenger",
+        "Latin",
+        "brand",
+    ):
+        assert shown in page
+    assert f"{after.mean():.4f}" in out
+    assert "guard calibration error" in out
+    version = MlflowClient().get_model_version(rivals, "2")
+    assert version.tags["champion_before"] == "1"
+    assert version.tags["promotion"].startswith("promoted: challenger")
+    artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
+    assert {"comparison.html", "decision.txt"} <= artifacts
+    code, out, _ = job("compare", "--rollback", "--model-name", rivals)
+    assert (code, champion()) == (0, "1")
+    assert "version 1 again, no longer 2" in out
+    refused(job("compare", "--rollback", "--model-name", rivals), "first champion")
+
+
+def predictions(job: Job, model: str) -> dict[str, list[object]]:
+    code, _, err = job("evaluate", "--catalog", "shop.parquet", "--model", model, "--predictions", "p.parquet")
+    assert code == 0, err
+    return pq.read_table("p.parquet").to_pydict()
+
+
+def test_the_worse_model_is_not(job: Job, rivals: str, labelled: Path, champion) -> None:  # type: ignore[no-untyped-def]
+    MlflowClient().set_registered_model_alias(rivals, "champion", "2")
+    pq.write_table(pq.read_table(labelled).slice(0, 300), "shop.parquet")
+    names = (f"models:/{rivals}@champion", f"models:/{rivals}/1")
+    code, out, err = job("compare", *names, "--evaluate", "shop.parquet", "--promote")
+    assert code == 1, err
+    assert champion() == "2"
+    assert "not promoted" in out
+    assert "failed guard accuracy" in MlflowClient().get_model_version(rivals, "1").tags["promotion"]
+    # The same evaluations serve a second comparison; a third catalog would be other rows.
+    code, out, _ = job("compare", *names)
+    assert code == 0
+    assert "against" in out
+    pq.write_table(pq.read_table(labelled).slice(0, 200), "other.parquet")
+    job("evaluate", "--catalog", "other.parquet", "--model", names[1])
+    evaluation = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.job = 'evaluate'", output_format="list", max_results=1
+    )[0]
+    refused(
+        job("compare", names[0], evaluation.info.run_id), "evaluated on different rows", "other.parquet", "--evaluate"
+    )
+    code, out, _ = job("compare", names[1], names[1], "--promote")
+    assert code == 2, "the champion comes first"
+
+
+def test_models_with_other_categories_are_compared_on_the_common_ones(
+    job: Job, rivals: str, labelled: Path, tiny_model: Path, ray_session: None
+) -> None:
+    from conftest import make_bundle
+
+    table = pq.read_table(labelled).slice(0, 300)
+    pq.write_table(table, "shop.parquet")
+    paths = sorted(set(filter(None, table.column("category_path").to_pylist())))
+    missing = paths[0]
+    kept = table.filter(pa.compute.not_equal(table.column("category_path"), missing))
+    pq.write_table(kept, "kept.parquet")
+    folder = Path("other")
+    folder.mkdir()
+    make_bundle(folder, tiny_model, Path("kept.parquet"), "mean")
+    assert missing not in read_spec(folder).categories
+    code, out, err = job("compare", f"models:/{rivals}/2", "other", "--evaluate", "shop.parquet")
+    assert code == 0, err
+    assert "are known to" in " ".join(out.split())
+    assert "rows of these are left out" in " ".join(out.split())
+
+
+def test_names_that_nothing_has(job: Job, rivals: str) -> None:
+    refused(job("compare", "chalenger", "champion", "--model-name", rivals), "'chalenger'", "challenger")
+    refused(job("compare", f"models:/{rivals}@chmpion", "x"), "no such model version", f"models:/{rivals}@champion")
+    refused(job("compare", "champion", "--model-name", rivals), "at least two")
+    refused(job("compare", "--rollback", "--model-name", "nobody"), "nobody", "not registered")
