@@ -5,8 +5,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cataloger import contenders, gate, registry, report, runtime, tracking
+from cataloger import contenders, gate, registry, runtime, tracking
 from cataloger.comparison import Comparison, Decision, Pair, compare_predictions, side_by_side
+from cataloger.comparison_page import comparison_page
 from cataloger.config import CompareConfig, EvaluateConfig
 from cataloger.contenders import Contender
 from cataloger.effect import effects
@@ -66,7 +67,7 @@ def compare(config: CompareConfig) -> Comparison:
             ]
             decision = _decide(found[1:], pairs, config.metric) if config.promote else None
             result = Comparison(names, rows, tuple(pairs), decision, run_id)
-            page = report.comparison_page(result, said)
+            page = comparison_page(result, said)
             locate(config.report).write(page.encode())
             tracking.log_text(page, "comparison.html")
             tracking.log_metrics(_metrics(pairs))

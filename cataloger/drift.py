@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
@@ -14,86 +15,129 @@ from cataloger.storage import Location
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
 COMPARED_PRODUCTS = 1_000_000
-FLOWS = 5
+CONFIDENCE_BINS = 20
+# A category without a label counts as half a label, so that the index stays finite.
+LEAST_COUNT = 0.5
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the labels of a run come to; `labels` has id, category and text (both hashed but the category) of a sample of products."""
+
+    rows: int
+    counts: Counter[str]
+    confidence: float
+    """The sum over all rows."""
+    histogram: npt.NDArray[np.int64]
+    """Rows by confidence, in 20 bins from 0 to 1."""
+    review: int
+    labels: pd.DataFrame
+
+    @property
+    def mean_confidence(self) -> float:
+        return self.confidence / max(1, self.rows)
+
+    @property
+    def review_share(self) -> float:
+        return self.review / max(1, self.rows)
 
 
 @dataclass(frozen=True)
 class Drift:
     """Shares between 0 and 1.
 
-    `changed`: of the products in both runs, those in another category. `shift`: total variation distance between the
-    category distributions, that is the share of labels that would have to move to make them equal.
-    `confidence_fall`: mean confidence before minus now. `flows`: (before, now, products) of the commonest changes.
+    `changed`: of the products in both runs, those in another category; `new_texts`: those with another text. `shift`: total
+    variation distance between the category distributions, that is the share of labels that would have to move to make them
+    equal; `stability`: their population stability index, the sum of (now - before) ln(now / before) (Siddiqi 2006, chapter 9).
+    `confidence_fall`: mean confidence before minus now. `flows`: products by (category before, category now).
     """
 
     compared: int
     changed: float
+    new_texts: float
     shift: float
+    stability: float
     confidence_fall: float
-    flows: tuple[tuple[str, str, int], ...]
+    flows: Counter[tuple[str, str]]
+    appeared: tuple[str, ...]
+    """Categories that had no label before."""
+    vanished: tuple[str, ...]
 
     @property
     def worst(self) -> float:
-        """The largest of the three, to be held against a limit."""
+        """The largest of changed, shift and confidence_fall, to be held against a limit."""
         return max(self.changed, self.shift, self.confidence_fall)
 
     def __str__(self) -> str:
-        flows = "; ".join(f"{before} → {now} ({count:,})" for before, now, count in self.flows) or "none"
+        flows = (
+            "; ".join(f"{before} → {now} ({count:,})" for (before, now), count in self.flows.most_common(5)) or "none"
+        )
         return (
             f"{self.changed:.1%} of {self.compared:,} compared products changed category, the category distribution "
             f"shifted by {self.shift:.1%}, mean confidence fell by {self.confidence_fall:.3f}; most moved: {flows}"
         )
 
 
-def compare_runs(before: Sequence[Location], now: Sequence[Location], rows: int) -> Drift:
-    """Compare the parts of two runs; `rows` is their size, about."""
-    every = ids.sample_every(rows, COMPARED_PRODUCTS)
-    old, new = _read(before, every), _read(now, every)
-    both = old.labels.merge(new.labels, on="id", suffixes=("_before", "_now"))
+def compare(before: Summary, now: Summary) -> Drift:
+    """Both with the same sample of products."""
+    both = before.labels.merge(now.labels, on="id", suffixes=("_before", "_now"))
     moved = both[both["category_before"] != both["category_now"]]
-    flows = Counter(zip(moved["category_before"], moved["category_now"], strict=True)).most_common(FLOWS)
-    categories = {*old.counts, *new.counts}
-    totals = max(1, old.rows), max(1, new.rows)
-    shift = sum(abs(old.counts[c] / totals[0] - new.counts[c] / totals[1]) for c in categories) / 2
+    categories = sorted({*before.counts, *now.counts})
+    old, new = (np.array([run.counts[path] for path in categories], float) for run in (before, now))
+    empty = not before.rows or not now.rows
+    p, q = (np.maximum(counts, LEAST_COUNT) / max(1.0, counts.sum()) for counts in (old, new))
     return Drift(
         compared=len(both),
         changed=len(moved) / max(1, len(both)),
-        shift=shift if old.rows and new.rows else 0.0,
-        confidence_fall=(old.confidence / totals[0] - new.confidence / totals[1]) if old.rows and new.rows else 0.0,
-        flows=tuple((before, now, count) for (before, now), count in flows),
+        new_texts=float((both["text_before"] != both["text_now"]).mean()) if len(both) else 0.0,
+        shift=0.0 if empty else float(np.abs(old / old.sum() - new / new.sum()).sum() / 2),
+        stability=0.0 if empty else float(((q - p) * np.log(q / p)).sum()),
+        confidence_fall=0.0 if empty else before.mean_confidence - now.mean_confidence,
+        flows=Counter(zip(moved["category_before"], moved["category_now"], strict=True)),
+        appeared=tuple(path for path, count in zip(categories, old, strict=True) if not count),
+        vanished=tuple(path for path, count in zip(categories, new, strict=True) if not count),
     )
 
 
-@dataclass
-class _Run:
-    labels: pd.DataFrame
-    counts: Counter[str]
-    confidence: float
-    rows: int
+def sample_every(rows: int) -> int:
+    """How `summarise` is to sample the products of a run of about so many rows."""
+    return ids.sample_every(rows, COMPARED_PRODUCTS)
 
 
-def _read(parts: Sequence[Location], every: int) -> _Run:
+def summarise(parts: Sequence[Location], every: int) -> Summary:
+    """Of the label files of a run."""
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda part: _read_part(part, every), parts))
     counts: Counter[str] = Counter()
     for part in read:
         counts.update(part.counts)
-    empty = pd.DataFrame({"id": [], "category": []})
-    labels = pd.concat([part.labels for part in read]) if read else empty
-    # An id that occurs twice cannot be followed from one run to the next.
-    labels = labels.drop_duplicates("id", keep=False)
-    return _Run(labels, counts, sum(part.confidence for part in read), sum(part.rows for part in read))
+    labels = pd.concat([part.labels for part in read]) if read else pd.DataFrame({"id": [], "category": [], "text": []})
+    return Summary(
+        rows=sum(part.rows for part in read),
+        counts=counts,
+        confidence=sum(part.confidence for part in read),
+        histogram=np.sum([part.histogram for part in read], axis=0) if read else np.zeros(CONFIDENCE_BINS, np.int64),
+        review=sum(part.review for part in read),
+        # An id that occurs twice cannot be followed from one run to the next.
+        labels=labels.drop_duplicates("id", keep=False),
+    )
 
 
-def _read_part(part: Location, every: int) -> _Run:
+def _read_part(part: Location, every: int) -> Summary:
     with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
         found = {"category", "categories"} & set(file.schema_arrow.names)
-        table = file.read(columns=["id", "confidence", *found])
-    frame = table.drop_columns("id").to_pandas()
+        table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
+    frame = table.drop_columns(["id", "text_hash"]).to_pandas()
     if "categories" in found:  # several of them, in any order, count as one
         frame["category"] = [" + ".join(sorted(row)) for row in frame.pop("categories")]
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
-    frame["id"] = ids.hash_ids(table.column("id"))
-    counts = Counter(frame["category"].value_counts().to_dict())
+    frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
     chosen = frame["id"] % np.uint64(every) == 0
-    return _Run(frame.loc[chosen, ["id", "category"]], counts, float(frame["confidence"].sum()), len(frame))
+    return Summary(
+        rows=len(frame),
+        counts=Counter(frame["category"].value_counts().to_dict()),
+        confidence=float(frame["confidence"].sum()),
+        histogram=np.histogram(frame["confidence"], CONFIDENCE_BINS, (0, 1))[0],
+        review=int(frame["needs_review"].sum()),
+        labels=frame.loc[chosen, ["id", "category", "text"]],
+    )

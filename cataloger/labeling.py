@@ -7,13 +7,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger import drift, ids, pointer, progress, registry, runtime, snapshot, tracking
+from cataloger import ids, nightly, pointer, progress, registry, runtime, snapshot, tracking
 from cataloger.bundle import digest, read_spec
 from cataloger.carry import Published
 from cataloger.catalog import open_catalog
 from cataloger.config import LabelConfig
 from cataloger.effort import Effort
 from cataloger.errors import ConfigError, PublishError
+from cataloger.nightly import Night
 from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
 from cataloger.storage import Location, check_writable, locate
@@ -59,7 +60,7 @@ def label(config: LabelConfig) -> LabelResult:
     decisive = (LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives)
     run = pointer.choose(output, snapshot.run_id(*decisive, config.precision), seen)
     published = pointer.published(output, seen)
-    night = _Night(config, output, run, seen, published, catalog.fingerprint, model_digest, started)
+    night = _Night(config, output, run, seen, published, catalog.fingerprint, source.uri, model_digest, started)
     if snapshot.is_complete(output, run):
         return _publish_again(night)
     units = plan_units(catalog)
@@ -86,14 +87,15 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 effort += spent
             snapshot.check_complete(run, units, parts)
+            found = _look(night, len(units), parts.values(), _figures(units, parts, effort, started))
             _check_rejects(night, parts.values())
-            shares = _check_drift(night, len(units))
+            _check_drift(night, found)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
             snapshot.write_manifest(output, run, units, parts, about_run)
             pointer.publish(output, run, seen)
             result = _result(night, units, parts, effort, mlflow_run)
-            tracking.log_metrics({**_metrics(result), **shares, "repeated_ids": repeated["repeated_ids"]})
+            tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run})
     log.info(
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
@@ -112,6 +114,7 @@ class _Night:
     published: dict[str, Any] | None
     """The manifest of the published run."""
     catalog_fingerprint: str
+    model: str
     model_digest: str
     started: float
 
@@ -180,32 +183,36 @@ def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
         )
 
 
-def _check_drift(night: _Night, units: int) -> dict[str, float]:
-    """Hold back a run that differs too much from the published one of the same model; the shares, for MLflow."""
-    before = night.published
-    if before is None or before["run"] == night.run:
-        return {}
-    old = snapshot.label_files(snapshot.run_folder(night.output, before["run"]), before["units"])
-    found = drift.compare_runs(old, snapshot.label_files(night.folder, units), before["rows"])
-    log.info("against published run %s: %s", before["run"], found)
-    same_model, limit = before["model_digest"] == night.model_digest, night.config.max_changed_fraction
-    if same_model and found.worst > limit and not night.config.publish_anyway:
+def _look(night: _Night, units: int, parts: Collection[Part], figures: dict[str, str]) -> Night:
+    """What this run did, with a page of it in its folder and in MLflow."""
+    found = nightly.look(night.output, night.run, units, parts, night.published, night.model_digest)
+    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, figures)
+    (night.folder / snapshot.REPORT).write(page.encode())
+    tracking.log_text(page, "night.html")
+    tracking.log_metrics(found.metrics)
+    return found
+
+
+def _check_drift(night: _Night, found: Night) -> None:
+    """Hold back a run that differs too much from the published one of the same model."""
+    if found.drift is None:
+        return
+    log.info("against published run %s: %s", found.before_run, found.drift)
+    limit = night.config.max_changed_fraction
+    if found.same_model and found.drift.worst > limit and not night.config.publish_anyway:
         raise PublishError(
-            f"run {night.run} is held back, readers keep run {before['run']}: {found}. The limit is --max-changed-fraction "
+            f"run {night.run} is held back, readers keep run {found.before_run}: {found.drift}. The limit is --max-changed-fraction "
             f"{limit}; if this is as it should be, run again with --publish-anyway: nothing is labelled twice"
         )
-    return {
-        "changed_fraction": found.changed,
-        "distribution_shift": found.shift,
-        "confidence_fall": found.confidence_fall,
-    }
 
 
 def _publish_again(night: _Night) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
     manifest = snapshot.read_manifest(night.output, night.run)
     if night.seen.run != night.run:
-        _check_drift(night, manifest["units"])
+        _check_drift(
+            night, nightly.look(night.output, night.run, manifest["units"], (), night.published, night.model_digest)
+        )
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
@@ -226,6 +233,16 @@ def _result(
         seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
     )
+
+
+def _figures(units: Sequence[Unit], parts: dict[int, Part], effort: Effort, started: float) -> dict[str, str]:
+    """For the page."""
+    rows, labelled = sum(unit.rows for unit in units), sum(part.rows for part in parts.values())
+    figures = {"labelled": f"{labelled:,}", "rejected": f"{rows - labelled:,}"}
+    if effort.rows:
+        figures["carried over"] = f"{effort.carried / effort.rows:.1%}"
+        figures["rows/s"] = f"{effort.rows / (time.monotonic() - started):,.0f}"
+    return figures
 
 
 def _metrics(result: LabelResult) -> dict[str, float]:

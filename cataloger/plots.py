@@ -71,8 +71,8 @@ def intervals(differences: Sequence[tuple[str, float, float, float]], second: st
     return figure
 
 
-def gains(categories: Sequence[tuple[str, int]]) -> Figure:
-    """(category, products won or lost) as bars to either side."""
+def gains(categories: Sequence[tuple[str, int]], axis: str, title: str) -> Figure:
+    """(category, products more or fewer) as bars to either side."""
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(categories)), layout="constrained")
     axes = figure.add_subplot()
     values = [by for _, by in categories]
@@ -82,8 +82,8 @@ def gains(categories: Sequence[tuple[str, int]]) -> Figure:
     axes.set_yticks(range(len(values)), [_short(name) for name, _ in categories], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel("products won (right) or lost (left)")
-    axes.set_title("Categories that changed most", loc="left")
+    axes.set_xlabel(axis)
+    axes.set_title(title, loc="left")
     _plain(axes)
     return figure
 
@@ -98,6 +98,23 @@ def flows(found: Sequence[tuple[str, str, int]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlabel("products")
     axes.set_title("Largest moves: category before → category after", loc="left")
+    _plain(axes)
+    return figure
+
+
+def confidences(now: npt.NDArray[np.int64], before: npt.NDArray[np.int64] | None) -> Figure:
+    """Shares of the labels by confidence, in equal bins from 0 to 1; those of an earlier run as a line."""
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.linspace(0, 1, len(now) + 1)
+    axes.stairs(now / max(1, now.sum()), edges, fill=True, color=BLUE, alpha=0.7, label="now")
+    if before is not None:
+        axes.stairs(before / max(1, before.sum()), edges, color=ORANGE, linewidth=2, label="before")
+        axes.legend(frameon=False, loc="upper left")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("confidence of the label")
+    axes.set_ylabel("share of the labels")
+    axes.set_title("Labels by confidence", loc="left")
     _plain(axes)
     return figure
 

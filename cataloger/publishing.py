@@ -108,7 +108,7 @@ def verify(config: VerifyConfig) -> Verification:
     with ThreadPoolExecutor(8) as pool:
         problems = [problem for problem in pool.map(lambda entry: _check(folder, entry), manifest["files"]) if problem]
     present = {info.path.removeprefix(folder.path + "/") for info in folder.files()}
-    listed = {entry["name"] for entry in manifest["files"]} | {snapshot.MANIFEST}
+    listed = {entry["name"] for entry in manifest["files"]} | {snapshot.MANIFEST, snapshot.REPORT}
     problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
     rows = sum(entry["rows"] for entry in manifest["files"])
     if rows != manifest["rows"]:

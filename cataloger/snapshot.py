@@ -2,6 +2,7 @@
 
     OUTPUT/run=<id>/part-00000.parquet …     one part per unit, immutable
     OUTPUT/run=<id>/_rejects/…parquet        rows that could not be labelled: id, reason
+    OUTPUT/run=<id>/_report.html             a page for people
     OUTPUT/run=<id>/_manifest.json           written when every unit is complete
 
 A unit is finished when its part is there: rejects are written before it, and its footer says how many there are.
@@ -28,6 +29,7 @@ from cataloger.units import Unit
 
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects"
+REPORT = "_report.html"
 _COUNTS = b"cataloger.counts"
 
 

@@ -1,32 +1,55 @@
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from cataloger import drift
-from cataloger.drift import compare_runs
+from cataloger.drift import Drift, compare, sample_every, summarise
 from cataloger.storage import Location, locate
 
 
-def part(name: str, ids: list[int], categories: list[str], confidence: float) -> Location:
-    pq.write_table(pa.table({"id": ids, "category": categories, "confidence": [confidence] * len(ids)}), name)
+def part(
+    name: str, ids: list[int], categories: list[str], confidence: float, texts: list[str] | None = None
+) -> Location:
+    columns = {
+        "id": ids,
+        "category": pa.array(categories, pa.string()),
+        "confidence": pa.array([confidence] * len(ids), pa.float32()),
+        "needs_review": pa.array([category == "A" for category in categories], pa.bool_()),
+        "text_hash": pa.array(texts or [str(i) for i in ids], pa.string()),
+    }
+    pq.write_table(pa.table(columns), name)
     return locate(name)
+
+
+def compare_runs(before: list[Location], now: list[Location], rows: int) -> Drift:
+    every = sample_every(rows)
+    return compare(summarise(before, every), summarise(now, every))
 
 
 def test_drift_by_hand(working_folder: Path) -> None:
     before = [part("a", [1, 2, 3, 4], ["A", "A", "B", "B"], 0.9), part("b", [5, 6], ["C", "C"], 0.9)]
-    now = [part("c", [4, 3, 2, 1, 5, 7], ["B", "A", "A", "A", "C", "C"], 0.8)]
+    now = [part("c", [4, 3, 2, 1, 5, 7], ["B", "A", "A", "A", "C", "D"], 0.8, ["4", "3", "2", "1", "five", "7"])]
     found = compare_runs(before, now, rows=6)
     assert found.compared == 5
     assert found.changed == pytest.approx(1 / 5)
-    assert found.flows == (("B", "A", 1),)
-    # A 2/6 → 3/6, B 2/6 → 1/6, C 2/6 → 2/6
-    assert found.shift == pytest.approx(1 / 6)
+    assert found.new_texts == pytest.approx(1 / 5)
+    assert found.flows == Counter({("B", "A"): 1})
+    # A 2/6 → 3/6, B 2/6 → 1/6, C 2/6 → 1/6, D 0 → 1/6
+    assert found.shift == pytest.approx(2 / 6)
+    old, new = np.array([2, 2, 2, 0.5]) / 6, np.array([3, 1, 1, 1]) / 6
+    assert found.stability == pytest.approx(((new - old) * np.log(new / old)).sum())
+    assert (found.appeared, found.vanished) == (("D",), ())
     assert found.confidence_fall == pytest.approx(0.1)
-    assert found.worst == pytest.approx(1 / 5)
+    assert found.worst == pytest.approx(2 / 6)
     assert "20.0% of 5" in str(found)
     assert "B → A (1)" in str(found)
+    summary = summarise(before, 1)
+    assert (summary.rows, summary.review, summary.histogram[18]) == (6, 2, 6)
+    assert summary.mean_confidence == pytest.approx(0.9)
 
 
 def test_repeated_ids_are_not_compared_and_empty_runs_do_not_differ(working_folder: Path) -> None:
@@ -43,3 +66,4 @@ def test_a_large_run_is_compared_on_a_sample(working_folder: Path, monkeypatch: 
     found = compare_runs(before, now, rows=10_000)
     assert 800 < found.compared < 1_200
     assert found.changed == pytest.approx(0.25, abs=0.05)
+    assert found.shift == pytest.approx(0.25), "counts are of all rows"
