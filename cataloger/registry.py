@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import pandas as pd
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -55,6 +56,7 @@ def register(folder: Path, name: str, run_id: str) -> str:
             code_paths=[str(Path(code) / "cataloger")],
             pip_requirements=serving.requirements(),
             signature=serving.signature(folder),
+            input_example=pd.DataFrame(serving.example(folder)),
         )
     client = MlflowClient()
     with contextlib.suppress(MlflowException):  # it exists already

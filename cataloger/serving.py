@@ -1,5 +1,6 @@
 """The bundle as an MLflow pyfunc model: a DataFrame of catalog columns in, categories out."""
 
+import importlib.util
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from mlflow.types.schema import Array
 
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, read_spec, tokenize
+from cataloger.taxonomy import SEPARATOR
 from cataloger.text import compose
 
 
@@ -20,9 +22,11 @@ class Categorizer:
 
     def __init__(self, folder: Path) -> None:
         # Registering a model needs this module, but not torch.
+        import torch
+
         from cataloger.model import Bundle
 
-        self.bundle = Bundle(folder)
+        self.bundle = Bundle(folder, "cuda" if torch.cuda.is_available() else "cpu", "auto")
         self.tokenizer = load_tokenizer(folder, self.bundle.spec.max_tokens)
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
@@ -69,7 +73,18 @@ def signature(folder: Path) -> ModelSignature:
     return ModelSignature(Schema(columns), Schema(outputs))
 
 
+def example(folder: Path) -> dict[str, list[str]]:
+    """A row to try the model with, by column: the name of its first category as a text."""
+    spec = read_spec(folder)
+    return {
+        name: [spec.categories[0].split(SEPARATOR)[-1] if not number else ""]
+        for number, name in enumerate(spec.text_columns)
+    }
+
+
 def requirements() -> list[str]:
-    """What answering needs, at the versions that trained it."""
-    packages = ("mlflow", "torch", "transformers", "tokenizers", "pyarrow", "numpy", "pandas", "ray")
+    """What answering needs, at the versions that trained it; neither Ray nor anything else that trains."""
+    packages = ["mlflow", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "pandas"]
+    if importlib.util.find_spec("openvino"):
+        packages.append("openvino")
     return [f"{name}=={version(name).split('+')[0]}" for name in packages]

@@ -40,7 +40,7 @@ def night(bundle: Path) -> tuple[LabelResult, str]:
     return result, " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
-def labels_of(result: LabelResult) -> dict[int, str]:
+def labels_of(result: LabelResult) -> dict[str, str]:
     table = pq.read_table(f"{result.output}/run={result.run}", columns=["id", "category"], partitioning=None)
     return dict(zip(*(table.column(name).to_pylist() for name in ("id", "category")), strict=True))
 

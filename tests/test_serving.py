@@ -1,0 +1,123 @@
+"""The registered model in other people's hands gives the labels that the nightly job publishes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.config import LabelConfig
+from cataloger.labeling import label
+from conftest import free_of_ray
+from servers import BIN, free_port, kill_with_descendants, wait_for
+
+ROWS = 60
+COLUMNS = ["title", "brand", "description"]
+# One of the two trained models is enough.
+pytestmark = pytest.mark.parametrize("trained", ["mean"], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def published(trained, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
+    """(the model's URI, products with the category and confidence that were published for them)."""
+    room = tmp_path_factory.mktemp("published")
+    table = pq.read_table(labelled).slice(0, ROWS)
+    pq.write_table(table, room / "shop.parquet")
+    result = label(
+        LabelConfig(catalog=str(room / "shop.parquet"), output=str(room / "labels"), model=trained.model_uri)
+    )
+    labels = pq.read_table(f"{result.output}/run={result.run}", partitioning=None).to_pandas()
+    products = table.to_pandas().merge(labels[["id", "category", "confidence"]], on="id", suffixes=("_true", ""))
+    assert len(products) == ROWS
+    return trained.model_uri, products
+
+
+def same(answers: pd.DataFrame, products: pd.DataFrame) -> None:
+    assert answers["category"].tolist() == products["category"].tolist()
+    # Other batches, and bf16 where the chip has it.
+    assert answers["confidence"].tolist() == pytest.approx(products["confidence"].tolist(), abs=0.02)
+
+
+def test_mlflow_models_serve(published: tuple[str, pd.DataFrame]) -> None:
+    uri, products = published
+    port = free_port()
+    command = [BIN / "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port), "-w", "1"]
+    path = f"{BIN}:{os.environ['PATH']}"
+    with open("log", "wb") as log:
+        server = subprocess.Popen([*map(str, command)], env=free_of_ray(PATH=path), stdout=log, stderr=log)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", server, 120)
+        frame = products[COLUMNS].astype(object).where(products[COLUMNS].notna(), None)
+        asked = json.dumps({"dataframe_records": frame.to_dict("records")}).encode()
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", asked, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            same(pd.DataFrame(json.load(answer)["predictions"]), products)
+    finally:
+        kill_with_descendants(server)
+
+
+def test_it_loads_in_a_bare_process_without_the_parts_that_train(published: tuple[str, pd.DataFrame]) -> None:
+    uri, products = published
+    products.to_json("products.json", orient="records")
+    program = (
+        "import json, sys, mlflow, pandas as pd\n"
+        f"model = mlflow.pyfunc.load_model({uri!r})\n"
+        f"frame = pd.read_json('products.json')[{COLUMNS!r}].astype(object)\n"
+        "model.predict(frame.where(frame.notna(), None)).to_json('answers.json', orient='records')\n"
+        "print([name for name in ('ray', 's3fs', 'matplotlib', 'tyro', 'jinja2.sandbox') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=free_of_ray(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]")
+    same(pd.read_json("answers.json"), products)
+
+
+def test_its_requirements_are_pinned_and_it_has_an_example(published: tuple[str, pd.DataFrame]) -> None:
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=published[0], dst_path="model"))
+    pins = (folder / "requirements.txt").read_text().split()
+    assert all("==" in pin for pin in pins)
+    assert not [pin for pin in pins if pin.startswith("ray==")]
+    example = json.loads((folder / "input_example.json").read_text())
+    assert example["columns"] == COLUMNS
+    assert example["data"][0][0]
+
+
+@pytest.mark.slow
+def test_spark_udf(published: tuple[str, pd.DataFrame], monkeypatch: pytest.MonkeyPatch) -> None:
+    if shutil.which("java") is None:
+        pytest.skip("Spark needs Java, which is not on this machine")
+    import mlflow
+    from pyspark.sql import SparkSession
+    from pyspark.sql.functions import struct
+
+    uri, products = published
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    options = {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1", "spark.sql.shuffle.partitions": "1"}
+    builder = SparkSession.builder.master("local[1]").appName("cataloger")
+    for name, value in options.items():
+        builder = builder.config(name, value)
+    spark = builder.getOrCreate()
+    try:
+        answer = mlflow.pyfunc.spark_udf(
+            spark, uri, result_type="category string, confidence double", env_manager="local"
+        )
+        frame = products[["id", *COLUMNS]].astype(dict.fromkeys(COLUMNS, object))
+        given = spark.createDataFrame(
+            frame.where(frame.notna(), None).to_dict("records"),
+            "id string, title string, brand string, description string",
+        )
+        found = given.select("id", answer(struct(*COLUMNS)).alias("answer")).select("id", "answer.*").toPandas()
+        same(products[["id"]].merge(found, on="id"), products)
+    finally:
+        spark.stop()
