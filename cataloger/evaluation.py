@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from cataloger import metrics, plots, registry, runtime, tracking
+from cataloger import metrics, plots, registry, runtime, tracking, vitals
 from cataloger.bundle import read_spec
 from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import EvaluateConfig
@@ -72,7 +72,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     kept = {"id": config.id_column, "text": TEXT, "written": config.label_column}
     with runtime.session():
         tracking.check_nodes(tracking_uri)
-        with tracking.run("evaluate", Path(catalog.location.path).stem, config, catalog, about) as run_id:
+        with (
+            tracking.run("evaluate", Path(catalog.location.path).stem, config, catalog, about) as run_id,
+            vitals.watch(run_id),
+        ):
             found = predict_rows(
                 "evaluate",
                 catalog,

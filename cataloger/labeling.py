@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger import ids, nightly, pointer, progress, registry, runtime, snapshot, tracking
+from cataloger import ids, nightly, pointer, progress, registry, runtime, snapshot, tracking, vitals
 from cataloger.bundle import digest, read_spec
 from cataloger.carry import Published
 from cataloger.catalog import open_catalog
@@ -75,7 +75,7 @@ def label(config: LabelConfig) -> LabelResult:
         name = Path(catalog.location.path).stem
         about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
         tags = {"model": source.uri, "model_digest": model_digest, "snapshot_run": run}
-        with tracking.run("label", name, config, catalog, tags) as mlflow_run:
+        with tracking.run("label", name, config, catalog, tags) as mlflow_run, vitals.watch(mlflow_run):
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
             filesystem, schema = catalog.location.filesystem, catalog.schema
             kept = {"id": config.id_column}

@@ -16,7 +16,7 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import progress, registry, runtime, sample, tracking
+from cataloger import progress, registry, runtime, sample, tracking, vitals
 from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
@@ -76,7 +76,10 @@ def train(config: TrainConfig) -> TrainResult:
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         name, tags = Path(config.base_model).name, {"pooling": spec.pooling}
-        with tracking.run("train", name, config, sources[0].catalog, tags, attempt.mlflow_run) as run_id:
+        with (
+            tracking.run("train", name, config, sources[0].catalog, tags, attempt.mlflow_run) as run_id,
+            vitals.watch(run_id),
+        ):
             (attempt.folder / BEGUN).write(run_id.encode())
             result = _run(config, spec, sources, attempt.folder, workers, gpu, run_id)
             (attempt.folder / DONE).write(b"")
