@@ -16,6 +16,7 @@ import ray.data
 import ray.data.exceptions
 import ray.exceptions
 import ray.train
+import ray.tune
 from ray._private.state import state as ray_state
 
 from cataloger import errors
@@ -61,7 +62,7 @@ def session() -> Iterator[None]:
     # By default an idle worker ends after a second: every unit would wait for new ones, and pay their imports.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
     # (ray.data and ray.train set up their loggers when imported: above, so that this comes last.)
-    for name in ("ray", "ray.data", "ray.train"):
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = cluster_address()
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}

@@ -114,6 +114,26 @@ def find_run(run_id: str) -> Run:
     return mlflow.get_run(run_id)
 
 
+def children(run_id: str) -> list[Run]:
+    """The nested runs of a run."""
+    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    return list(mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list"))
+
+
+@contextlib.contextmanager
+def nested(run_id: str) -> Iterator[None]:
+    """Within a run that has ended, inside the open one."""
+    with mlflow.start_run(run_id, nested=True):
+        yield
+
+
+def close_stopped(run_id: str) -> None:
+    """Of a process that was stopped on purpose."""
+    with forgiving():
+        MlflowClient().set_tag(run_id, "stopped_early", "true")
+        MlflowClient().set_terminated(run_id, "KILLED")
+
+
 def status(run_id: str) -> str | None:
     """RUNNING, FINISHED, FAILED, KILLED, or None when this store has no such run."""
     try:

@@ -1,14 +1,14 @@
-"""The driver's side of fine-tuning: check, ingest with Ray Data, train with Ray Train, register in MLflow."""
+"""The driver's side of fine-tuning: ingest with Ray Data, train with Ray Train, register in MLflow."""
 
-import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,18 +16,17 @@ import ray
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import progress, registry, runtime, sample, tracking, vitals
-from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
-from cataloger.catalog import Catalog, grouped, is_list, open_catalog
-from cataloger.config import SampleConfig, TrainConfig
-from cataloger.errors import CatalogError, ConfigError, TrainingError
+from cataloger import progress, registry, runtime, tracking, vitals
+from cataloger.config import TrainConfig
+from cataloger.errors import ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.ingest import Source, ingest, wants_unlabelled
-from cataloger.labels import count_labels, normalise_labels
-from cataloger.storage import Location, check_writable, locate
-from cataloger.taxonomy import Taxonomy
+from cataloger.ingest import ingest
+from cataloger.plans import Plan, plan
+from cataloger.progress import StepMetric
+from cataloger.storage import Location
 
 log = logging.getLogger(__name__)
+Report = Callable[[dict[str, float]], None]
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
@@ -47,43 +46,62 @@ class TrainResult:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Fitted:
+    """A training that has ended: the checkpoint of its best epoch and that one's metrics."""
+
+    run_id: str
+    checkpoint: Location
+    metrics: dict[str, float]
+
+
 def train(config: TrainConfig) -> TrainResult:
     """Fine-tune, keep the best epoch by validation weighted F1, register it. Raises CatalogerError before any work is lost."""
-    _check(config)
-    taxonomy, sources = _open(config)
-    folder = base_model_folder(config.base_model)
-    _check_base(config, folder)
-    multi_label = is_list(sources[0].catalog.schema.field(config.label_column).type)
-    if multi_label:
-        _check_multi_label(config)
-    spec = Spec(
-        categories=taxonomy.categories,
-        text_columns=config.text_columns,
-        max_tokens=config.max_tokens,
-        pooling=resolve_pooling(folder, config.pooling),
-        catalog_fingerprint=sources[0].catalog.fingerprint,
-        test_fraction=config.test_fraction,
-        test_start=config.test_start,
-        multi_label=multi_label,
-        group_column=config.group_column,
-    )
-    storage = locate(config.storage)
-    check_writable(storage)
+    planned = plan(config)
+    with fitted(planned) as found:
+        uri = register(found, config.model_name)
+    return TrainResult(uri, found.run_id, found.metrics)
+
+
+@contextmanager
+def fitted(
+    planned: Plan, tags: Mapping[str, str] = MappingProxyType({}), report: Report | None = None
+) -> Iterator[Fitted]:
+    """A training that has just ended, within its MLflow run, which has these tags.
+
+    `report` is called with the metrics of every epoch. The same plan after a crash goes on where it was.
+    """
+    config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
-    attempt = _begin_or_resume(storage, config, [source.catalog.fingerprint for source in sources])
+    attempt = _begin_or_resume(planned.storage, config, [source.catalog.fingerprint for source in sources])
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
-        name, tags = Path(config.base_model).name, {"pooling": spec.pooling}
+        name = Path(config.base_model).name
+        own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
         with (
-            tracking.run("train", name, config, sources[0].catalog, tags, attempt.mlflow_run) as run_id,
+            tracking.run("train", name, config, sources[0].catalog, own, attempt.mlflow_run) as run_id,
             vitals.watch(run_id),
         ):
             (attempt.folder / BEGUN).write(run_id.encode())
-            result = _run(config, spec, sources, attempt.folder, workers, gpu, run_id)
+            best, metrics = _fit(planned, attempt.folder, workers, gpu, run_id, report)
+            yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
             (attempt.folder / DONE).write(b"")
-            return result
+
+
+def register(found: Fitted, name: str) -> str:
+    """The URI of the new version, which is the challenger; within the training's MLflow run."""
+    checkpoint = ray.train.Checkpoint(found.checkpoint.path, found.checkpoint.filesystem)
+    with checkpoint.as_directory() as folder:
+        uri = registry.register(Path(folder) / "bundle", name, found.run_id)
+    log.info(
+        "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
+        uri,
+        found.metrics["val_accuracy"],
+        found.metrics["val_weighted_f1"],
+    )
+    return uri
 
 
 @dataclass(frozen=True)
@@ -110,15 +128,16 @@ def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Seque
     raise AssertionError("itertools.count has no end")
 
 
-def _run(
-    config: TrainConfig,
-    spec: Spec,
-    sources: Sequence[Source],
+def _fit(
+    planned: Plan,
     folder: Location,
     workers: tuple[int, int],
     gpu: bool,
     run_id: str,
-) -> TrainResult:
+    report: Report | None,
+) -> tuple[ray.train.Checkpoint, dict[str, float]]:
+    """(the checkpoint of the best epoch, its metrics)"""
+    config, spec, sources = planned.config, planned.spec, planned.sources
     blocks = ingest(sources, config)
     uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
@@ -150,9 +169,15 @@ def _run(
             ray.get(setup["board"].give_up.remote(str(problem)))
             raise
 
-    report = functools.partial(tracking.log_steps, run_id)
+    def take(metrics: list[StepMetric]) -> None:
+        tracking.log_steps(run_id, metrics)
+        if report and (
+            epoch := {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
+        ):
+            report(epoch)
+
     total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
-    with progress.remote_meter("train", total, report) as board:
+    with progress.remote_meter("train", total, take) as board:
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
@@ -178,124 +203,4 @@ def _run(
             if reason := ray.get(board.reason_to_give_up.remote()):
                 raise TrainingError(reason)
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
-    with best.as_directory() as checkpoint:
-        uri = registry.register(Path(checkpoint) / "bundle", config.model_name, run_id)
-    log.info(
-        "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
-        uri,
-        metrics["val_accuracy"],
-        metrics["val_weighted_f1"],
-    )
-    return TrainResult(uri, run_id, {key: float(value) for key, value in metrics.items()})
-
-
-def _check(config: TrainConfig) -> None:
-    for name in ("epochs", "patience", "batch_size"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
-    for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
-        if not 0 <= (getattr(config, name) or 0) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
-    for name in ("average_decay", "layer_decay", "pseudo_labels"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
-    for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
-    if config.level_weights != "auto" and min(config.level_weights, default=0) < 0:
-        raise ConfigError(f"--level-weights {min(config.level_weights)}: must be at least 0")
-    if config.max_tokens < 3:
-        raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
-    if config.unlabelled_catalog and not wants_unlabelled(config):
-        raise ConfigError(
-            "--unlabelled-catalog: is of use with --pretrain-epochs or --pseudo-labels only; add one of them"
-        )
-    if not config.text_columns:
-        raise ConfigError("--text-columns: name at least one column")
-
-
-def _check_multi_label(config: TrainConfig) -> None:
-    if config.long_tail not in ("off", "focal"):
-        raise ConfigError(
-            f"--long-tail {config.long_tail}: is for one category per product; with lists of them use off or focal"
-        )
-    for name in ("level_weights", "label_smoothing", "pseudo_labels"):
-        if getattr(config, name):
-            raise ConfigError(
-                f"--{name.replace('_', '-')}: is for one category per product; leave it out where they have lists of them"
-            )
-
-
-def _check_base(config: TrainConfig, base: Path) -> None:
-    """Whether the base model can be trained in the way that is asked for."""
-    tokenizer, layers, fine_tune = load_tokenizer(base, config.max_tokens), encoder_layers(base), config.fine_tune
-    if fine_tune not in ("all", "head", "lora") and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
-        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
-    if fine_tune == "lora" and importlib.util.find_spec("peft") is None:
-        raise ConfigError("--fine-tune lora: needs the package peft; pip install '.[lora]'")
-    if config.pretrain_epochs and mask_token(tokenizer) is None:
-        raise ConfigError(
-            f"--pretrain-epochs: base model {config.base_model} has no token that masks a word; leave it out"
-        )
-
-
-def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
-    """The taxonomy of the training catalog, and the catalogs to read. Raises CatalogError."""
-    uri = config.catalog or _sample_catalog()
-    opened = [(TRAINING, *_count(uri, config))]
-    if config.eval_catalog:
-        opened.append((VALIDATION, *_count(config.eval_catalog, config)))
-        first, second = (one[1].schema.field(config.label_column).type for one in opened)
-        if is_list(first) != is_list(second):
-            raise CatalogError(
-                f"catalog {config.eval_catalog}: column {config.label_column!r} is {second}, that of --catalog {first}; "
-                "both need one category per row, or lists of them"
-            )
-    names, rows = opened[0][2:]
-    if len(rows) < 2:
-        found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
-        raise CatalogError(
-            f"catalog {uri}: column {config.label_column!r} has {found}; a classifier needs at least two"
-        )
-    single = sum(count == 1 for count in rows.values())
-    if single:
-        log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
-    taxonomy = Taxonomy.from_paths(rows)
-    upper, weights = taxonomy.depth - 1, len(config.level_weights)
-    if config.level_weights != "auto" and weights > 1 and weights != upper:
-        raise ConfigError(
-            f"--level-weights: has {weights} numbers, but the categories have {upper} upper levels; give one for each, or one for all"
-        )
-    sources = []
-    for use, catalog, names, rows in opened:
-        unknown = [path for path in rows if path not in taxonomy.label_ids]
-        if unknown:
-            log.info(
-                "%s: %s categories do not occur in the training catalog; their rows count as errors",
-                catalog.location,
-                len(unknown),
-            )
-        label_ids = {written: taxonomy.label_ids.get(path, -1) for written, path in names.items()}
-        sources.append(Source(catalog, label_ids, use))
-    if config.unlabelled_catalog:
-        catalog = open_catalog(
-            config.unlabelled_catalog, config.id_column, config.text_columns, others=grouped(config.group_column)
-        )
-        sources.append(Source(catalog, {}, UNLABELLED))
-    return taxonomy, sources
-
-
-def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
-    catalog = open_catalog(
-        uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column)
-    )
-    names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
-    return catalog, names, rows
-
-
-def _sample_catalog() -> str:
-    folder = Path("sample-catalog/labelled")
-    if not folder.exists():
-        log.info("no --catalog: generating a sample catalog in %s", folder)
-        sample.generate(SampleConfig(output=str(folder), labelled=True))
-    return str(folder)
+    return best, {key: float(value) for key, value in metrics.items()}

@@ -81,7 +81,12 @@ def watch(run_id: str) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        for wait in (lambda: None, thread.join):  # a measurement that is under way ends with its probe
-            wait()
-            for _, probe in list(probes.values()):
-                ray.kill(probe)
+        # A measurement that is under way ends with its probe, and one that it has begun ends after it.
+        _end(probes)
+        thread.join()
+        _end(probes)
+
+
+def _end(probes: dict[str, tuple[str, Any]]) -> None:
+    for _, probe in list(probes.values()):
+        ray.kill(probe)

@@ -9,6 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cataloger.comparison import Comparison, Pair
     from cataloger.evaluation import Evaluation
+    from cataloger.sweeping import SweepResult
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
@@ -93,3 +94,17 @@ def _show_pair(pair: "Pair") -> None:
             ("from", "to", "products"),
             flows,
         )
+
+
+def show_sweep(result: "SweepResult") -> None:
+    """The trials, the best first."""
+    rows = [
+        (
+            ", ".join(f"{name} {value}" for name, value in trial.settings.items()),
+            str(trial.epochs),
+            f"{trial.score:.4f}",
+            "" if trial.finished else "stopped early",
+        )
+        for trial in result.trials
+    ]
+    show(f"the best is {result.model_uri} (MLflow run {result.run_id})", ("trial", "epochs", "validation F1", ""), rows)

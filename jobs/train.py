@@ -12,7 +12,13 @@ def main() -> None:
     config = parse(TrainConfig)
 
     def job() -> None:
-        from _tables import show
+        from _tables import show, show_sweep
+
+        if config.sweep:
+            from cataloger.sweeping import sweep
+
+            show_sweep(sweep(config))
+            return
         from cataloger.training import train
 
         result = train(config)
