@@ -21,7 +21,7 @@ def comparison_page(result: Comparison, said: Sequence[Predictions]) -> str:
         ends = [*pair.winners[:SHOWN_CATEGORIES], *reversed(pair.losers[:SHOWN_CATEGORIES])]
         own = {
             "differences": plots.intervals(
-                [(d.name, d.by, d.low, d.high) for d in pair.differences], pair.second, pair.first
+                [(d.title, d.by, d.low, d.high) for d in pair.differences], pair.second, pair.first
             ),
             "categories": plots.gains(
                 [(change.category, change.by) for change in ends],

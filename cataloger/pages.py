@@ -19,6 +19,7 @@ def render(template: str, **values: Any) -> str:
         "count": lambda value: f"{value:,}",
         "signed_count": lambda value: f"{value:+,}",
         "percent": lambda value: f"{value:.1%}",
+        "hundredths": lambda value: f"{100 * value:+.1f}",
         "points": lambda value: f"{100 * value:+.1f} points",
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }

@@ -38,6 +38,11 @@ class Difference:
     high: float
 
     @property
+    def title(self) -> str:
+        """The name, and which way is up where that is not the usual one."""
+        return f"{self.name} (lower is better)" if self.name in LOWER_IS_BETTER else self.name
+
+    @property
     def key(self) -> str:
         """The name as flags have it."""
         return self.name.lower().replace(" ", "-").replace("%", "")

@@ -110,7 +110,7 @@ def confidences(now: npt.NDArray[np.int64], before: npt.NDArray[np.int64] | None
     axes.stairs(now / max(1, now.sum()), edges, fill=True, color=BLUE, alpha=0.7, label="now")
     if before is not None:
         axes.stairs(before / max(1, before.sum()), edges, color=ORANGE, linewidth=2, label="before")
-        axes.legend(frameon=False, loc="upper left")
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     axes.set_xlim(0, 1)
     axes.set_xlabel("confidence of the label")
     axes.set_ylabel("share of the labels")

@@ -59,7 +59,7 @@ def show_comparison(result: "Comparison", page: str) -> None:
 def _show_pair(pair: "Pair") -> None:
     title = f"{pair.second} against {pair.first} on {pair.rows:,} products"
     rows = [
-        (d.name, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.by:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", d.verdict)
+        (d.title, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.by:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", d.verdict)
         for d in pair.differences
     ]
     columns = ("", "before", "now", "difference", "95% interval", "")

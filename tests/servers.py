@@ -89,14 +89,14 @@ def seaweed(folder: Path, port: int, key: str, secret: str) -> Iterator[subproce
 
 
 @contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
-    """An MLflow server with a store in the folder: its address, and how to kill it."""
+def mlflow_server(folder: Path, store: str | None = None) -> Iterator[tuple[str, Callable[[], None]]]:
+    """An MLflow server, with a store in the folder unless another is named: its address, and how to kill it."""
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [str(BIN / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
-        f"sqlite:///{folder}/mlflow.db",
+        store or f"sqlite:///{folder}/mlflow.db",
         "--artifacts-destination",
         str(folder / "artifacts"),
     ]
