@@ -78,10 +78,9 @@ def fitted(
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
-        name = Path(config.base_model).name
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
         with (
-            tracking.run("train", name, config, sources[0].catalog, own, attempt.mlflow_run) as run_id,
+            tracking.run("train", config.model_name, config, sources[0].catalog, own, attempt.mlflow_run) as run_id,
             vitals.watch(run_id),
         ):
             (attempt.folder / BEGUN).write(run_id.encode())

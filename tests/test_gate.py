@@ -41,7 +41,7 @@ def test_better_and_nowhere_worse_is_promoted() -> None:
     ("changes", "reason"),
     [
         ({"accuracy": (0.80, 0.80, -0.01, 0.01)}, "accuracy: 0.8000 → 0.8000"),
-        ({"tail_macro_f1": (0.5, 0.4, -0.15, -0.05)}, "guard tail macro F1"),
+        ({"tail_macro_F1": (0.5, 0.4, -0.15, -0.05)}, "guard tail macro F1"),
         ({"calibration_error": (0.02, 0.05, 0.01, 0.05)}, "guard calibration error"),
         ({"slowdown": 1.6}, "guard speed: 1.60 times"),
     ],
