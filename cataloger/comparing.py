@@ -37,14 +37,13 @@ def compare(config: CompareConfig) -> Comparison:
     if config.promote:
         _check_promotion(found)
     check_writable(locate(config.report).parent)
-    rows = side_by_side(found)
     needs_models = bool(config.evaluate or config.catalog or config.promote)
     for one in found:
         if needs_models and one.model is None:
             raise ConfigError(f"{one.name}: this run has no model; name one that does")
         if not needs_models and not one.evaluations:
             log.warning("not evaluated: %s; add --evaluate CATALOG to compare row by row", one.name)
-            return Comparison(names, rows)
+            return Comparison(names, side_by_side(found))
     tags = {"model": str(found[0].model), "challengers": ", ".join(str(one.model) for one in found[1:])}
     with runtime.session() if needs_models else contextlib.nullcontext():
         if config.evaluate:
@@ -66,14 +65,14 @@ def compare(config: CompareConfig) -> Comparison:
                 replace(pair, checks=tuple(gate.check(pair, config.metric, config.max_slowdown))) for pair in pairs
             ]
             decision = _decide(found[1:], pairs, config.metric) if config.promote else None
-            result = Comparison(names, rows, tuple(pairs), decision, run_id)
+            if decision:
+                _carry_out(decision, found[1:], pairs)
+                tracking.log_text("\n".join(decision.reasons), "decision.txt")
+            result = Comparison(names, side_by_side(found), tuple(pairs), decision, run_id)
             page = comparison_page(result, said)
             locate(config.report).write(page.encode())
             tracking.log_text(page, "comparison.html")
             tracking.log_metrics(_metrics(pairs))
-            if decision:
-                tracking.log_text("\n".join(decision.reasons), "decision.txt")
-                _carry_out(decision, found[1:], pairs)
     return result
 
 
@@ -128,26 +127,27 @@ def _registered(contender: Contender) -> tuple[str, str]:
 def _decide(challengers: Sequence[Contender], pairs: Sequence[Pair], metric: str) -> Decision:
     """For the best challenger, by the metric, of those that passed every check."""
     passed = [place for place, pair in enumerate(pairs) if all(check.passed for check in pair.checks)]
-    reasons = [
-        f"{pair.second} {'passed' if check.passed else 'failed'} {check.reason}"
-        for pair in pairs
-        for check in pair.checks
-    ]
+    reasons = [reason for pair in pairs for reason in _reasons(pair)]
     if not passed:
         return Decision(None, (f"not promoted: {pairs[0].first} stays champion", *reasons))
     best = max(passed, key=lambda place: gate.gain(pairs[place], metric))
     return Decision(challengers[best].model, (f"promoted: {pairs[best].second} by {metric}", *reasons))
 
 
+def _reasons(pair: Pair) -> list[str]:
+    return [f"{pair.second} {'passed' if check.passed else 'failed'} {check.reason}" for check in pair.checks]
+
+
 def _carry_out(decision: Decision, challengers: Sequence[Contender], pairs: Sequence[Pair]) -> None:
     """The reasons go to every challenger's version, the alias to the one that was chosen. Raises TrackingError."""
     for challenger, pair in zip(challengers, pairs, strict=True):
         name, version = _registered(challenger)
-        own = [reason for reason in decision.reasons[1:] if reason.startswith(f"{pair.second} ")]
+        outcome = decision.reasons[0]
         if challenger.model == decision.promoted:
-            registry.promote(name, version, "\n".join([decision.reasons[0], *own]))
+            registry.promote(name, version, "\n".join([outcome, *_reasons(pair)]))
         else:
-            registry.note(name, version, "\n".join([f"not promoted; {decision.reasons[0]}", *own]))
+            outcome = outcome if decision.promoted is None else f"not promoted; {outcome}"
+            registry.note(name, version, "\n".join([outcome, *_reasons(pair)]))
 
 
 def _metrics(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from sklearn.preprocessing import MultiLabelBinarizer
 
 from cataloger.taxonomy import SEPARATOR, prefix
 
+CALIBRATION_BINS = 15
 TEMPERATURES = np.geomspace(0.25, 4.0, 61)
 
 Array = npt.NDArray[np.float64]
@@ -99,17 +100,20 @@ def hierarchical_f1(true: Sequence[Collection[str]], predicted: Sequence[Collect
     """Micro-averaged F1 over categories augmented with their ancestors (Kiritchenko et al. 2006, section 3)."""
     shared = total = 0
     for left, right in zip(true, predicted, strict=True):
-        a, b = _with_ancestors(left), _with_ancestors(right)
+        a, b = with_ancestors(left), with_ancestors(right)
         total += len(a) + len(b)
         shared += len(a & b)
     return 2 * shared / total if total else 0.0
 
 
-def _with_ancestors(paths: Collection[str]) -> set[str]:
+def with_ancestors(paths: Collection[str]) -> set[str]:
+    """The categories and all that they lie in."""
     return {prefix(path, depth) for path in paths for depth in range(1, path.count(SEPARATOR) + 2)}
 
 
-def expected_calibration_error(confidence: Array, correct: npt.NDArray[np.bool_], bins: int = 15) -> float:
+def expected_calibration_error(
+    confidence: Array, correct: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS
+) -> float:
     """Mean |accuracy - confidence| over equal-width bins, weighted by their rows (Guo et al. 2017, equation 3)."""
     if not len(confidence):
         return 0.0

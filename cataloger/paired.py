@@ -13,12 +13,13 @@ import scipy.sparse
 import scipy.stats
 from sklearn.preprocessing import MultiLabelBinarizer
 
+from cataloger.metrics import CALIBRATION_BINS as BINS
+from cataloger.metrics import with_ancestors
 from cataloger.predictions import Sets, exact
-from cataloger.taxonomy import SEPARATOR, prefix
+from cataloger.taxonomy import prefix
 
 SAMPLES = 1_000
 CONFIDENCE = 0.95
-BINS = 15
 # Weights held at once, as 64-bit numbers.
 MOST_WEIGHTS = 20_000_000
 LOWER_IS_BETTER = ("calibration error",)
@@ -94,7 +95,7 @@ class Scored:
         binarizer = MultiLabelBinarizer(classes=categories, sparse_output=True).fit([])
         own, answered = (binarizer.transform(rows).astype(float) for rows in (true, given))
         self.correct = exact(true, given)
-        steps = [(_with_ancestors(left), _with_ancestors(right)) for left, right in zip(true, given, strict=True)]
+        steps = [(with_ancestors(left), with_ancestors(right)) for left, right in zip(true, given, strict=True)]
         place = np.minimum((confidence * BINS).astype(int), BINS - 1)
         rows, size = np.arange(len(place)), (len(place), BINS)
         columns = [
@@ -182,10 +183,6 @@ def _interval(values: Array) -> tuple[float, float]:
 def at_level(rows: Sets, depth: int) -> Sets:
     """The categories' ancestors at a level, 1 for the top; a path that ends above it stands for itself."""
     return [{prefix(path, depth) for path in row} for row in rows]
-
-
-def _with_ancestors(paths: Collection[str]) -> set[str]:
-    return {prefix(path, depth) for path in paths for depth in range(1, path.count(SEPARATOR) + 2)}
 
 
 def _column(values: list[int]) -> scipy.sparse.csr_matrix:

@@ -88,11 +88,11 @@ def run(
         with contextlib.suppress(MlflowException):  # another job was first
             mlflow.create_experiment(config.experiment, artifact_location=beside.as_uri())
     mlflow.set_experiment(config.experiment)
-    mlflow.set_experiment_tag("mlflow.experimentKind", "custom_model_development")  # or the page asks for prompts and traces
+    mlflow.set_experiment_tag(
+        "mlflow.experimentKind", "custom_model_development"
+    )  # or the page asks for prompts and traces
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
-    active = mlflow.start_run(
-        again, run_name=f"{kind} {name} {time.strftime('%m-%d %H:%M:%S')}" if not again else None
-    )
+    active = mlflow.start_run(again, run_name=f"{kind} {name} {time.strftime('%m-%d %H:%M:%S')}" if not again else None)
     status = "FAILED"
     try:
         about = {"job": kind, **_process(), **code_version(), **tags}

@@ -27,6 +27,13 @@ from conftest import ROOT, on_ray
 from servers import free_port, mlflow_server
 from test_training import losses
 
+# How soon Ray takes a silent node for lost; by default that is most of a minute.
+NOTICED_SOON = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 3000,
+    "health_check_failure_threshold": 3,
+}
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
@@ -150,13 +157,15 @@ def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in long.items()]
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=0, include_dashboard=False, dashboard_agent_listen_port=free_port())
+        cluster.add_node(
+            num_cpus=0, include_dashboard=False, dashboard_agent_listen_port=free_port(), _system_config=NOTICED_SOON
+        )
         first = cluster.add_node(num_cpus=1, dashboard_agent_listen_port=free_port())
         with mlflow_server(working_folder / "mlflow") as (address, _):
             driver = subprocess.Popen(
                 [sys.executable, "-c", script, str(ROOT), *flags, "--num-workers=1:2"],
                 # Where Ray has not yet noticed the loss, it waits so long for a worker that cannot come.
-                env=on_ray(cluster.address, MLFLOW_TRACKING_URI=address, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="30"),
+                env=on_ray(cluster.address, MLFLOW_TRACKING_URI=address, RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="10"),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
