@@ -8,7 +8,7 @@ its last checkpoint with as many workers as there are then: all randomness is a 
 import functools
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,17 +123,21 @@ class Loop:
         tokens, drawn = self.objective.begin_epoch(rng)
         batches = shuffled_batches(tokens.lengths, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []
+        seen, since = 0, time.monotonic()
         for batch in batches[self.batch :]:
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.objective.epochs)
             losses.append(self._step(batch))
+            seen += int(tokens.lengths[batch].sum())
             self.step, self.batch = self.step + 1, self.batch + 1
             if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
-                due = self._log_losses(losses, rate, self.epoch + self.batch / len(batches))
+                shown = {"learning_rate": rate, "tokens_per_second": seen / (time.monotonic() - since)}
+                due = self._log_losses(losses, shown, self.epoch + self.batch / len(batches))
                 losses = []
                 if due and self.batch < len(batches):
                     self._save(NO_RESULT, None)
+                seen, since = 0, time.monotonic()
 
     def _step(self, batch: IntArray) -> torch.Tensor:
         """One optimiser step on a global batch; this rank's share of its mean loss, detached."""
@@ -193,8 +197,8 @@ class Loop:
             group["lr"] = group["peak"] * factor
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def _log_losses(self, losses: Sequence[torch.Tensor], rate: float, epochs: float) -> bool:
-        """Log the losses since the last time; whether a checkpoint is due, by the clock of rank 0."""
+    def _log_losses(self, losses: Sequence[torch.Tensor], shown: Mapping[str, float], epochs: float) -> bool:
+        """Log the losses since the last time, and what is `shown` now; whether a checkpoint is due, by the clock of rank 0."""
         due = self.rank == 0 and time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
         shares = torch.stack([*losses, losses[0].new_tensor(float(due))])
         if self.world > 1:
@@ -210,7 +214,7 @@ class Loop:
         first = self.step - len(values) + 1
         name = "train_loss" if self.objective is self.classification else "pretrain_loss"
         steps: dict[int, dict[str, float]] = {step: {name: loss} for step, loss in enumerate(values, first)}
-        steps[self.step]["learning_rate"] = rate
+        steps[self.step] |= shown
         self._post(steps, epochs, f"loss {np.mean(values):.3f}")
         return bool(overdue)
 

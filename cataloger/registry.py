@@ -71,10 +71,13 @@ def register(folder: Path, name: str, run_id: str) -> str:
 
 
 def champion(name: str) -> str | None:
-    """The version that `models:/NAME@champion` is now. Raises ModelError for an unknown name."""
+    """The version that `models:/NAME@champion` is now. Raises ModelError for an unknown name, TrackingError without MLflow."""
     try:
         found = MlflowClient().get_registered_model(name).aliases.get("champion")
     except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            where, why = shown(mlflow.get_tracking_uri()), shown(str(error).splitlines()[0])
+            raise TrackingError(f"model {name}: MLflow at {where} does not answer ({why})") from error
         raise ModelError(
             f"model {name}: not registered at {shown(mlflow.get_tracking_uri())}; {_known_models()}"
         ) from error

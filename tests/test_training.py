@@ -133,7 +133,7 @@ def test_a_trained_model_is_registered_and_described(trained, labelled: Path) ->
     run = mlflow.get_run(trained.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["epochs"] == "3"
-    assert {"train_loss", "learning_rate", "val_weighted_f1"} <= set(run.data.metrics)
+    assert {"train_loss", "learning_rate", "tokens_per_second", "val_weighted_f1"} <= set(run.data.metrics)
     spec = read_spec(registry.fetch_model(f"models:/{name}@champion").folder)
     paths = set(pq.read_table(labelled, columns=["category_path"]).column(0).to_pylist())
     assert set(spec.categories) == paths
