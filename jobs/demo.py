@@ -18,6 +18,7 @@ def main() -> None:
             ("rows labelled", f"{labels.labelled:,} of {labels.rows:,}, {labels.rejects:,} rejected"),
             ("speed", f"{labels.rows / labels.seconds:,.0f} rows/s, start-up included"),
             ("labels", f"{labels.output}/run={labels.run}"),
+            ("the night as a page", f"{labels.output}/run={labels.run}/_report.html"),
             ("model", f"{result.training.model_uri} (alias challenger)"),
             ("MLflow runs", f"train {result.training.run_id}"),
             ("", f"evaluate {result.evaluation.mlflow_run}"),

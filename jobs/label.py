@@ -26,6 +26,7 @@ def main() -> None:
             ("seconds, start-up included", f"{result.seconds:.1f}"),
             ("rows/s", f"{result.rows / result.seconds:,.0f}"),
         ]
+        rows.append(("as a page", f"{result.output}/run={result.run}/_report.html"))
         show(f"{result.output}/run={result.run}", ("published", ""), rows)
 
     run(job)

@@ -1,5 +1,6 @@
 """`jobs/compare.py` from the evaluation to the alias."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,10 @@ def test_the_better_model_is_promoted_and_rolled_back(
     table = pq.read_table(labelled)
     pq.write_table(table.slice(0, 400), "shop.parquet")
     flags = ("--model-name", rivals, "--split", "all", "--slice-columns", "brand")
+    night = ("label", "--catalog", "shop.parquet", "--output", "labels", "--model", f"models:/{rivals}@champion")
+    assert job(*night)[0] == 0
+    (published,) = Path("labels").glob("run=*")
+    yesterday = {file: file.read_bytes() for file in published.rglob("*") if file.is_file()}
     code, out, err = job(
         "compare",
         "champion",
@@ -65,6 +70,11 @@ def test_the_better_model_is_promoted_and_rolled_back(
     )
     assert code == 0, out + err
     assert champion() == "2"
+    assert job(*night)[0] == 0
+    latest = json.loads(Path("labels/_latest.json").read_text())
+    manifest = json.loads(Path("labels", latest["manifest"]).read_text())
+    assert manifest["model"] == f"models:/{rivals}/2", "the next night uses the new champion"
+    assert yesterday == {file: file.read_bytes() for file in yesterday}, "the last one is as it was"
     # By hand, from the predictions that evaluation writes.
     first, second = (predictions(job, f"models:/{rivals}/{version}") for version in (1, 2))
     true = np.array(first["true_category"])
