@@ -87,7 +87,7 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 effort += spent
             snapshot.check_complete(run, units, parts)
-            found = _look(night, len(units), parts.values(), _figures(units, parts, effort, started))
+            found = _look(night, len(units), parts.values(), _figures(_result(night, units, parts, effort, mlflow_run)))
             _check_rejects(night, parts.values())
             _check_drift(night, found)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
@@ -235,13 +235,12 @@ def _result(
     )
 
 
-def _figures(units: Sequence[Unit], parts: dict[int, Part], effort: Effort, started: float) -> dict[str, str]:
+def _figures(result: LabelResult) -> dict[str, str]:
     """For the page."""
-    rows, labelled = sum(unit.rows for unit in units), sum(part.rows for part in parts.values())
-    figures = {"labelled": f"{labelled:,}", "rejected": f"{rows - labelled:,}"}
-    if effort.rows:
-        figures["carried over"] = f"{effort.carried / effort.rows:.1%}"
-        figures["rows/s"] = f"{effort.rows / (time.monotonic() - started):,.0f}"
+    figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
+    if result.effort.rows:
+        figures["carried over"] = f"{result.effort.carried / result.effort.rows:.1%}"
+        figures["rows/s"] = f"{result.effort.rows / result.seconds:,.0f}"
     return figures
 
 
