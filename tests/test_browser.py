@@ -1,6 +1,8 @@
 """The pages in a real browser: they render without errors and show the figures of the run."""
 
+import json
 import shutil
+import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ import pytest
 from cataloger import drift, nightly, tracking
 from cataloger.comparison import Comparison, Decision, Pair, Row, compare_predictions
 from cataloger.comparison_page import comparison_page
+from cataloger.config import EvaluateConfig
 from cataloger.effect import Effect, Flow
 from cataloger.nightly import Night
 from cataloger.predictions import About, Predictions
@@ -179,6 +182,9 @@ def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(
 
     tracking.connect()
     run = mlflow.get_run(trained.run_id)
+    config = EvaluateConfig(catalog="none", experiment="tests")
+    with tracking.run("evaluate", "another", config, None, {}):
+        tracking.log_metrics({"accuracy": 0.5})
     name = trained.model_uri.split("/")[1]
 
     def seen(address: str, *words: str) -> str:
@@ -194,4 +200,12 @@ def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(
         seen(f"{experiment}/runs", str(run.info.run_name))
         seen(f"{experiment}/runs/{run.info.run_id}", "val_weighted_f1", "learning_rate", "tests")
         seen(f"{experiment}/runs/{run.info.run_id}/model-metrics", "learning_rate", "Step")
+        other = next(
+            one
+            for one in mlflow.search_runs([run.info.experiment_id], output_format="list")
+            if one.info.run_id != run.info.run_id and one.info.run_name != run.info.run_name
+        )
+        both = urllib.parse.quote(json.dumps([run.info.run_id, other.info.run_id]))
+        compared = f"{server}/#/compare-runs?runs={both}&experiments={urllib.parse.quote(json.dumps([run.info.experiment_id]))}"
+        seen(compared, str(run.info.run_name), str(other.info.run_name), "Parameters")
         seen(f"{server}/#/models/{name}", "champion", "challenger")

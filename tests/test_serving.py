@@ -47,7 +47,8 @@ def same(answers: pd.DataFrame, products: pd.DataFrame) -> None:
 def test_mlflow_models_serve(published: tuple[str, pd.DataFrame]) -> None:
     uri, products = published
     port = free_port()
-    command = [BIN / "mlflow", "models", "serve", "-m", uri, "--env-manager", "local", "-p", str(port), "-w", "1"]
+    champion = f"{uri.rsplit('/', 1)[0]}@champion"
+    command = [BIN / "mlflow", "models", "serve", "-m", champion, "--env-manager", "local", "-p", str(port), "-w", "1"]
     path = f"{BIN}:{os.environ['PATH']}"
     with open("log", "wb") as log:
         server = subprocess.Popen([*map(str, command)], env=free_of_ray(PATH=path), stdout=log, stderr=log)
