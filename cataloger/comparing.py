@@ -13,6 +13,7 @@ from cataloger.contenders import Contender
 from cataloger.effect import effects
 from cataloger.errors import ConfigError
 from cataloger.evaluation import evaluate
+from cataloger.predictions import Predictions
 from cataloger.race import seconds_per_text
 from cataloger.storage import check_writable, locate
 
@@ -22,12 +23,18 @@ log = logging.getLogger(__name__)
 def rollback(model_name: str) -> tuple[str, str]:
     """(the version that is champion again, the one that was until now). Raises CatalogerError."""
     tracking.connect()
-    return registry.rollback(model_name)
+    with tracking.answering():
+        return registry.rollback(model_name)
 
 
 def compare(config: CompareConfig) -> Comparison:
     """Raises CatalogerError: an unknown name, models evaluated on different rows, an MLflow that cannot be used."""
     tracking.connect()
+    with tracking.answering():
+        return _compare(config)
+
+
+def _compare(config: CompareConfig) -> Comparison:
     found = [contenders.find(name, config.model_name) for name in config.runs]
     names = tuple(one.name for one in found)
     if config.promote and found and (alone := _first_champion(found)):
@@ -36,6 +43,9 @@ def compare(config: CompareConfig) -> Comparison:
         raise ConfigError("name at least two runs or models to compare")
     if config.promote:
         _check_promotion(found)
+        if all(one.version == found[0].version for one in found):
+            reason = f"not promoted: {found[-1].name} is the champion already"
+            return Comparison(names[:1], side_by_side(found[:1]), decision=Decision(None, (reason,)))
     check_writable(locate(config.report).parent)
     needs_models = bool(config.evaluate or config.catalog or config.promote)
     for one in found:
@@ -56,7 +66,8 @@ def compare(config: CompareConfig) -> Comparison:
             ]
             sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
             if config.promote:
-                first, *others = seconds_per_text(sources, said, use_gpu=config.use_gpu)
+                _check_rows(said, names)
+                first, *others = seconds_per_text(sources, said[0].about, use_gpu=config.use_gpu)
                 pairs = [replace(pair, slowdown=other / first) for pair, other in zip(pairs, others, strict=True)]
             if config.catalog:
                 changes = effects(config.catalog, config.id_column, sources, use_gpu=config.use_gpu)
@@ -65,14 +76,15 @@ def compare(config: CompareConfig) -> Comparison:
                 replace(pair, checks=tuple(gate.check(pair, config.metric, config.max_slowdown))) for pair in pairs
             ]
             decision = _decide(found[1:], pairs, config.metric) if config.promote else None
-            if decision:
-                _carry_out(decision, found[1:], pairs)
-                tracking.log_text("\n".join(decision.reasons), "decision.txt")
             result = Comparison(names, side_by_side(found), tuple(pairs), decision, run_id)
             page = comparison_page(result, said)
-            locate(config.report).write(page.encode())
+            if decision:
+                # When all else is ready, and before anybody is told.
+                _carry_out(decision, found, pairs)
+                tracking.log_text("\n".join(decision.reasons), "decision.txt")
             tracking.log_text(page, "comparison.html")
             tracking.log_metrics(_metrics(pairs))
+            locate(config.report).write(page.encode())
     return result
 
 
@@ -99,7 +111,7 @@ def _first_champion(found: Sequence[Contender]) -> Comparison | None:
     if registry.champion(name) is not None:
         return None
     note = f"promoted without comparison: {name} had no champion"
-    registry.promote(name, version, note)
+    registry.promote(name, version, note, None)
     decision = Decision(f"models:/{name}/{version}", (note,))
     return Comparison((found[0].name,), side_by_side(found[:1]), decision=decision)
 
@@ -110,9 +122,22 @@ def _check_promotion(found: Sequence[Contender]) -> None:
     for other in found[1:]:
         if _registered(other)[0] != name:
             raise ConfigError(f"--promote: {other.name} is not a version of {name}, and cannot be its champion")
+        if when := registry.rolled_back(*_registered(other)):
+            raise ConfigError(
+                f"--promote: {other.name} was champion and was rolled back on {when}; train another one, or move the alias by hand in MLflow"
+            )
     now = registry.champion(name)
     if now != version:
         raise ConfigError(f"--promote: the champion of {name} is version {now}; name it first, then its challengers")
+
+
+def _check_rows(said: Sequence[Predictions], names: Sequence[str]) -> None:
+    for one, name in zip(said, names, strict=True):
+        if one.about.saw_these_rows:
+            raise ConfigError(
+                f"--promote: {name} was trained on {one.about.catalog} and knows its answers; --evaluate another catalog, or train "
+                "with --test-fraction and compare with --split test"
+            )
 
 
 def _registered(contender: Contender) -> tuple[str, str]:
@@ -138,13 +163,14 @@ def _reasons(pair: Pair) -> list[str]:
     return [f"{pair.second} {'passed' if check.passed else 'failed'} {check.reason}" for check in pair.checks]
 
 
-def _carry_out(decision: Decision, challengers: Sequence[Contender], pairs: Sequence[Pair]) -> None:
+def _carry_out(decision: Decision, found: Sequence[Contender], pairs: Sequence[Pair]) -> None:
     """The reasons go to every challenger's version, the alias to the one that was chosen. Raises TrackingError."""
-    for challenger, pair in zip(challengers, pairs, strict=True):
+    champion = _registered(found[0])[1]
+    for challenger, pair in zip(found[1:], pairs, strict=True):
         name, version = _registered(challenger)
         outcome = decision.reasons[0]
         if challenger.model == decision.promoted:
-            registry.promote(name, version, "\n".join([outcome, *_reasons(pair)]))
+            registry.promote(name, version, "\n".join([outcome, *_reasons(pair)]), champion)
         else:
             outcome = outcome if decision.promoted is None else f"not promoted; {outcome}"
             registry.note(name, version, "\n".join([outcome, *_reasons(pair)]))

@@ -13,8 +13,9 @@ from cataloger.paired import Difference, McNemar, Scored, differences, mcnemar
 from cataloger.predictions import Predictions
 from cataloger.slices import CategoryChange, Slice, by_category, frequency_groups, slices
 
-# Of two evaluations of the same catalog, this share of rows must be in both: a few may lack the text columns of one model.
-LEAST_IN_COMMON = 0.9
+# Of two evaluations of a whole catalog this share of rows must be in both: a few may lack the text columns of one model. Of
+# the rows that each training left out, those that both did are the fair ones, be they few.
+LEAST_IN_COMMON, LEAST_HELD_OUT = 0.9, 100
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def side_by_side(found: Sequence[Contender]) -> tuple[Row, ...]:
         ("parameter", [dict(run.data.params) if run else {} for run in runs]),
         (
             "metric of training",
-            [dict(run.data.metrics) if run and run.data.tags["job"] == "train" else {} for run in runs],
+            [dict(run.data.metrics) if run and run.data.tags.get("job") == "train" else {} for run in runs],
         ),
         ("metric of evaluation", [dict(run.data.metrics) if run else {} for run in evaluated]),
     ]
@@ -110,12 +111,18 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
         )
     total = max(len(first.table), len(second.table))
     _, left, right = np.intersect1d(first.table.column("row"), second.table.column("row"), return_indices=True)
-    if len(left) < LEAST_IN_COMMON * total:
+    whole = "all" in (first.about.split, second.about.split)
+    if len(left) < (LEAST_IN_COMMON * total if whole else min(total, LEAST_HELD_OUT)):
         raise ConfigError(
             f"{names[0]} was evaluated on {len(first.table):,} rows, {names[1]} on {len(second.table):,}, and {len(left):,} are the "
-            "same; add --evaluate CATALOG to evaluate both on all rows of one"
+            "same; evaluate both with --evaluate on a catalog that neither was trained on"
         )
     left_out = [f"{total - len(left):,} rows have an answer of one model only"] if len(left) < total else []
+    left_out += [
+        f"{name} was trained on these rows: its scores are too good"
+        for name, one in zip(names, (first, second), strict=True)
+        if one.about.saw_these_rows
+    ]
     first, second = first.take(left), second.take(right)
     first, second, unknown = _common_categories(first, second, names)
     true, answers = first.true, (first.given, second.given)

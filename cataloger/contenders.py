@@ -12,6 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from cataloger import tracking
+from cataloger.bundle import digest
 from cataloger.errors import ConfigError, TrackingError
 from cataloger.predictions import FILE, Predictions
 
@@ -46,7 +47,10 @@ def find(name: str, model_name: str) -> Contender:
     if name.startswith("models:/"):
         return _of_version(name, _version(name))
     if (Path(name) / "cataloger.json").exists():
-        return Contender(name, name, None, _evaluations(name))
+        # Another model may lie there by now than the one that was evaluated.
+        now = digest(Path(name))
+        evaluations = [run for run in _evaluations(name) if run.data.tags.get("model_digest") == now]
+        return Contender(name, name, None, tuple(evaluations))
     aliases = _aliases(model_name)
     if name in aliases:
         version = MlflowClient().get_model_version(model_name, aliases[name])
@@ -131,7 +135,9 @@ def _version(uri: str) -> ModelVersion:
 def _aliases(model_name: str) -> dict[str, str]:
     try:
         return dict(MlflowClient().get_registered_model(model_name).aliases)
-    except MlflowException:
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
         return {}
 
 
@@ -148,19 +154,21 @@ def _evaluations(model: str) -> tuple[Run, ...]:
 
 
 def _run(name: str, aliases: dict[str, str], model_name: str) -> Run:
-    try:
-        return mlflow.get_run(name)
-    except MlflowException:
-        pass
     recent: Sequence[Run] = mlflow.search_runs(search_all_experiments=True, max_results=RECENT, output_format="list")
-    found = [run for run in recent if name in str(run.info.run_name) or run.info.run_id.startswith(name)]
+    if exact := [run for run in recent if run.info.run_id == name]:
+        return exact[0]
+    # The names of comparisons are those of what they compared.
+    models = [run for run in recent if run.data.tags.get("job") != "compare"]
+    found = [run for run in models if name in str(run.info.run_name) or run.info.run_id.startswith(name)]
     if len(found) == 1:
         return found[0]
     if found:
         shown = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found[:5])
         raise TrackingError(f"{name!r} fits {len(found)} runs; name one of {shown}")
     known = [*aliases, *(str(run.info.run_name) for run in recent), *(run.info.run_id for run in recent)]
-    raise TrackingError(f"{name!r}: no such run, nor an alias of model {model_name}; {_nearest(name, known)}")
+    raise TrackingError(
+        f"{name!r}: no such run, nor an alias of model {model_name} (--model-name); {_nearest(name, known)}"
+    )
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -84,7 +84,7 @@ def compare(before: Summary, now: Summary) -> Drift:
     moved = both[both["category_before"] != both["category_now"]]
     categories = sorted({*before.counts, *now.counts})
     old, new = (np.array([run.counts[path] for path in categories], float) for run in (before, now))
-    empty = not before.rows or not now.rows
+    empty = not old.sum() or not new.sum()
     p, q = (np.maximum(counts, LEAST_COUNT) / max(1.0, counts.sum()) for counts in (old, new))
     return Drift(
         compared=len(both),
@@ -104,8 +104,8 @@ def sample_every(rows: int) -> int:
     return ids.sample_every(rows, COMPARED_PRODUCTS)
 
 
-def summarise(parts: Sequence[Location], every: int) -> Summary:
-    """Of the label files of a run."""
+def summarise(parts: Sequence[Location], every: int | None) -> Summary:
+    """Of the label files of a run; without `every`, no products are kept."""
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda part: _read_part(part, every), parts))
     counts: Counter[str] = Counter()
@@ -123,19 +123,20 @@ def summarise(parts: Sequence[Location], every: int) -> Summary:
     )
 
 
-def _read_part(part: Location, every: int) -> Summary:
+def _read_part(part: Location, every: int | None) -> Summary:
     with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
         found = {"category", "categories"} & set(file.schema_arrow.names)
         table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
     frame = table.drop_columns(["id", "text_hash"]).to_pandas()
-    if "categories" in found:  # several of them, in any order, count as one
-        frame["category"] = [" + ".join(sorted(row)) for row in frame.pop("categories")]
+    single = frame["category"] if "category" in found else frame["categories"].explode().dropna()
+    if "categories" in found:  # whether a product moved is asked of all of them together
+        frame["category"] = [" + ".join(sorted(row)) or "none" for row in frame.pop("categories")]
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
     frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
-    chosen = frame["id"] % np.uint64(every) == 0
+    chosen = frame["id"] % np.uint64(every) == 0 if every else np.zeros(len(frame), bool)
     return Summary(
         rows=len(frame),
-        counts=Counter(frame["category"].value_counts().to_dict()),
+        counts=Counter(single.value_counts().to_dict()),
         confidence=float(frame["confidence"].sum()),
         histogram=np.histogram(frame["confidence"], CONFIDENCE_BINS, (0, 1))[0],
         review=int(frame["needs_review"].sum()),

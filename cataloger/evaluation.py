@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from cataloger import metrics, plots, registry, runtime, tracking, vitals
-from cataloger.bundle import read_spec
+from cataloger.bundle import digest, read_spec
 from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -68,7 +68,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)
-    about = {"model": source.uri, "split": config.split}
+    about = {"model": source.uri, "model_digest": digest(source.folder), "split": config.split}
     kept = {"id": config.id_column, "text": TEXT, "written": config.label_column}
     with runtime.session():
         tracking.check_nodes(tracking_uri)
@@ -90,9 +90,11 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 model=source.uri,
                 catalog=config.catalog,
                 catalog_fingerprint=catalog.fingerprint,
+                id_column=config.id_column,
                 label_column=config.label_column,
                 split=config.split,
                 categories=spec.categories,
+                saw_these_rows=config.split == "all" and spec.catalog_fingerprint == catalog.fingerprint,
                 texts_per_second=found.effort.forwarded / max(1e-9, found.effort.forward_seconds),
             )
             predictions = Predictions.of(found.labels, names, described)

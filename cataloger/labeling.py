@@ -87,7 +87,7 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 effort += spent
             snapshot.check_complete(run, units, parts)
-            found = _look(night, len(units), parts.values(), _figures(_result(night, units, parts, effort, mlflow_run)))
+            found = _look(night, len(units), parts.values(), _result(night, units, parts, effort, mlflow_run))
             _check_rejects(night, parts.values())
             _check_drift(night, found)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
@@ -183,10 +183,10 @@ def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
         )
 
 
-def _look(night: _Night, units: int, parts: Collection[Part], figures: dict[str, str]) -> Night:
+def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
     """What this run did, with a page of it in its folder and in MLflow."""
-    found = nightly.look(night.output, night.run, units, parts, night.published, night.model_digest)
-    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, figures)
+    found = nightly.look(night.output, night.run, units, result.rows, parts, night.published, night.model_digest)
+    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, _figures(result))
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
     tracking.log_metrics(found.metrics)
@@ -210,9 +210,9 @@ def _publish_again(night: _Night) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
     manifest = snapshot.read_manifest(night.output, night.run)
     if night.seen.run != night.run:
-        _check_drift(
-            night, nightly.look(night.output, night.run, manifest["units"], (), night.published, night.model_digest)
-        )
+        units, rows = manifest["units"], manifest["rows"]
+        found = nightly.look(night.output, night.run, units, rows, (), night.published, night.model_digest)
+        _check_drift(night, found)
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))

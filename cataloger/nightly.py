@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,21 @@ class Night:
 
 
 def look(
-    output: Location, run: str, units: int, parts: Iterable[Part], published: dict[str, Any] | None, model_digest: str
+    output: Location,
+    run: str,
+    units: int,
+    rows: int,
+    parts: Iterable[Part],
+    published: dict[str, Any] | None,
+    model_digest: str,
 ) -> Night:
     """Read the labels of a run whose units are all there, and those of the published run."""
     folder = snapshot.run_folder(output, run)
     rejects = _reasons(folder, parts)
-    every = drift.sample_every(published["rows"] if published else 0)
-    now = drift.summarise(snapshot.label_files(folder, units), every)
     if published is None or published["run"] == run:
-        return Night(run, now, rejects)
+        return Night(run, drift.summarise(snapshot.label_files(folder, units), None), rejects)
+    every = drift.sample_every(max(int(published["rows"]), rows))
+    now = drift.summarise(snapshot.label_files(folder, units), every)
     earlier = snapshot.label_files(snapshot.run_folder(output, published["run"]), published["units"])
     before = drift.summarise(earlier, every)
     same_model = published["model_digest"] == model_digest
@@ -117,10 +124,13 @@ def _matrix(found: Drift) -> tuple[list[str], list[list[int]]] | None:
 
 
 def _reasons(folder: Location, parts: Iterable[Part]) -> Counter[str]:
+    def count(part: Part) -> dict[str, int]:
+        _, file = snapshot.read_file(folder, f"{snapshot.REJECTS}/{snapshot.part_name(part.unit)}")
+        counts = pc.value_counts(file.read(columns=["reason"]).column(0)).to_pylist()
+        return {pair["values"]: pair["counts"] for pair in counts}
+
     found: Counter[str] = Counter()
-    for part in parts:
-        if part.rejects:
-            _, file = snapshot.read_file(folder, f"{snapshot.REJECTS}/{snapshot.part_name(part.unit)}")
-            counts = pc.value_counts(file.read(columns=["reason"]).column(0)).to_pylist()
-            found.update({pair["values"]: pair["counts"] for pair in counts})
+    with ThreadPoolExecutor(16) as pool:
+        for counts in pool.map(count, [part for part in parts if part.rejects]):
+            found.update(counts)
     return found

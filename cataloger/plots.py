@@ -40,7 +40,7 @@ def coverage(curves: Mapping[str, Curve]) -> Figure:
     axes = figure.add_subplot()
     lowest = 0.9
     for (name, (share, precision, _)), color in zip(curves.items(), (BLUE, ORANGE, GREEN), strict=False):
-        axes.plot(share, precision, color=color, label=name)
+        axes.plot(share, precision, color=color, label=_as_it_is(name))
         lowest = min(lowest, float(precision.min(initial=1.0)))
     axes.axhline(0.95, color="#5b6472", linestyle="--", linewidth=1)
     axes.text(0.0, 0.951, "95% precision", color="#5b6472", fontsize=8, va="bottom")
@@ -66,7 +66,7 @@ def intervals(differences: Sequence[tuple[str, float, float, float]], second: st
     axes.set_yticks(range(len(differences)), [name for name, *_ in differences])
     axes.invert_yaxis()
     axes.set_xlabel("difference, with its 95% interval")
-    axes.set_title(f"{second} minus {first}", loc="left")
+    axes.set_title(_as_it_is(f"{second} minus {first}"), loc="left")
     _plain(axes)
     return figure
 
@@ -126,4 +126,9 @@ def _plain(axes: Axes) -> None:
 def _short(path: str, limit: int = 46) -> str:
     """The last two levels, cut to a readable length."""
     name = SEPARATOR.join(path.split(SEPARATOR)[-2:])
-    return name if len(name) <= limit else name[: limit - 1] + "…"
+    return _as_it_is(name if len(name) <= limit else name[: limit - 1] + "…")
+
+
+def _as_it_is(name: str) -> str:
+    """Matplotlib takes what is between two dollar signs for a formula."""
+    return name.replace("$", r"\$")

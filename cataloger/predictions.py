@@ -27,12 +27,15 @@ class About:
     model: str
     catalog: str
     catalog_fingerprint: str
+    id_column: str
     label_column: str
     split: str
     categories: tuple[str, ...]
     """Those that the model can answer."""
     texts_per_second: float
     """Of one model actor."""
+    saw_these_rows: bool = False
+    """Whether the model was trained on the catalog that it was asked about, these rows included."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import json
 import shutil
 import tempfile
 import time
@@ -20,8 +21,8 @@ from cataloger.errors import ModelError, TrackingError
 from cataloger.storage import locate
 from cataloger.tracking import forgiving, shown
 
-# Tags of a version: why it became the champion, which one was it before, when it ceased to be.
-PROMOTION, BEFORE, ROLLED_BACK = "promotion", "champion_before", "rolled_back"
+# Tags of a version: why it was promoted or not, and when it was rolled back; of a model: its champions, the last one last.
+PROMOTION, ROLLED_BACK, CHAMPIONS = "promotion", "rolled_back", "champions"
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,40 @@ def champion(name: str) -> str | None:
     return None if found is None else str(found)
 
 
-def promote(name: str, version: str, reasons: str) -> None:
-    """Make a version the champion; it keeps the reasons, and who was champion before. The alias moves last, in one step.
+def promote(name: str, version: str, reasons: str, instead_of: str | None) -> None:
+    """Make a version the champion in place of the one it was compared with; the reasons stay on the version.
 
-    Raises TrackingError when MLflow doesn't take it: then the champion is the one it was.
+    The alias moves in one step. Raises TrackingError when MLflow doesn't take it, or another version became champion meanwhile:
+    then the champion is the one it was.
     """
-    client, before = MlflowClient(), champion(name)
+    client, now = MlflowClient(), champion(name)
+    if now != instead_of:
+        raise TrackingError(f"model {name}: version {now} became champion meanwhile, and stays; compare with it")
     with _all_or_nothing(name):
-        client.set_model_version_tag(name, version, PROMOTION, reasons)
-        if before and before != version:
-            client.set_model_version_tag(name, version, BEFORE, before)
+        _remember(name, [*_champions(name), *([now] if now else []), version])
         client.set_registered_model_alias(name, "champion", version)
+    note(name, version, reasons)
+
+
+def _champions(name: str) -> list[str]:
+    """Versions that were champion, the last one last; it may never have come to that if MLflow went away in between."""
+    return list(json.loads(MlflowClient().get_registered_model(name).tags.get(CHAMPIONS, "[]")))
+
+
+def _remember(name: str, versions: list[str]) -> None:
+    without_repeats = [one for one, before in zip(versions, [None, *versions], strict=False) if one != before]
+    MlflowClient().set_registered_model_tag(name, CHAMPIONS, json.dumps(without_repeats))
 
 
 def note(name: str, version: str, reasons: str) -> None:
-    """Why a version was not promoted."""
+    """Why a version was promoted, or was not."""
     with forgiving():
         MlflowClient().set_model_version_tag(name, version, PROMOTION, reasons)
+
+
+def rolled_back(name: str, version: str) -> str | None:
+    """When a version ceased to be champion by a rollback."""
+    return MlflowClient().get_model_version(name, version).tags.get(ROLLED_BACK)
 
 
 def rollback(name: str) -> tuple[str, str]:
@@ -112,13 +130,17 @@ def rollback(name: str) -> tuple[str, str]:
     if now is None:
         raise ModelError(f"model {name}: has no champion; promote a version with jobs/compare.py … --promote")
     with _all_or_nothing(name):
-        before = client.get_model_version(name, now).tags.get(BEFORE)
-        if before is None:
+        earlier = _champions(name)
+        if now in earlier:
+            earlier = earlier[: len(earlier) - 1 - earlier[::-1].index(now)]
+        if not earlier:
             raise ModelError(f"model {name}: version {now} is its first champion; there is none to go back to")
-        client.get_model_version(name, before)
+        client.get_model_version(name, earlier[-1])
+        client.set_registered_model_alias(name, "champion", earlier[-1])
+    with forgiving():
+        _remember(name, earlier)
         client.set_model_version_tag(name, now, ROLLED_BACK, time.strftime("%Y-%m-%d %H:%M:%S"))
-        client.set_registered_model_alias(name, "champion", before)
-    return before, now
+    return earlier[-1], now
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pydantic
 import ray
@@ -35,8 +35,8 @@ class Trial:
     settings: dict[str, Any]
     epochs: int
     score: float
-    run_id: str
-    finished: bool
+    run_id: str | None
+    state: Literal["finished", "stopped early", "failed"]
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,10 @@ def read_settings(file: str) -> list[dict[str, Any]]:
 
 def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     """Raises ConfigError for a value of the wrong type."""
+    fields = TrainConfig.__dataclass_fields__
+    given = {name: str(value) if fields[name].type is str else value for name, value in settings.items()}
     try:
-        return pydantic.TypeAdapter(TrainConfig).validate_python({**asdict(config), **settings, "sweep": None})
+        return pydantic.TypeAdapter(TrainConfig).validate_python({**asdict(config), **given, "sweep": None})
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         name = str(problem["loc"][0])
@@ -178,15 +180,17 @@ def _tune(
     trials: list[tuple[Trial, Fitted | None]] = []
     for result in (results[place] for place in range(len(results))):
         number, metrics, left = (result.config or {})["number"], result.metrics or {}, None
+        state: Literal["finished", "stopped early", "failed"] = "stopped early"
         if result.error:
+            state = "failed"
             log.warning("trial %s failed: %s", number + 1, str(result.error).strip().splitlines()[-1])
         elif "left" in metrics:
             found = metrics["left"]
             checkpoint = Location(storage.filesystem, found["checkpoint"], found["checkpoint"])
-            left = Fitted(found["run_id"], checkpoint, found["metrics"])
+            left, state = Fitted(found["run_id"], checkpoint, found["metrics"]), "finished"
         elif number in runs:
             tracking.close_stopped(runs[number].info.run_id)
-        if number in runs:
-            run_id, score = runs[number].info.run_id, metrics.get(SCORE, 0.0)
-            trials.append((Trial(settings[number], metrics.get("epoch", 0), score, run_id, left is not None), left))
+        run_id = runs[number].info.run_id if number in runs else None
+        trial = Trial(settings[number], metrics.get("epoch", 0), metrics.get(SCORE, 0.0), run_id, state)
+        trials.append((trial, left))
     return trials

@@ -162,6 +162,16 @@ def _close_abandoned_runs() -> None:
 
 
 @contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """For jobs that are nothing without MLflow: a server that goes away is a TrackingError."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException) as error:
+        where, why = shown(mlflow.get_tracking_uri()), shown(str(error).splitlines()[0])
+        raise TrackingError(f"MLflow at {where} does not answer as it should: {why}") from error
+
+
+@contextlib.contextmanager
 def forgiving() -> Iterator[None]:
     """MLflow going away in mid-run costs metrics, never the work: say so and go on."""
     try:

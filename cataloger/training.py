@@ -73,7 +73,8 @@ def fitted(
     """
     config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
-    attempt = _begin_or_resume(planned.storage, config, [source.catalog.fingerprint for source in sources])
+    fingerprints = [source.catalog.fingerprint for source in sources]
+    attempt = _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()])
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -21,7 +22,7 @@ def parse(config: type[Config], *markers: Any) -> Config:
 
 
 def run(job: Callable[[], Any]) -> None:
-    """Run a job. Exit code 0, or that of the CatalogerError it raised; any other error keeps its traceback."""
+    """Run a job. Exit code 0, or that of the CatalogerError it raised; 4 for any other error, with its traceback."""
     _set_up_log()
     # `ray job stop` and cron send SIGTERM: leave through `finally`, so that the MLflow run is closed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -32,6 +33,10 @@ def run(job: Callable[[], Any]) -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception:
+        # Not Python's 1: that says "not promoted".
+        traceback.print_exc()
+        sys.exit(4)
 
 
 def _set_up_log() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -16,13 +17,13 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], mark
     """A table; rows whose mark is true are bold. Text columns left, the others as they come."""
     table = Table(header_style="")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(escape(column), justify="left" if number == 0 else "right", overflow="fold")
     for number, row in enumerate(rows):
-        table.add_row(*row, style="bold" if number < len(marked) and marked[number] else "")
+        table.add_row(*map(escape, row), style="bold" if number < len(marked) and marked[number] else "")
     console = Console()
     # A pipe or a log file has no width of its own: leave room for long paths.
     console = console if console.is_terminal else Console(width=160)
-    console.print(f"\n{title}", style="bold", highlight=False)
+    console.print(f"\n{title}", style="bold", highlight=False, markup=False)
     console.print(table)
 
 
@@ -103,7 +104,7 @@ def show_sweep(result: "SweepResult") -> None:
             ", ".join(f"{name} {value}" for name, value in trial.settings.items()),
             str(trial.epochs),
             f"{trial.score:.4f}",
-            "" if trial.finished else "stopped early",
+            trial.state,
         )
         for trial in result.trials
     ]

@@ -24,7 +24,7 @@ from cataloger.nightly import Night
 from cataloger.predictions import About, Predictions
 from servers import mlflow_server
 
-CATEGORIES = [f"Department {i // 40} > Shelf {i // 8} > Kind of product number {i}" for i in range(281)]
+CATEGORIES = [f"Department {i // 40} > Shelf {i // 8} > Kind of product under ${i} or $_${i}" for i in range(281)]
 ROWS = 3_000
 
 
@@ -94,7 +94,7 @@ def predictions(seed: int, right: float) -> Predictions:
         }
     )
     return Predictions(
-        table, About(f"models:/shop/{seed}", "shop.parquet", "0", "category_path", "all", tuple(CATEGORIES), 9.0)
+        table, About(f"models:/shop/{seed}", "shop.parquet", "0", "id", "category_path", "all", tuple(CATEGORIES), 9.0)
     )
 
 

@@ -98,12 +98,16 @@ def test_the_better_model_is_promoted_and_rolled_back(
     assert f"{after.mean():.4f}" in out
     assert "guard calibration error" in out
     version = MlflowClient().get_model_version(rivals, "2")
-    assert version.tags["champion_before"] == "1"
+    assert json.loads(MlflowClient().get_registered_model(rivals).tags["champions"]) == ["1", "2"]
     assert version.tags["promotion"].startswith("promoted: challenger")
     artifacts = {item.path for item in MlflowClient().list_artifacts(run.info.run_id)}
     assert {"comparison.html", "decision.txt"} <= artifacts
     code, out, _ = job("compare", "--rollback", "--model-name", rivals)
     assert (code, champion()) == (0, "1")
+    refused(job("compare", "champion", "challenger", "--model-name", rivals, "--promote"), "was rolled back on")
+    code, out, _ = job("compare", "champion", f"models:/{rivals}/1", "--model-name", rivals, "--promote")
+    assert (code, champion()) == (1, "1")
+    assert "is the champion already" in out
     assert "version 1 again, no longer 2" in out
     refused(job("compare", "--rollback", "--model-name", rivals), "first champion")
 

@@ -7,7 +7,7 @@ from cataloger.predictions import About, Predictions
 from cataloger.slices import by_category, frequency_groups, scripts, slices
 
 TRUE = ["A > x"] * 50 + ["A > y"] * 35 + ["B > z"] * 10 + ["C"] * 5
-ABOUT = About("m", "c", "f", "category_path", "all", ("A > x", "A > y", "B > z", "C"), 1.0)
+ABOUT = About("m", "c", "f", "id", "category_path", "all", ("A > x", "A > y", "B > z", "C"), 1.0)
 
 
 def said(given: list[str], about: About = ABOUT) -> Predictions:
@@ -70,7 +70,7 @@ def test_writing_systems() -> None:
 
 
 def test_only_what_both_models_know_is_compared() -> None:
-    other = About("n", "c", "f", "category_path", "all", ("A > x", "A > y", "C", "D"), 1.0)
+    other = About("n", "c", "f", "id", "category_path", "all", ("A > x", "A > y", "C", "D"), 1.0)
     pair = compare_predictions(said(TRUE), said(TRUE, other), ("one", "two"))
     assert pair.rows == 90
     assert pair.left_out == ("1 categories are known to one only, 1 to two only: 10 rows of these are left out",)
