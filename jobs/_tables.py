@@ -47,12 +47,16 @@ def show_evaluation(result: "Evaluation") -> None:
 def show_comparison(result: "Comparison", page: str) -> None:
     """What differs between the runs, then each pair on the same rows, then the decision."""
     differing = [row for row in result.rows if row.differs]
-    show("what differs", ("", *result.names), [(f"{row.kind} {row.name}", *row.values) for row in differing])
+    if differing:
+        show("what differs", ("", *result.names), [(f"{row.kind} {row.name}", *row.values) for row in differing])
     for pair in result.pairs:
         _show_pair(pair)
     if result.decision:
         first, *others = result.decision.reasons
-        show(first, ("",), [(reason,) for reason in others])
+        if others:
+            show(first, ("",), [(reason,) for reason in others])
+        else:
+            print(f"\n{first}")
     if result.pairs:
         print(f"\nWith pictures and examples: {page}")
 

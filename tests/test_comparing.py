@@ -53,9 +53,9 @@ def test_the_better_model_is_promoted_and_rolled_back(
     table = pq.read_table(labelled)
     pq.write_table(table.slice(0, 400), "shop.parquet")
     flags = ("--model-name", rivals, "--split", "all", "--slice-columns", "brand")
-    night = ("label", "--catalog", "shop.parquet", "--output", "labels", "--model", f"models:/{rivals}@champion")
+    night = ("label", "--catalog", "shop.parquet", "--output", "nights", "--model", f"models:/{rivals}@champion")
     assert job(*night)[0] == 0
-    (published,) = Path("labels").glob("run=*")
+    (published,) = Path("nights").glob("run=*")
     yesterday = {file: file.read_bytes() for file in published.rglob("*") if file.is_file()}
     code, out, err = job(
         "compare",
@@ -71,8 +71,8 @@ def test_the_better_model_is_promoted_and_rolled_back(
     assert code == 0, out + err
     assert champion() == "2"
     assert job(*night)[0] == 0
-    latest = json.loads(Path("labels/_latest.json").read_text())
-    manifest = json.loads(Path("labels", latest["manifest"]).read_text())
+    latest = json.loads(Path("nights/_latest.json").read_text())
+    manifest = json.loads(Path("nights", latest["manifest"]).read_text())
     assert manifest["model"] == f"models:/{rivals}/2", "the next night uses the new champion"
     assert yesterday == {file: file.read_bytes() for file in yesterday}, "the last one is as it was"
     # By hand, from the predictions that evaluation writes.
@@ -104,11 +104,11 @@ def test_the_better_model_is_promoted_and_rolled_back(
     assert {"comparison.html", "decision.txt"} <= artifacts
     code, out, _ = job("compare", "--rollback", "--model-name", rivals)
     assert (code, champion()) == (0, "1")
+    assert "version 1 again, no longer 2" in out
     refused(job("compare", "champion", "challenger", "--model-name", rivals, "--promote"), "was rolled back on")
     code, out, _ = job("compare", "champion", f"models:/{rivals}/1", "--model-name", rivals, "--promote")
     assert (code, champion()) == (1, "1")
     assert "is the champion already" in out
-    assert "version 1 again, no longer 2" in out
     refused(job("compare", "--rollback", "--model-name", rivals), "first champion")
 
 
