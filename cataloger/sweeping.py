@@ -1,8 +1,10 @@
-"""A handful of settings, trained through Ray Tune: those that fall behind are stopped early, the best one is registered."""
+"""A handful of settings, trained through Ray Tune; the best one is registered."""
 
 import itertools
 import logging
 import os
+import queue
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,7 +13,6 @@ import pydantic
 import ray
 import yaml
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
 
 from cataloger import runtime, tracking
 from cataloger.config import TrainConfig
@@ -23,8 +24,6 @@ from cataloger.training import Fitted, fitted, register
 log = logging.getLogger(__name__)
 MOST_TRIALS = 100
 SCORE = "val_weighted_f1"
-# Of the trials that come to an epoch, the better half goes on.
-KEPT = 2
 TRIAL = "trial"
 
 
@@ -36,7 +35,7 @@ class Trial:
     epochs: int
     score: float
     run_id: str | None
-    state: Literal["finished", "stopped early", "failed"]
+    state: Literal["finished", "failed"]
 
 
 @dataclass(frozen=True)
@@ -135,39 +134,60 @@ class _Log(tune.Callback):
         )
 
 
-def _tune(
-    configs: Sequence[TrainConfig], settings: Sequence[dict[str, Any]], parent: str, tracking_uri: str, at_once: int
-) -> list[tuple[Trial, Fitted | None]]:
-    """Every trial, with what it left unless it was stopped or failed."""
-    folder = os.getcwd()
+class _Training(tune.Trainable):
+    """One trial, in a process of its own on the driver's node: MLflow may listen there only."""
 
-    def run(chosen: dict[str, int]) -> None:
-        """In a process of its own, on the driver's node: MLflow may listen there only."""
+    def setup(  # type: ignore[override]  # with_parameters adds the others
+        self, config: dict[str, int], configs: list[TrainConfig], parent: str, tracking_uri: str, folder: str
+    ) -> None:
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+        self.reports: queue.Queue[dict[str, Any] | BaseException] = queue.Queue()
+        number = config["number"]
+        tags = {"mlflow.parentRunId": parent, TRIAL: str(number)}
+        self.thread = threading.Thread(target=self._train, args=(configs[number], tags), daemon=True)
+        self.thread.start()
+
+    def step(self) -> dict[str, Any]:
+        """The next epoch's result; the last one comes twice, with what the training left."""
+        report = self.reports.get()
+        if isinstance(report, BaseException):
+            raise report
+        return report
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Ray Train has them."""
+
+    def _train(self, config: TrainConfig, tags: dict[str, str]) -> None:
         reported = 0
 
         def report(metrics: dict[str, float]) -> None:
             nonlocal reported
             if metrics["epoch"] > reported:
                 reported = int(metrics["epoch"])
-                tune.report({SCORE: metrics[SCORE], "epoch": reported})
+                self.reports.put({SCORE: metrics[SCORE], "epoch": reported})
 
-        tags = {"mlflow.parentRunId": parent, TRIAL: str(chosen["number"])}
-        with fitted(plan(configs[chosen["number"]]), tags, report) as found:
-            pass
-        left = {"checkpoint": found.checkpoint.path, "run_id": found.run_id, "metrics": found.metrics}
-        tune.report({SCORE: found.metrics[SCORE], "epoch": reported, "left": left})
+        try:
+            with fitted(plan(config), tags, report) as found:
+                pass
+            left = {"checkpoint": found.checkpoint.path, "run_id": found.run_id, "metrics": found.metrics}
+            self.reports.put({SCORE: found.metrics[SCORE], "epoch": reported, "left": left, "done": True})
+        except BaseException as error:  # to be raised where Tune sees it
+            self.reports.put(error)
 
-    storage = locate(configs[0].storage)
-    # Trainings of settings that fall behind end at epochs 1, 2, 4, ...; none is stopped for having come to its end.
-    scheduler = ASHAScheduler(
-        "epoch", max_t=2 * max(one.epochs for one in configs), grace_period=1, reduction_factor=KEPT
+
+def _tune(
+    configs: Sequence[TrainConfig], settings: Sequence[dict[str, Any]], parent: str, tracking_uri: str, at_once: int
+) -> list[tuple[Trial, Fitted | None]]:
+    """Every trial, with what it left unless it failed."""
+    trainable = tune.with_parameters(
+        _Training, configs=list(configs), parent=parent, tracking_uri=tracking_uri, folder=os.getcwd()
     )
+    storage = locate(configs[0].storage)
     results = tune.Tuner(
-        tune.with_resources(run, {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}),
+        tune.with_resources(trainable, {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}),
         param_space={"number": tune.grid_search(list(range(len(configs))))},
-        tune_config=tune.TuneConfig(metric=SCORE, mode="max", scheduler=scheduler, max_concurrent_trials=at_once),
+        tune_config=tune.TuneConfig(metric=SCORE, mode="max", max_concurrent_trials=at_once),
         run_config=tune.RunConfig(
             name=f"sweep-{parent}",
             storage_path=storage.path,
@@ -180,16 +200,13 @@ def _tune(
     trials: list[tuple[Trial, Fitted | None]] = []
     for result in (results[place] for place in range(len(results))):
         number, metrics, left = (result.config or {})["number"], result.metrics or {}, None
-        state: Literal["finished", "stopped early", "failed"] = "stopped early"
+        state: Literal["finished", "failed"] = "failed"
         if result.error:
-            state = "failed"
             log.warning("trial %s failed: %s", number + 1, str(result.error).strip().splitlines()[-1])
         elif "left" in metrics:
             found = metrics["left"]
             checkpoint = Location(storage.filesystem, found["checkpoint"], found["checkpoint"])
             left, state = Fitted(found["run_id"], checkpoint, found["metrics"]), "finished"
-        elif number in runs:
-            tracking.close_stopped(runs[number].info.run_id)
         run_id = runs[number].info.run_id if number in runs else None
         trial = Trial(settings[number], metrics.get("epoch", 0), metrics.get(SCORE, 0.0), run_id, state)
         trials.append((trial, left))
