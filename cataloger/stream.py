@@ -179,8 +179,10 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
         bad = undecodable(table, reading.text_columns)
         # Nulled before composing: Arrow's string functions stop at invalid bytes.
         texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, spec.max_tokens)
-        table = table.append_column(ROW, pa.array(np.arange(len(table))))
-        table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
+        if ROW in reading.kept.values():
+            table = table.append_column(ROW, pa.array(np.arange(len(table))))
+        if TEXT in reading.kept.values():
+            table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
         chosen = np.ones(len(table), bool)
         if reading.held_out:
             chosen &= split_position(split_keys(table, texts, spec.group_column), spec.test_start) < spec.test_fraction
