@@ -93,8 +93,8 @@ class TrainConfig:
     model_name: str = "product-category"
     """Name under which the model is registered in MLflow."""
     sweep: str | None = None
-    """YAML file with values to try, such as `learning_rate: [1e-4, 3e-4]`: all combinations are trained,
-    each a nested run in MLflow, and the best one is registered."""
+    """YAML file with values to try, such as `learning_rate: [1e-4, 3e-4]`: all combinations are trained, the poor ones stopped
+    early, each a nested run in MLflow, and the best one is registered."""
 
 
 @dataclass(frozen=True)

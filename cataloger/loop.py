@@ -198,12 +198,18 @@ class Loop:
         return float(self.optimizer.param_groups[0]["lr"])
 
     def _log_losses(self, losses: Sequence[torch.Tensor], shown: Mapping[str, float], epochs: float) -> bool:
-        """Log the losses since the last time, and what is `shown` now; whether a checkpoint is due, by the clock of rank 0."""
+        """Log the losses since the last time, and what is `shown` now; whether a checkpoint is due, by the clock of rank 0.
+
+        Raises CannotGoOnError, on all ranks alike.
+        """
         due = self.rank == 0 and time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
-        shares = torch.stack([*losses, losses[0].new_tensor(float(due))])
+        unwanted = self.rank == 0 and bool(ray.get(self.board.reason_to_give_up.remote()))
+        shares = torch.stack([*losses, losses[0].new_tensor(float(due)), losses[0].new_tensor(float(unwanted))])
         if self.world > 1:
             dist.all_reduce(shares)
-        *values, overdue = shares.tolist()
+        *values, overdue, stop = shares.tolist()
+        if stop:
+            raise CannotGoOnError(f"stopped at step {self.step}")
         if not np.isfinite(values).all():
             step = self.step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
             rate = min(group["peak"] for group in self.optimizer.param_groups)

@@ -74,8 +74,8 @@ class Board:
         self.reason = ""
 
     def give_up(self, reason: str) -> None:
-        """Workers that stop for a reason the user should read; an exception would be retried as if a machine had died."""
-        self.reason = reason
+        """Make the workers stop, for a reason the user should read; an exception would be retried as if a machine had died."""
+        self.reason = self.reason or reason
 
     def reason_to_give_up(self) -> str:
         return self.reason

@@ -1,11 +1,12 @@
-"""A handful of settings, trained through Ray Tune; the best one is registered."""
+"""A handful of settings, trained through Ray Tune: those that fall behind are stopped early, the best one is registered."""
 
+import contextlib
 import itertools
 import logging
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ import pydantic
 import ray
 import yaml
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
 from cataloger import runtime, tracking
 from cataloger.config import TrainConfig
@@ -24,7 +26,10 @@ from cataloger.training import Fitted, fitted, register
 log = logging.getLogger(__name__)
 MOST_TRIALS = 100
 SCORE = "val_weighted_f1"
+# Of the trials that come to epoch 1, 2, 4, ..., the better half goes on.
+KEPT = 2
 TRIAL = "trial"
+STOPPED: Literal["stopped early"] = "stopped early"
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class Trial:
     epochs: int
     score: float
     run_id: str | None
-    state: Literal["finished", "failed"]
+    state: Literal["finished", "stopped early", "failed"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,11 @@ class _Log(tune.Callback):
 
 
 class _Training(tune.Trainable):
-    """One trial, in a process of its own on the driver's node: MLflow may listen there only."""
+    """One trial, in a process of its own on the driver's node: MLflow may listen there only.
+
+    It trains in a thread. Tune kills what it stops; a training killed like that leaves its workers, and their CPUs and
+    GPUs, to a controller that nobody asks any more. So `cleanup`, which Tune waits for, lets the training end by itself.
+    """
 
     def setup(  # type: ignore[override]  # with_parameters adds the others
         self, config: dict[str, int], configs: list[TrainConfig], parent: str, tracking_uri: str, folder: str
@@ -143,6 +152,8 @@ class _Training(tune.Trainable):
         os.chdir(folder)
         os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
         self.reports: queue.Queue[dict[str, Any] | BaseException] = queue.Queue()
+        self.stop_training: Callable[[str], None] | None = None
+        self.epoch = 0
         number = config["number"]
         tags = {"mlflow.parentRunId": parent, TRIAL: str(number)}
         self.thread = threading.Thread(target=self._train, args=(configs[number], tags), daemon=True)
@@ -158,20 +169,27 @@ class _Training(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Ray Train has them."""
 
+    def cleanup(self) -> None:
+        """Of a trial that has ended or is to be stopped."""
+        if self.stop_training and self.thread.is_alive():
+            with contextlib.suppress(ray.exceptions.RayActorError):  # it has just ended
+                self.stop_training(STOPPED)
+        self.thread.join()
+
+    def begun(self, stop: Callable[[str], None]) -> None:
+        self.stop_training = stop
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        if metrics["epoch"] > self.epoch:
+            self.epoch = int(metrics["epoch"])
+            self.reports.put({SCORE: metrics[SCORE], "epoch": self.epoch})
+
     def _train(self, config: TrainConfig, tags: dict[str, str]) -> None:
-        reported = 0
-
-        def report(metrics: dict[str, float]) -> None:
-            nonlocal reported
-            if metrics["epoch"] > reported:
-                reported = int(metrics["epoch"])
-                self.reports.put({SCORE: metrics[SCORE], "epoch": reported})
-
         try:
-            with fitted(plan(config), tags, report) as found:
+            with fitted(plan(config), tags, watcher=self) as found:
                 pass
             left = {"checkpoint": found.checkpoint.path, "run_id": found.run_id, "metrics": found.metrics}
-            self.reports.put({SCORE: found.metrics[SCORE], "epoch": reported, "left": left, "done": True})
+            self.reports.put({SCORE: found.metrics[SCORE], "epoch": self.epoch, "left": left, "done": True})
         except BaseException as error:  # to be raised where Tune sees it
             self.reports.put(error)
 
@@ -179,15 +197,18 @@ class _Training(tune.Trainable):
 def _tune(
     configs: Sequence[TrainConfig], settings: Sequence[dict[str, Any]], parent: str, tracking_uri: str, at_once: int
 ) -> list[tuple[Trial, Fitted | None]]:
-    """Every trial, with what it left unless it failed."""
+    """Every trial, with what it left unless it was stopped or failed."""
     trainable = tune.with_parameters(
         _Training, configs=list(configs), parent=parent, tracking_uri=tracking_uri, folder=os.getcwd()
     )
     storage = locate(configs[0].storage)
+    # None is stopped for having come to its last epoch.
+    most = 2 * max(one.epochs for one in configs)
+    scheduler = ASHAScheduler("epoch", max_t=most, grace_period=1, reduction_factor=KEPT)
     results = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}),
         param_space={"number": tune.grid_search(list(range(len(configs))))},
-        tune_config=tune.TuneConfig(metric=SCORE, mode="max", max_concurrent_trials=at_once),
+        tune_config=tune.TuneConfig(metric=SCORE, mode="max", scheduler=scheduler, max_concurrent_trials=at_once),
         run_config=tune.RunConfig(
             name=f"sweep-{parent}",
             storage_path=storage.path,
@@ -200,13 +221,16 @@ def _tune(
     trials: list[tuple[Trial, Fitted | None]] = []
     for result in (results[place] for place in range(len(results))):
         number, metrics, left = (result.config or {})["number"], result.metrics or {}, None
-        state: Literal["finished", "failed"] = "failed"
+        state: Literal["finished", "stopped early", "failed"] = STOPPED
         if result.error:
+            state = "failed"
             log.warning("trial %s failed: %s", number + 1, str(result.error).strip().splitlines()[-1])
         elif "left" in metrics:
             found = metrics["left"]
             checkpoint = Location(storage.filesystem, found["checkpoint"], found["checkpoint"])
             left, state = Fitted(found["run_id"], checkpoint, found["metrics"]), "finished"
+        elif number in runs:
+            tracking.close_stopped(runs[number].info.run_id)
         run_id = runs[number].info.run_id if number in runs else None
         trial = Trial(settings[number], metrics.get("epoch", 0), metrics.get(SCORE, 0.0), run_id, state)
         trials.append((trial, left))

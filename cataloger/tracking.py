@@ -128,6 +128,13 @@ def nested(run_id: str) -> Iterator[None]:
         yield
 
 
+def close_stopped(run_id: str) -> None:
+    """Of a training that was stopped on purpose."""
+    with forgiving():
+        MlflowClient().set_tag(run_id, "stopped_early", "true")
+        MlflowClient().set_terminated(run_id, "KILLED")
+
+
 def status(run_id: str) -> str | None:
     """RUNNING, FINISHED, FAILED, KILLED, or None when this store has no such run."""
     try:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
@@ -26,7 +26,6 @@ from cataloger.progress import StepMetric
 from cataloger.storage import Location
 
 log = logging.getLogger(__name__)
-Report = Callable[[dict[str, float]], None]
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
@@ -55,6 +54,16 @@ class Fitted:
     metrics: dict[str, float]
 
 
+class Watcher(Protocol):
+    """Follows a training and may stop it."""
+
+    def begun(self, stop: Callable[[str], None]) -> None:
+        """`stop(reason)` ends the training soon, with a TrainingError that gives the reason."""
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        """The metrics of an epoch; those of one that was repeated after a crash come twice."""
+
+
 def train(config: TrainConfig) -> TrainResult:
     """Fine-tune, keep the best epoch by validation weighted F1, register it. Raises CatalogerError before any work is lost."""
     planned = plan(config)
@@ -65,11 +74,11 @@ def train(config: TrainConfig) -> TrainResult:
 
 @contextmanager
 def fitted(
-    planned: Plan, tags: Mapping[str, str] = MappingProxyType({}), report: Report | None = None
+    planned: Plan, tags: Mapping[str, str] = MappingProxyType({}), watcher: Watcher | None = None
 ) -> Iterator[Fitted]:
     """A training that has just ended, within its MLflow run, which has these tags.
 
-    `report` is called with the metrics of every epoch. The same plan after a crash goes on where it was.
+    The same plan and tags after a crash go on where it was.
     """
     config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
@@ -85,7 +94,7 @@ def fitted(
             vitals.watch(run_id),
         ):
             (attempt.folder / BEGUN).write(run_id.encode())
-            best, metrics = _fit(planned, attempt.folder, workers, gpu, run_id, report)
+            best, metrics = _fit(planned, attempt.folder, workers, gpu, run_id, watcher)
             yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
             (attempt.folder / DONE).write(b"")
 
@@ -134,7 +143,7 @@ def _fit(
     workers: tuple[int, int],
     gpu: bool,
     run_id: str,
-    report: Report | None,
+    watcher: Watcher | None,
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources = planned.config, planned.spec, planned.sources
@@ -171,13 +180,14 @@ def _fit(
 
     def take(metrics: list[StepMetric]) -> None:
         tracking.log_steps(run_id, metrics)
-        if report and (
-            epoch := {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
-        ):
-            report(epoch)
+        found = {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
+        if watcher and found:
+            watcher.validated(found)
 
     total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:
+        if watcher:
+            watcher.begun(lambda reason: ray.get(board.give_up.remote(reason)))
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
