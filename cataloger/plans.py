@@ -2,11 +2,19 @@
 
 import importlib.util
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger import sample
-from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
+from cataloger.bundle import (
+    BUNDLED,
+    Spec,
+    base_model_folder,
+    encoder_layers,
+    load_tokenizer,
+    mask_token,
+    resolve_pooling,
+)
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -32,6 +40,10 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
+    local = Path(config.base_model).expanduser()
+    if config.base_model != BUNDLED and local.is_dir():
+        # Workers have working folders of their own.
+        config = replace(config, base_model=str(local.resolve()))
     taxonomy, sources = _open(config)
     folder = base_model_folder(config.base_model)
     _check_base(config, folder)

@@ -171,7 +171,6 @@ def summary(seed: int) -> drift.Summary:
     return drift.Summary(ROWS, Counter(categories), ROWS / 2, histogram, review, labels)
 
 
-@pytest.mark.parametrize("trained", ["mean"], indirect=True)
 def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(
     browser: Any,
     trained,

@@ -17,8 +17,6 @@ from cataloger.config import EvaluateConfig
 from test_jobs import refused
 
 Job = Callable[..., tuple[int, str, str]]
-# One of the two trained models is enough.
-pytestmark = pytest.mark.parametrize("trained", ["mean"], indirect=True)
 
 
 @pytest.fixture(scope="module")

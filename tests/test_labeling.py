@@ -1,14 +1,16 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from transformers import AutoModel, AutoTokenizer
 
-from cataloger import registry, snapshot
+from cataloger import snapshot
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, tokenize
 from cataloger.config import LabelConfig
@@ -18,7 +20,7 @@ from cataloger.storage import locate
 from cataloger.stream import NO_TEXT
 from cataloger.taxonomy import prefix
 from cataloger.text import compose
-from conftest import free_of_ray
+from conftest import free_of_ray, make_bundle
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -140,18 +142,22 @@ json.dump([answer["label"] for answer in classify(texts, truncation=True)], open
 """
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_transformers_alone_gives_the_labels_that_were_published(
-    trained, labelled: Path, working_folder: Path, job
-) -> None:  # type: ignore[no-untyped-def]
-    """For both poolings: a trained bundle, 200 rows, in a process where cataloger cannot be imported."""
-    from cataloger import tracking
-
-    tracking.connect()
-    folder = registry.fetch_model(trained.model_uri).folder
+    tiny_model: Path, labelled: Path, working_folder: Path, job: Callable[..., tuple[int, str, str]], pooling: str
+) -> None:
+    """200 rows, in a process where cataloger cannot be imported."""
+    base = AutoModel.from_pretrained(tiny_model)
+    for weight in base.parameters():
+        # So untrained, the first token's vector would be the same for all texts.
+        weight.data *= 10 if weight.ndim > 1 else 1
+    base.save_pretrained(working_folder / "base")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(working_folder / "base")
+    folder = make_bundle(working_folder / "bundle", working_folder / "base", labelled, pooling)
     rows = pq.read_table(labelled).slice(0, 200)
     pq.write_table(rows, "some.parquet")
     code, _, err = job(
-        "label", "--catalog", "some.parquet", "--output", "labels", "--model", trained.model_uri, "--precision", "fp32"
+        "label", "--catalog", "some.parquet", "--output", "labels", "--model", folder, "--precision", "fp32"
     )
     assert code == 0, err
     Path("texts.json").write_text(json.dumps(compose(rows, ("title", "brand", "description"), 32).to_pylist()))

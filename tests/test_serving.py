@@ -19,8 +19,6 @@ from servers import BIN, free_port, kill_with_descendants, wait_for
 
 ROWS = 60
 COLUMNS = ["title", "brand", "description"]
-# One of the two trained models is enough.
-pytestmark = pytest.mark.parametrize("trained", ["mean"], indirect=True)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from conftest import ROOT, free_of_ray
 from servers import free_port, kill_with_descendants
@@ -91,9 +93,13 @@ def test_train_and_label_can_be_submitted(
     head: tuple[str, dict[str, str]], tiny_model: Path, labelled: Path, working_folder: Path
 ) -> None:
     checkpoints = working_folder / "checkpoints"
-    flags = ("--base-model", tiny_model, "--epochs", 1, "--max-tokens", 16, "--storage", checkpoints)
+    flags = ("--base-model", tiny_model, "--fine-tune", "head", "--epochs", 1, "--max-tokens", 16)
+    flags += ("--storage", checkpoints)
     out = submit(head, "jobs/train.py", "--catalog", labelled, *flags, "--model-name", "submitted")
     assert "models:/submitted/1" in out
+    base = load_file(tiny_model / "model.safetensors")
+    (kept,) = working_folder.glob("checkpoints/*/checkpoint_*/bundle/model.safetensors")
+    assert all(torch.equal(weight, base[name[5:]]) for name, weight in load_file(kept).items() if name[:5] == "bert.")
     model = ("--model", "models:/submitted@champion")
     out = submit(head, "jobs/label.py", "--catalog", labelled, "--output", working_folder / "labels", *model)
     assert "1,500" in out

@@ -112,12 +112,11 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
     np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
 
 
-@pytest.mark.parametrize("where", ["disk", "s3"])
 def test_a_killed_driver_is_gone_on_with_by_the_same_command(
-    base: Path, labelled: Path, undisturbed: np.ndarray, where: str, request: pytest.FixtureRequest
+    base: Path, labelled: Path, undisturbed: np.ndarray, s3: str
 ) -> None:
-    storage = "checkpoints" if where == "disk" else f"{request.getfixturevalue('s3')}/checkpoints"
-    name = f"driver-killed-{where}"
+    """From checkpoints on S3; those of the other tests lie on the disk."""
+    storage, name = f"{s3}/checkpoints", "driver-killed"
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(base, labelled, name).items()]
     flags.append(f"--storage={storage}")
     command = [sys.executable, str(ROOT / "jobs/train.py"), *flags]
