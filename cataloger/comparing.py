@@ -70,7 +70,9 @@ def _compare(config: CompareConfig) -> Comparison:
                 first, *others = seconds_per_text(sources, said[0].about, use_gpu=config.use_gpu)
                 pairs = [replace(pair, slowdown=other / first) for pair, other in zip(pairs, others, strict=True)]
             if config.catalog:
-                changes = effects(config.catalog, config.id_column, sources, use_gpu=config.use_gpu)
+                changes = effects(
+                    config.catalog, config.id_column, config.text_columns, sources, use_gpu=config.use_gpu
+                )
                 pairs = [replace(pair, effect=change) for pair, change in zip(pairs, changes, strict=True)]
             pairs = [
                 replace(pair, checks=tuple(gate.check(pair, config.metric, config.max_slowdown))) for pair in pairs
@@ -95,6 +97,7 @@ def _evaluate(contender: Contender, catalog: str, config: CompareConfig) -> Cont
             catalog=catalog,
             model=str(contender.model),
             id_column=config.id_column,
+            text_columns=config.text_columns,
             label_column=config.label_column,
             split=config.split,
             slice_columns=config.slice_columns,

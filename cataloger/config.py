@@ -203,6 +203,8 @@ class CompareConfig:
     """How many times as long a promoted model may take for a text."""
     id_column: str = "id"
     """Column that identifies a product."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns of --evaluate and --catalog that the models read; by default those that each was trained on."""
     label_column: str = "category_path"
     """Column of --evaluate with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"

@@ -39,14 +39,16 @@ class Effect:
     flows: tuple[Flow, ...]
 
 
-def effects(uri: str, id_column: str, sources: Sequence[ModelSource], *, use_gpu: bool) -> list[Effect]:
+def effects(
+    uri: str, id_column: str, text_columns: tuple[str, ...] | None, sources: Sequence[ModelSource], *, use_gpu: bool
+) -> list[Effect]:
     """That of every other model against the first, on the same sample of about 20,000 products. Needs a running Ray.
 
-    Raises CatalogError.
+    Each reads the `text_columns` it was trained on, where there are no others. Raises CatalogError.
     """
     answers = []
     for number, source in enumerate(sources, 1):
-        columns = read_spec(source.folder).text_columns
+        columns = text_columns or read_spec(source.folder).text_columns
         catalog = open_catalog(uri, id_column, columns)
         found = predict_rows(
             f"catalog, model {number} of {len(sources)}",

@@ -87,14 +87,18 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 effort += spent
             snapshot.check_complete(run, units, parts)
-            found = _look(night, len(units), parts.values(), _result(night, units, parts, effort, mlflow_run))
-            _check_rejects(night, parts.values())
-            _check_drift(night, found)
-            repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
-            about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
-            snapshot.write_manifest(output, run, units, parts, about_run)
-            pointer.publish(output, run, seen)
             result = _result(night, units, parts, effort, mlflow_run)
+            found = _look(night, len(units), parts.values(), result)
+            try:
+                _check_rejects(night, parts.values())
+                _check_drift(night, found)
+                repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
+                about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
+                snapshot.write_manifest(output, run, units, parts, about_run)
+                pointer.publish(output, run, seen)
+            finally:
+                # Whatever became of the labels, and after they are published: a page that cannot be drawn costs none.
+                _report(night, found, result)
             tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run})
     log.info(
@@ -184,13 +188,17 @@ def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
 
 
 def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
-    """What this run did, with a page of it in its folder and in MLflow."""
+    """What this run did, beside the published one."""
     found = nightly.look(night.output, night.run, units, result.rows, parts, night.published, night.model_digest)
+    tracking.log_metrics(found.metrics)
+    return found
+
+
+def _report(night: _Night, found: Night, result: LabelResult) -> None:
+    """A page of it in the run's folder and in MLflow."""
     page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, _figures(result))
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
-    tracking.log_metrics(found.metrics)
-    return found
 
 
 def _check_drift(night: _Night, found: Night) -> None:

@@ -6,15 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger import sample
-from cataloger.bundle import (
-    BUNDLED,
-    Spec,
-    base_model_folder,
-    encoder_layers,
-    load_tokenizer,
-    mask_token,
-    resolve_pooling,
-)
+from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -40,12 +32,11 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
-    local = Path(config.base_model).expanduser()
-    if config.base_model != BUNDLED and local.is_dir():
-        # Workers have working folders of their own.
-        config = replace(config, base_model=str(local.resolve()))
     taxonomy, sources = _open(config)
     folder = base_model_folder(config.base_model)
+    if folder == Path(config.base_model).expanduser():
+        # Workers have working folders of their own.
+        config = replace(config, base_model=str(folder.resolve()))
     _check_base(config, folder)
     multi_label = is_list(sources[0].catalog.schema.field(config.label_column).type)
     if multi_label:

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType, Array
 
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, read_spec, tokenize
@@ -67,7 +67,8 @@ def _load_pyfunc(path: str) -> Categorizer:
 
 def signature(folder: Path) -> ModelSignature:
     spec = read_spec(folder)
-    columns: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, name, required=False) for name in spec.text_columns]
+    # Strings or numbers, as in a catalog: with a type of its own a column would take nothing else.
+    columns: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in spec.text_columns]
     answer = ColSpec(Array(DataType.string), "categories") if spec.multi_label else ColSpec(DataType.string, "category")
     outputs: list[ColSpec | TensorSpec] = [answer, ColSpec(DataType.double, "confidence")]
     return ModelSignature(Schema(columns), Schema(outputs))

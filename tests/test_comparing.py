@@ -156,7 +156,11 @@ def test_models_with_other_categories_are_compared_on_the_common_ones(
     folder.mkdir()
     make_bundle(folder, tiny_model, Path("kept.parquet"), "mean")
     assert missing not in read_spec(folder).categories
-    code, out, err = job("compare", f"models:/{rivals}/2", "other", "--evaluate", "shop.parquet")
+    columns = ["name" if column == "title" else column for column in table.column_names]
+    pq.write_table(table.rename_columns(columns), "shop.parquet")
+    rival = (f"models:/{rivals}/2", "other", "--evaluate", "shop.parquet", "--catalog", "shop.parquet")
+    refused(job("compare", *rival), "no column 'title'", "--text-columns")
+    code, out, err = job("compare", *rival, "--text-columns", "name", "brand", "description")
     assert code == 0, err
     assert "are known to" in " ".join(out.split())
     assert "rows of these are left out" in " ".join(out.split())

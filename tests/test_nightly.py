@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger import nightly
 from cataloger.config import LabelConfig
 from cataloger.labeling import LabelResult, label
 
@@ -69,3 +70,17 @@ def test_a_second_night_with_a_twentieth_of_the_texts_changed_says_so(
     code, _, err = job("verify", "--output", "labels")
     assert code == 0, err
     assert json.loads(Path("labels/_latest.json").read_text())["run"] == second.run
+
+
+def test_a_page_that_cannot_be_drawn_costs_no_labels(
+    bundle: Path, labelled: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def page(*_: object) -> str:
+        raise RuntimeError("no ink")
+
+    shop(labelled, changed=0)
+    monkeypatch.setattr(nightly, "page", page)
+    with pytest.raises(RuntimeError, match="no ink"):
+        night(bundle)
+    latest = json.loads(Path("labels/_latest.json").read_text())
+    assert pq.read_table(f"labels/{latest['path']}", partitioning=None).num_rows == ROWS - 1

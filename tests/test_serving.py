@@ -9,6 +9,7 @@ import urllib.request
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -23,9 +24,11 @@ COLUMNS = ["title", "brand", "description"]
 
 @pytest.fixture(scope="module")
 def published(trained, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, pd.DataFrame]:  # type: ignore[no-untyped-def]
-    """(the model's URI, products with the category and confidence that were published for them)."""
+    """(the model's URI, products with the category and confidence that were published for them); brands are numbers here."""
     room = tmp_path_factory.mktemp("published")
     table = pq.read_table(labelled).slice(0, ROWS)
+    brands = pa.array([None if row % 7 == 0 else 1_000 + row for row in range(ROWS)])
+    table = table.set_column(table.column_names.index("brand"), "brand", brands)
     pq.write_table(table, room / "shop.parquet")
     result = label(
         LabelConfig(catalog=str(room / "shop.parquet"), output=str(room / "labels"), model=trained.model_uri)
@@ -102,9 +105,10 @@ builder = SparkSession.builder.master("local[1]").appName("cataloger")
 for name, value in {"spark.ui.enabled": "false", "spark.driver.host": "127.0.0.1"}.items():
     builder = builder.config(name, value)
 spark = builder.getOrCreate()
-frame = pd.read_json("products.json", dtype=False)[["id", *columns]].astype(object)
+frame = pd.read_json("products.json")[["id", *columns]].astype(object)
 rows = frame.where(frame.notna(), None).to_dict("records")
-given = spark.createDataFrame(rows, ", ".join(f"{name} string" for name in frame.columns))
+kinds = {name: "double" if name == "brand" else "string" for name in frame.columns}
+given = spark.createDataFrame(rows, ", ".join(f"{name} {kind}" for name, kind in kinds.items()))
 answer = mlflow.pyfunc.spark_udf(spark, uri, result_type="category string, confidence double", env_manager="local")
 found = given.select("id", answer(struct(*columns)).alias("answer")).select("id", "answer.*").toPandas()
 found.to_json("answers.json", orient="records")

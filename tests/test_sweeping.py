@@ -41,7 +41,7 @@ def test_the_poor_setting_is_stopped_and_the_good_one_registered(
     while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, "a trial gives its CPUs back"
         time.sleep(0.5)
-    assert parent.data.metrics["best_val_weighted_f1"] > 0.1
+    assert parent.data.metrics["best_val_weighted_f1"] > 0.2
 
 
 def test_a_file_of_settings_is_read_as_all_combinations_and_checked(
