@@ -1,6 +1,7 @@
 """Pictures of metrics, drawn without a display."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,9 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], support: dict[str, int
     axes = figure.add_subplot()
     counts = [count for *_, count in pairs]
     axes.barh(range(len(pairs)), counts, color=BLUE)
-    axes.set_yticks(
-        range(len(pairs)), [f"{_short(true)}  →  {_short(predicted)}" for true, predicted, _ in pairs], fontsize=9
-    )
+    axes.set_yticks(range(len(pairs)), _arrows(pairs), fontsize=9)
     axes.invert_yaxis()
+    axes.margins(y=0.01)
     for place, (true, _, count) in enumerate(pairs):
         axes.text(count, place, f" {count} ({count / support[true]:.0%} of the true category)", va="center", fontsize=8)
     axes.set_xlim(0, 1.45 * max(counts, default=1))
@@ -79,7 +79,8 @@ def gains(categories: Sequence[tuple[str, int]], axis: str, title: str) -> Figur
     drawn = axes.barh(range(len(values)), values, color=[BLUE if by > 0 else ORANGE for by in values])
     axes.bar_label(drawn, [f"{by:+,}" for by in values], padding=3, fontsize=8)
     axes.axvline(0, color="#5b6472", linewidth=1)
-    axes.set_yticks(range(len(values)), [_short(name) for name, _ in categories], fontsize=9)
+    names = short_names([name for name, _ in categories])
+    axes.set_yticks(range(len(values)), [names[name] for name, _ in categories], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.set_xlabel(axis)
@@ -94,7 +95,7 @@ def flows(found: Sequence[tuple[str, str, int]]) -> Figure:
     axes = figure.add_subplot()
     drawn = axes.barh(range(len(found)), [products for *_, products in found], color=BLUE)
     axes.bar_label(drawn, [f"{products:,}" for *_, products in found], padding=3, fontsize=8)
-    axes.set_yticks(range(len(found)), [f"{_short(old)}  →  {_short(new)}" for old, new, _ in found], fontsize=9)
+    axes.set_yticks(range(len(found)), _arrows(found), fontsize=9)
     axes.invert_yaxis()
     axes.set_xlabel("products")
     axes.set_title("Largest moves: category before → category after", loc="left")
@@ -123,10 +124,24 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _short(path: str, limit: int = 46) -> str:
-    """The last two levels, cut to a readable length."""
-    name = SEPARATOR.join(path.split(SEPARATOR)[-2:])
-    return _as_it_is(name if len(name) <= limit else name[: limit - 1] + "…")
+def _arrows(pairs: Sequence[tuple[str, str, int]]) -> list[str]:
+    names = short_names([path for pair in pairs for path in pair[:2]])
+    return [f"{names[one]}  →  {names[other]}" for one, other, _ in pairs]
+
+
+def short_names(paths: Iterable[str], limit: int = 46) -> dict[str, str]:
+    """The last two levels of each category, and the first one too where others end alike, cut to a readable length."""
+    levels = {path: path.split(SEPARATOR) for path in paths}
+    ends = Counter(tuple(names[-2:]) for names in levels.values())
+
+    def name(names: list[str]) -> str:
+        kept = names[-2:]
+        if ends[tuple(kept)] > 1 and len(names) > 2:
+            kept = [names[0], *(["…"] if len(names) > 3 else []), *kept]
+        text = SEPARATOR.join(kept)
+        return _as_it_is(text if len(text) <= limit else text[: limit - 1] + "…")
+
+    return {path: name(names) for path, names in levels.items()}
 
 
 def _as_it_is(name: str) -> str:
