@@ -22,7 +22,7 @@ def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy, multi_label: 
     labels: dict[str, Any] = {"id2label": dict(enumerate(taxonomy.categories)), "label2id": taxonomy.label_ids}
     # For pipelines elsewhere: softmax or sigmoid.
     labels["problem_type"] = "multi_label_classification" if multi_label else "single_label_classification"
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             if pooling == "cls":
                 return AutoModelForSequenceClassification.from_pretrained(
@@ -44,7 +44,7 @@ def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) ->
     if spec.pooling == "mean":
         MeanPoolingConfig.register_for_auto_class()
         MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
         tokenizer.model_max_length = spec.max_tokens
@@ -57,13 +57,13 @@ def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     mean = read_spec(folder).pooling == "mean"
     cls = MeanPoolingForSequenceClassification if mean else AutoModelForSequenceClassification
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             return cls.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ModelError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
-class _quiet_transformers:
+class quiet_transformers:
     """Silence the loading report and bar of transformers: a fresh head is what we want."""
 
     def __enter__(self) -> None:

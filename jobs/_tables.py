@@ -80,7 +80,7 @@ def _show_pair(pair: "Pair") -> None:
             f"{s.rows:,}",
             f"{s.accuracy.first:.1%}",
             f"{s.accuracy.second:.1%}",
-            f"{s.p_value:.3f}",
+            "< 0.001" if s.p_value < 0.001 else f"{s.p_value:.3f}",
         )
         for s in pair.slices
     ]
