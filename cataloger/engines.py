@@ -143,7 +143,7 @@ def _convert(folder: Path, target: Path) -> None:
     example = torch.ones(2, 8, dtype=torch.int64)
     mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
     anything = openvino.PartialShape([-1, -1])
-    with warnings.catch_warnings(), quiet_transformers():  # the latter of a loss that nobody asks for
+    with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns of every Python condition; the tests compare the logits
         converted = openvino.convert_model(Logits(), example_input=(example, mask), input=[anything, anything])
     openvino.save_model(converted, str(target), compress_to_fp16=False)

@@ -64,7 +64,7 @@ def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 class quiet_transformers:
-    """Silence the loading report and bar of transformers: a fresh head is what we want."""
+    """Silence what transformers says of loading and tracing: a fresh head is what we want, and its loss is not used."""
 
     def __enter__(self) -> None:
         self.level = transformers_logging.get_verbosity()
