@@ -123,6 +123,11 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
                 f"model {source.uri} was trained on all rows of this catalog and would call their labels right; train one with "
                 "--test-fraction 0.2, or five with --test-start 0, 0.2, 0.4, 0.6, 0.8, and name them all"
             )
+        if not spec.test_fraction:
+            log.warning(
+                "model %s was trained without --test-fraction: of rows it has seen, it takes wrong labels for right",
+                source.uri,
+            )
         if spec.categories != specs[0].categories:
             raise ConfigError(
                 f"models {sources[0].uri} and {source.uri} know different categories; audit with one of them"

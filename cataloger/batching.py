@@ -1,4 +1,4 @@
-"""Token lists → length-sorted batches; the one packer of training and labelling."""
+"""Token lists → batches of similar length, for labelling and for training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -114,7 +114,8 @@ def network_shape(folder: Path) -> tuple[int, int]:
 def encoder_layers(folder: Path) -> int:
     """How many transformer layers a model folder has."""
     config = json.loads((folder / "config.json").read_text())
-    return int((config.get("encoder") or config)["num_hidden_layers"])
+    encoder = config.get("encoder") or config
+    return int(encoder.get("num_hidden_layers") or encoder["n_layers"])  # the latter is DistilBERT's
 
 
 def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:

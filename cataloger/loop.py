@@ -76,19 +76,22 @@ class Loop:
         self.best, self.stale, self.temperature = -1.0, 0, 1.0
         self.saved = time.monotonic()
         self.recent: list[StepMetric] = []
-        self._resume()
 
     def run(self) -> None:
         """Train until the last epoch or until validation stops improving."""
         if ray.get(self.board.reason_to_give_up.remote()):
             return
         try:
+            self._resume()
             self._run_stages()
         except CannotGoOnError as problem:  # on every rank alike: the losses are summed over all
             ray.get(self.board.give_up.remote(str(problem)))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
             remedy = "lower --batch-size or --max-tokens, or use more workers"
-            ray.get(self.board.give_up.remote(f"the GPU ran out of memory at step {self.step + 1}; {remedy}"))
+            place = "GPU" if self.device.type == "cuda" else "machine"
+            ray.get(self.board.give_up.remote(f"the {place} ran out of memory at step {self.step + 1}; {remedy}"))
             raise  # the other ranks wait for this one
 
     def _run_stages(self) -> None:
@@ -107,6 +110,7 @@ class Loop:
 
     def _enter(self) -> None:
         """Make the stage's network ready to be trained."""
+        torch.manual_seed(self.config.seed)  # for adapters, which are new
         self.objective = self.stages[self.stage]
         # Of an earlier stage: only one DDP at a time may hold the weights.
         self.model: Any = None
@@ -282,3 +286,8 @@ class Loop:
             # MLflow keeps equal points (name, value, time, step) once.
             self.recent = state["recent"]
             self.board.post.remote(0, "", self.recent)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """PyTorch has a class for GPUs' allocators only; its one for CPUs says so in words."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

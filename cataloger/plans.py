@@ -64,7 +64,7 @@ def _check(config: TrainConfig) -> None:
     for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
         if not 0 <= (getattr(config, name) or 0) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
-    for name in ("average_decay", "layer_decay", "pseudo_labels"):
+    for name in ("average_decay", "layer_decay", "pseudo_labels", "target_precision"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
     for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
@@ -101,6 +101,10 @@ def _check_base(config: TrainConfig, base: Path) -> None:
         raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
     if fine_tune == "lora" and importlib.util.find_spec("peft") is None:
         raise ConfigError("--fine-tune lora: needs the package peft; pip install '.[lora]'")
+    if config.adversarial and fine_tune != "all":
+        raise ConfigError(
+            f"--adversarial: moves the word embeddings, which --fine-tune {fine_tune} leaves as they are; use one of the two"
+        )
     if config.pretrain_epochs and mask_token(tokenizer) is None:
         raise ConfigError(
             f"--pretrain-epochs: base model {config.base_model} has no token that masks a word; leave it out"

@@ -13,6 +13,7 @@ from cataloger.bundle import digest, read_spec
 from cataloger.catalog import Catalog
 from cataloger.config import Precision
 from cataloger.effort import Effort
+from cataloger.errors import ConfigError
 from cataloger.registry import ModelSource
 from cataloger.stream import NO_TEXT, ROW, Done, Model, Reading, predict_units
 from cataloger.units import plan_units
@@ -44,8 +45,15 @@ def predict_rows(
     at_most: int | None = None,
 ) -> Predicted:
     """Labels with the columns of `kept`: of all rows, of those that the model's training left out (`held_out`), or of about
-    `at_most` rows, the same ones for every model. Rows without text are left out and counted. Needs a running Ray."""
+    `at_most` rows, the same ones for every model. Rows without text are left out and counted. Needs a running Ray.
+
+    Raises ConfigError where the held-out rows cannot be told from others."""
     spec, units = read_spec(source.folder), plan_units(catalog)
+    if held_out and text_columns != spec.text_columns and not spec.group_column:
+        raise ConfigError(
+            f"--text-columns {' '.join(text_columns)}: which rows model {source.uri} has not seen goes by their text, which is "
+            f"made of {' '.join(spec.text_columns)}; leave the option out"
+        )
     starts = np.cumsum([0, *(unit.rows for unit in units)])
     every = 1
     if at_most is not None:

@@ -14,20 +14,23 @@ from cataloger.config import TrainConfig
 # The head and low-rank adapters are new, the encoder is not.
 NEW_RATE = 10.0
 LORA_RANK = 16
+# `encoder.layer.0.` of BERT, `layers.0.` of ModernBERT.
+LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
-    """The encoder layer of each parameter: -1 for the embeddings, the last one for a pooler, None for the head."""
-    numbers = {name: re.search(r"\blayer\.(\d+)\.", name) for name, _ in model.named_parameters()}
-    last = max(int(found.group(1)) for found in numbers.values() if found)
-
-    def layer(name: str) -> int | None:
-        if name.startswith("classifier"):
-            return None
-        found = numbers[name]
-        return int(found.group(1)) if found else last if "pooler" in name else -1
-
-    return {name: layer(name) for name in numbers}
+    """The encoder layer of each parameter: -1 for the embeddings, the last one for what follows the layers, None for the head."""
+    encoder = {id(parameter) for parameter in model.base_model.parameters()}  # type: ignore[operator,union-attr]
+    layers: dict[str, int | None] = {}
+    reached = -1
+    for name, parameter in model.named_parameters():
+        if id(parameter) in encoder:
+            found = LAYER.search(name)
+            reached = int(found.group(1)) if found else reached
+            layers[name] = reached
+        else:
+            layers[name] = None
+    return layers
 
 
 def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -71,7 +74,7 @@ def _add_adapters(model: torch.nn.Module) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
     linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    inside = sorted(name for name in linear if re.search(r"\blayer\.\d+\.", name))
+    inside = sorted(name for name in linear if LAYER.search(name))
     inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=inside), model)
 
 
@@ -90,7 +93,8 @@ def merged(model: Any) -> Any:
 
 def averaged(model: torch.nn.Module, decay: float) -> AveragedModel:
     """A copy of the model that follows it as an exponential moving average of its weights, one step at a time."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    # Buffers are copied: an average of position numbers, which are whole, would lose some.
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=False)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

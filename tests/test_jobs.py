@@ -129,6 +129,8 @@ def test_bad_settings_for_training(job: Job, catalog: Path, monkeypatch: pytest.
     refused(job(*base, "--num-workers", "2:x"), "--num-workers 2:x", "1:4")
     refused(job(*base, "--fine-tune", "7"), "--fine-tune 7", "from 1 to 6")
     refused(job(*base, "--average-decay", 1.5), "--average-decay 1.5")
+    refused(job(*base, "--target-precision", 95), "--target-precision 95.0", "from 0 to 1")
+    refused(job(*base, "--adversarial", 1, "--fine-tune", 2), "--adversarial", "--fine-tune 2")
     refused(job(*base, "--level-weights", -1), "--level-weights -1.0")
     refused(job(*base, "--level-weights", 1, 2, 3), "has 3 numbers")
     if not os.path.exists("/dev/nvidia0"):
@@ -200,8 +202,13 @@ def test_evaluate_writes_scores_and_predictions(job: Job, trained, labelled: Pat
     assert "no clear difference" in out
 
 
-def test_a_test_split_needs_a_model_that_left_one_out(job: Job, bundle: Path, labelled: Path) -> None:
+def test_a_test_split_needs_a_model_that_left_one_out_and_its_texts(
+    job: Job, bundle: Path, labelled: Path, trained
+) -> None:  # type: ignore[no-untyped-def]
     refused(job("evaluate", "--catalog", labelled, "--model", bundle, "--split", "test"), "--test-fraction")
+    narrow = ("--catalog", labelled, "--text-columns", "title")
+    refused(job("evaluate", *narrow, "--model", trained.model_uri, "--split", "test"), "--text-columns title", "brand")
+    refused(job("audit", *narrow, "--models", trained.model_uri), "--text-columns title", "brand")
 
 
 def test_unknown_runs_are_refused_with_those_there_are(job: Job, trained) -> None:  # type: ignore[no-untyped-def]

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 
 from cataloger.batching import IntArray, Ragged, Tokens
 from cataloger.bundle import Spec, load_tokenizer, mask_token, tokenize
-from cataloger.config import TrainConfig
+from cataloger.config import LongTail, TrainConfig
 from cataloger.examples import Examples
+from cataloger.losses import Loss
 from cataloger.network import new_classifier
 from cataloger.objectives import Classification, Machine
 from cataloger.pretraining import MaskedLanguage
@@ -67,6 +69,28 @@ def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) 
     fixed = classification(tiny_model, level_weights=(0.3,))
     fixed.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
     assert fixed.loss.level_weights == (0.3,)
+
+
+@pytest.mark.parametrize("long_tail", ["focal", "class-balanced", "logit-adjusted"])
+def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
+    stage = classification(tiny_model, long_tail=long_tail, label_smoothing=0.1, level_weights=(0.3,))
+    stage.network.eval()
+    rows, counts = np.arange(8), np.bincount(stage.train.labels)
+    logits, labels = stage.logits(stage.network, stage.train.tokens, rows), torch.from_numpy(stage.train.labels[rows])
+    wanted = Loss(TREE, counts, long_tail, (0.3,), 0.1)(logits, labels)
+    torch.testing.assert_close(stage.losses(stage.network, rows), wanted)
+    assert not torch.allclose(wanted, Loss(TREE, counts)(logits, labels))
+
+
+@pytest.mark.parametrize("long_tail", ["sampling", "augmentation"])
+def test_an_epoch_draws_as_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
+    stage = classification(tiny_model, long_tail=long_tail)
+    tokens, order = stage.begin_epoch(np.random.default_rng(0))
+    texts = {tokens.flat[start:stop].tobytes() for start, stop in pairwise(tokens.offsets)}
+    known = stage.train.tokens
+    before = {known.flat[start:stop].tobytes() for start, stop in pairwise(known.offsets)}
+    assert bool(texts - before) == (long_tail == "augmentation")
+    assert len(order) == 40 and (len(set(order)) < 40 or len(texts) < 40), "some rows come twice, others not at all"
 
 
 def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:

@@ -57,12 +57,24 @@ def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path
     }, "a second version challenges the first and does not replace it"
 
 
-def test_the_same_seed_gives_the_same_model(tiny_model: Path, labelled: Path) -> None:
-    same = [train(small(tiny_model, labelled, dropout=0.1, seed=7)) for _ in range(2)]
+def test_the_same_seed_and_workers_give_the_same_model(tiny_model: Path, labelled: Path) -> None:
+    setup = {"dropout": 0.1, "seed": 7, "num_workers": "2"}
+    same = [train(small(tiny_model, labelled, adversarial=size, **setup)) for size in (0.5, 0.5, 0.0)]
     assert same[0].run_id != same[1].run_id, "what is done is done anew when asked for again"
-    once, again = (load_file(registry.fetch_model(result.model_uri).folder / "model.safetensors") for result in same)
+    once, again, plain = (
+        load_file(registry.fetch_model(result.model_uri).folder / "model.safetensors") for result in same
+    )
     assert all(torch.equal(weight, again[name]) for name, weight in once.items())
     assert same[0].metrics == same[1].metrics
+    assert any(not torch.equal(weight, plain[name]) for name, weight in once.items()), "the adversarial pass counts"
+    curves = [losses(result.run_id) for result in same]
+    assert curves[0][0] == curves[2][0], "the loss that is logged is the plain one"
+
+
+def test_training_stops_where_validation_no_longer_improves(tiny_model: Path, labelled: Path) -> None:
+    result = train(small(tiny_model, labelled, epochs=8, patience=2, learning_rate=1e-12))
+    epochs = MlflowClient().get_metric_history(result.run_id, "val_loss")
+    assert len(epochs) == 3, "the first, and two that are no better"
 
 
 def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, labelled: Path) -> None:
@@ -80,7 +92,6 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
         "long_tail": "augmentation",
         "level_weights": "auto",
         "label_smoothing": 0.05,
-        "adversarial": 0.5,
         "average_decay": 0.9,
         "fine_tune": "1",
         "layer_decay": 0.9,
@@ -159,20 +170,26 @@ def test_a_failed_run_is_closed_as_failed(tiny_model: Path, labelled: Path) -> N
     assert run.info.status == "FAILED"
 
 
-def test_a_gpu_without_memory_stops_training_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker's answer to PyTorch's error, which a CPU never raises."""
+@pytest.mark.parametrize(("device", "place"), [("cuda", "GPU"), ("cpu", "machine")])
+def test_a_worker_without_memory_stops_training_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, device: str, place: str
+) -> None:
+    """The worker's answer to PyTorch's error, a real one on a CPU."""
 
     def run_out(loop: Loop) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        if device == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        torch.empty(1 << 50)
 
-    monkeypatch.setattr(Loop, "_run_stages", run_out)
+    monkeypatch.setattr(Loop, "_resume", run_out)
     with progress.remote_meter("train", 1, lambda metrics: None) as board:
         loop = Loop.__new__(Loop)
-        loop.board, loop.step = board, 41
-        with pytest.raises(torch.OutOfMemoryError):
+        loop.board, loop.step, loop.device = board, 41, torch.device(device)
+        with pytest.raises(RuntimeError, match="memory"):
             loop.run()
         reason = ray.get(board.reason_to_give_up.remote())
-    assert reason == "the GPU ran out of memory at step 42; lower --batch-size or --max-tokens, or use more workers"
+    remedy = "lower --batch-size or --max-tokens, or use more workers"
+    assert reason == f"the {place} ran out of memory at step 42; {remedy}"
 
 
 def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, labelled: Path) -> None:

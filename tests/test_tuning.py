@@ -2,11 +2,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModel, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
 from cataloger.config import TrainConfig
+from cataloger.bundle import encoder_layers
+from cataloger.dropout import set_dropout
 from cataloger.network import new_classifier
 from cataloger.taxonomy import Taxonomy
-from cataloger.tuning import adversarial, averaged, default_learning_rate, merged, parameter_groups
+from cataloger.tuning import adversarial, averaged, default_learning_rate, layers_of, merged, parameter_groups
 
 TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
 
@@ -40,7 +43,46 @@ def test_the_default_rate_falls_with_the_square_of_the_width(model: torch.nn.Mod
     assert default_learning_rate(model) == pytest.approx(3e-4 * (384 / 32) ** 2)
 
 
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        DistilBertConfig(dim=32, hidden_dim=64, n_layers=3, n_heads=2, vocab_size=99),
+        ModernBertConfig(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            vocab_size=99,
+            pad_token_id=0,
+        ),
+    ],
+    ids=lambda shape: shape.model_type,
+)
+def test_encoders_that_name_their_layers_otherwise(tmp_path: Path, shape: PreTrainedConfig, pooling: str) -> None:
+    AutoModel.from_config(shape).save_pretrained(tmp_path)
+    assert encoder_layers(tmp_path) == 3
+    model = new_classifier(tmp_path, pooling, TREE)
+    encoder = dict(model.base_model.named_parameters())
+    layers = layers_of(model)
+    assert set(layers.values()) == {-1, 0, 1, 2, None}
+    for name, layer in layers.items():
+        inside = name.split(".", 1)[1] in encoder
+        assert (layer is None) == (not inside), f"{name} is new"
+        assert not inside or (layer == -1) == ("embeddings" in name), name
+        assert not inside or "layer" not in name or f".{layer}." in name, name
+    set_dropout(model, 0.1, "cpu")
+    ids = torch.tensor([[1, 2, 3, 0]])
+    model(input_ids=ids, attention_mask=ids > 0).logits.sum().backward()
+    assert model.get_input_embeddings().weight.grad.norm() > 0
+
+
 def test_the_average_follows_the_weights(model: torch.nn.Module) -> None:
+    average, (parameter, *_) = averaged(model, 0.9), list(model.parameters())
+    for _ in range(3):
+        average.update_parameters(model)
+    for name, buffer in model.named_buffers():
+        assert torch.equal(average.module.get_buffer(name), buffer), "whole numbers are not averaged"
     average, (parameter, *_) = averaged(model, 0.75), list(model.parameters())
     kept = next(average.module.parameters())
     average.update_parameters(model)
