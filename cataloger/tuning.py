@@ -20,7 +20,7 @@ LAYER = re.compile(r"\blayers?\.(\d+)\.")
 
 def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
     """The encoder layer of each parameter: -1 for the embeddings, the last one for what follows the layers, None for the head."""
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}  # type: ignore[operator,union-attr]
+    encoder = {id(parameter) for parameter in model.base_model.parameters()}  # type: ignore[union-attr]
     layers: dict[str, int | None] = {}
     reached = -1
     for name, parameter in model.named_parameters():

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModel, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
-from cataloger.config import TrainConfig
 from cataloger.bundle import encoder_layers
+from cataloger.config import TrainConfig
 from cataloger.dropout import set_dropout
 from cataloger.network import new_classifier
 from cataloger.taxonomy import Taxonomy

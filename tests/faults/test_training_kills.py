@@ -52,7 +52,7 @@ def settings(base: Path, labelled: Path, name: str) -> dict[str, object]:
     return {
         "catalog": str(labelled),
         "base_model": str(base),
-        "epochs": 2,
+        "epochs": 3,
         "batch_size": 16,
         "max_tokens": 24,
         "learning_rate": 5e-3,
@@ -63,18 +63,31 @@ def settings(base: Path, labelled: Path, name: str) -> dict[str, object]:
     }
 
 
+# All that has a state of its own beside the weights, or a part in the loss curve.
+STATEFUL = {"pretrain_epochs": 1, "level_weights": "auto", "adversarial": 0.5, "average_decay": 0.9}
+
+
 @pytest.fixture(scope="module")
-def undisturbed(base: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+def undisturbed(base: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     storage = tmp_path_factory.mktemp("undisturbed")
-    calm = {**settings(base, labelled, "undisturbed"), "storage": str(storage), "checkpoint_minutes": 10.0}
-    return losses(train(TrainConfig(**calm)).run_id)  # type: ignore[arg-type]
+    calm = {**settings(base, labelled, "undisturbed"), **STATEFUL, "storage": str(storage), "checkpoint_minutes": 10.0}
+    return curves(train(TrainConfig(**calm)).run_id)  # type: ignore[arg-type]
 
 
-def curve(run_id: str) -> tuple[np.ndarray, int]:
-    """(the last loss of every step, how often step 1 was done)."""
-    history = MlflowClient().get_metric_history(run_id, "train_loss")
-    last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
-    return np.array([last[step] for step in sorted(last)]), sum(metric.step == 1 for metric in history)
+def curves(run_id: str) -> dict[str, np.ndarray]:
+    """The last value at every step, of the losses and of the validation of the averaged weights; no step was done twice but for the last few."""
+    found = {}
+    for name in ("pretrain_loss", "train_loss", "val_loss", "val_level_1_accuracy"):
+        history = MlflowClient().get_metric_history(run_id, name)
+        last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+        found[name] = np.array([last[step] for step in sorted(last)])
+        assert sum(metric.step == min(last) for metric in history) == 1, f"{name} began again"
+    return found
+
+
+def check_the_same(found: dict[str, np.ndarray], undisturbed: dict[str, np.ndarray]) -> None:
+    for name, curve in undisturbed.items():
+        np.testing.assert_allclose(found[name], curve, rtol=1e-4, err_msg=name)
 
 
 def kept(storage: str = "checkpoints") -> set[str]:
@@ -90,34 +103,44 @@ def kept(storage: str = "checkpoints") -> set[str]:
     }
 
 
-def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: np.ndarray) -> None:
+def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: dict[str, np.ndarray]) -> None:
+    """Killed after its first validation; pretraining is done then."""
     killed: list[int] = []
     stop = threading.Event()
+    name = "worker-killed"
+
+    def validated() -> bool:
+        (run,) = mlflow.search_runs(
+            experiment_names=["survival"], filter_string=f"params.model_name = '{name}'", output_format="list"
+        ) or [None]
+        return run is not None and "val_loss" in run.data.metrics
 
     def kill_after_a_checkpoint() -> None:
+        before: set[str] | None = None
         while not killed and not stop.wait(0.01):
-            if kept():
+            if before is None:
+                before = kept() if validated() else None
+            elif kept() - before:
                 for worker in descendants("RayTrainWorker"):
                     worker.send_signal(signal.SIGKILL)
                     killed.append(worker.pid)
 
     hunter = threading.Thread(target=kill_after_a_checkpoint)
     hunter.start()
-    result = train(TrainConfig(**settings(base, labelled, "worker-killed"), storage="checkpoints"))  # type: ignore[arg-type]
+    result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage="checkpoints"))  # type: ignore[arg-type]
     stop.set()
     hunter.join()
     assert killed, "nothing was killed, so nothing was shown"
-    found, starts = curve(result.run_id)
-    assert starts == 1, "the curve has no gap, and it did not begin again"
-    np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
+    check_the_same(curves(result.run_id), undisturbed)
 
 
 def test_a_killed_driver_is_gone_on_with_by_the_same_command(
-    base: Path, labelled: Path, undisturbed: np.ndarray, s3: str
+    base: Path, labelled: Path, undisturbed: dict[str, np.ndarray], s3: str
 ) -> None:
-    """From checkpoints on S3; those of the other tests lie on the disk."""
+    """From checkpoints on S3, those of the other tests lie on the disk; killed after the first, of pretraining."""
     storage, name = f"{s3}/checkpoints", "driver-killed"
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in settings(base, labelled, name).items()]
+    options = {**settings(base, labelled, name), **STATEFUL}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
     flags.append(f"--storage={storage}")
     command = [sys.executable, str(ROOT / "jobs/train.py"), *flags]
     environment = on_ray(ray.get_runtime_context().gcs_address)
@@ -133,9 +156,7 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
         experiment_names=["survival"], filter_string=f"params.model_name = '{name}'", output_format="list"
     )
     assert run.info.status == "FINISHED", "one run, with one curve"
-    found, starts = curve(run.info.run_id)
-    assert starts == 1, "the curve has no gap, and it did not begin again"
-    np.testing.assert_allclose(found, undisturbed, rtol=1e-4)
+    check_the_same(curves(run.info.run_id), undisturbed)
     assert 1 <= len(kept(storage)) <= 3, "two by their score, and the newest"
 
 
