@@ -212,5 +212,14 @@ def _fit(
         finally:
             if reason := ray.get(board.reason_to_give_up.remote()):
                 raise TrainingError(reason)
+    kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
+    _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
     return best, {key: float(value) for key, value in metrics.items()}
+
+
+def _remove_strays(folder: Location, kept: set[str]) -> None:
+    """Remove what is left of checkpoints that were being written, or removed, when a process was killed: Ray has forgotten them."""
+    paths = [info.path.removeprefix(f"{folder.path}/").split("/") for info in folder.files()]
+    for name in {path[0] for path in paths if path[0].startswith("checkpoint_") and len(path) > 1} - kept:
+        (folder / name).delete()

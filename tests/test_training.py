@@ -198,7 +198,12 @@ def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, l
     (done,) = Path("late").glob("*/_done")
     done.unlink()
     MlflowClient().set_terminated(first.run_id, "KILLED")
+    whole = set(done.parent.glob("checkpoint_*"))
+    half = done.parent / "checkpoint_half_written"
+    half.mkdir()
+    (half / "state.pt").write_bytes(b"torn")
     again = train(config)
+    assert set(done.parent.glob("checkpoint_*")) == whole, "what a killed process left half written is gone"
     assert again.run_id == first.run_id
     assert again.metrics == first.metrics
     steps = [metric.step for metric in MlflowClient().get_metric_history(first.run_id, "train_loss")]
