@@ -128,10 +128,11 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
                 "model %s was trained without --test-fraction: of rows it has seen, it takes wrong labels for right",
                 source.uri,
             )
-        if spec.categories != specs[0].categories:
-            raise ConfigError(
-                f"models {sources[0].uri} and {source.uri} know different categories; audit with one of them"
-            )
+        for name, what in (("categories", "know"), ("text_columns", "read")):
+            if getattr(spec, name) != getattr(specs[0], name):
+                raise ConfigError(
+                    f"models {sources[0].uri} and {source.uri} {what} different {name.replace('_', ' ')}; audit with one of them"
+                )
         for earlier, other in zip(sources[:number], specs[:number], strict=True):
             if _overlap(spec, other) or _overlap(other, spec):
                 raise ConfigError(

@@ -72,6 +72,14 @@ def test_models_that_left_out_the_same_rows_are_refused(starts: tuple[float, ...
         _check(sources, specs, "another catalog")
 
 
+@pytest.mark.parametrize(("other", "what"), [((("A", "B"), ("name",)), "read"), ((("A", "C"), ("title",)), "know")])
+def test_models_that_do_not_agree_are_refused(other: tuple[tuple[str, ...], tuple[str, ...]], what: str) -> None:
+    one, two = (Spec(*asked, 32, "mean", "", 0.2, at) for asked, at in (((("A", "B"), ("title",)), 0.0), (other, 0.2)))
+    sources = [ModelSource(Path(), f"models:/m/{number}", None) for number in (0, 1)]
+    with pytest.raises(ConfigError, match=f"models:/m/0 and models:/m/1 {what} different"):
+        _check(sources, [one, two], "another catalog")
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_the_job_writes_the_suspects_that_models_never_saw(
     trained, labelled: Path, job: Callable[..., tuple[int, str, str]]
