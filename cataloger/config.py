@@ -65,7 +65,7 @@ class TrainConfig:
     dropout: float | None = None
     """Dropout in the network; by default that of the base model."""
     adversarial: float = 0.0
-    """Size of the step against the model that each batch's word embeddings take for a second pass; 0 is off."""
+    """Size of the step against the model that each batch's word embeddings take for a second pass, with --fine-tune all; 0 is off."""
     average_decay: float = 0.0
     """Decay per step of the moving average of the weights that is kept in place of the last ones, such as 0.999; 0 is off."""
     long_tail: LongTail = "off"
