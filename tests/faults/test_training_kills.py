@@ -90,44 +90,38 @@ def check_the_same(found: dict[str, np.ndarray], undisturbed: dict[str, np.ndarr
         np.testing.assert_allclose(found[name], curve, rtol=1e-4, err_msg=name)
 
 
-def kept(storage: str = "checkpoints") -> set[str]:
-    """The checkpoints that Ray Train's controller knows of; it asks the workers every two seconds."""
+def notes(storage: str) -> list[str]:
+    """What Ray Train's controllers know of checkpoints and their metrics; one asks its workers every two seconds."""
     folder = locate(storage)
     notes = [info.path for info in folder.files() if info.path.endswith("checkpoint_manager_snapshot.json")]
-    return {
-        name
-        for path in notes
-        for name in re.findall(
-            r"checkpoint_dir_name\W+(checkpoint_[\w.-]+)", (folder.filesystem.open_input_file(path).read()).decode()
-        )
-    }
+    return [folder.filesystem.open_input_file(path).read().decode() for path in notes]
+
+
+def kept(storage: str = "checkpoints") -> set[str]:
+    """The checkpoints that are known."""
+    pattern = r"checkpoint_dir_name\W+(checkpoint_[\w.-]+)"
+    return {name for note in notes(storage) for name in re.findall(pattern, note)}
 
 
 def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: dict[str, np.ndarray]) -> None:
-    """Killed after its first validation; pretraining is done then."""
+    """Killed after the checkpoint of its first validation and another one; pretraining is done then."""
     killed: list[int] = []
     stop = threading.Event()
     name = "worker-killed"
-
-    def validated() -> bool:
-        (run,) = mlflow.search_runs(
-            experiment_names=["survival"], filter_string=f"params.model_name = '{name}'", output_format="list"
-        ) or [None]
-        return run is not None and "val_loss" in run.data.metrics
 
     def kill_after_a_checkpoint() -> None:
         before: set[str] | None = None
         while not killed and not stop.wait(0.01):
             if before is None:
-                before = kept() if validated() else None
-            elif kept() - before:
+                before = kept(name) if any("val_loss" in note for note in notes(name)) else None
+            elif kept(name) - before:
                 for worker in descendants("RayTrainWorker"):
                     worker.send_signal(signal.SIGKILL)
                     killed.append(worker.pid)
 
     hunter = threading.Thread(target=kill_after_a_checkpoint)
     hunter.start()
-    result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage="checkpoints"))  # type: ignore[arg-type]
+    result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage=name))  # type: ignore[arg-type]
     stop.set()
     hunter.join()
     assert killed, "nothing was killed, so nothing was shown"
