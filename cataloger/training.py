@@ -32,6 +32,8 @@ MAX_FAILURES = 8
 LOOK_FOR_WORKERS_SECONDS = 60.0
 # In a training's folder, beside Ray's checkpoints.
 BEGUN, DONE = "_begun", "_done"
+# Ray's list of these, which it writes in place.
+CHECKPOINTS = "checkpoint_manager_snapshot.json"
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -132,9 +134,19 @@ def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Seque
         mlflow_run = (folder / BEGUN).read().decode()
         # MLflow knows who is at work: `tracking.connect` has closed the runs of this machine's dead processes.
         if not (folder / DONE).exists() and tracking.status(mlflow_run) in ("KILLED", "FAILED"):
-            log.info("resuming the training in %s", folder)
-            return _Attempt(folder, mlflow_run)
+            if _can_be_resumed(folder):
+                log.info("resuming the training in %s", folder)
+                return _Attempt(folder, mlflow_run)
+            log.warning("%s: a crash cut off the list of its checkpoints; beginning again", folder)
     raise AssertionError("itertools.count has no end")
+
+
+def _can_be_resumed(folder: Location) -> bool:
+    """Whether Ray could read its list of checkpoints, if there is one yet."""
+    try:
+        return not (folder / CHECKPOINTS).exists() or bool(json.loads((folder / CHECKPOINTS).read()))
+    except ValueError:
+        return False
 
 
 def _fit(

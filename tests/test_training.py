@@ -208,3 +208,20 @@ def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, l
     assert again.metrics == first.metrics
     steps = [metric.step for metric in MlflowClient().get_metric_history(first.run_id, "train_loss")]
     assert len(steps) == len(set(steps)), "no step was done twice"
+
+
+def test_a_training_whose_list_of_checkpoints_was_cut_off_begins_again(
+    tiny_model: Path, labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray writes the list in place: a crash within that moment leaves a part of it, with which Ray cannot begin."""
+    config = small(tiny_model, labelled, experiment="cut-off", model_name="cut-off", storage="cut-off")
+    first = train(config)
+    (done,) = Path("cut-off").glob("*/_done")
+    done.unlink()
+    MlflowClient().set_terminated(first.run_id, "KILLED")
+    kept = done.parent / "checkpoint_manager_snapshot.json"
+    kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    again = train(config)
+    assert "a crash cut off the list of its checkpoints; beginning again" in caplog.text
+    assert again.run_id != first.run_id
+    assert again.metrics == first.metrics, "the same training, whole"
