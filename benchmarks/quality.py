@@ -29,9 +29,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "instacart": {
         **TITLES,
         "validation_fraction": 0.05,
-        "epochs": 8,
+        "epochs": 6,
         "batch_size": 128,
         "learning_rate": 5e-4,
+        "layer_decay": 0.85,
         "adversarial": 2.0,
         "label_smoothing": 0.1,
     },
