@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import psutil
 import pytest
 import ray
 from mlflow import MlflowClient
+from pyarrow.fs import FileSelector
 from test_kills import descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
@@ -91,10 +93,14 @@ def check_the_same(found: dict[str, np.ndarray], undisturbed: dict[str, np.ndarr
 
 
 def notes(storage: str) -> list[str]:
-    """What Ray Train's controllers know of checkpoints and their metrics; one asks its workers every two seconds."""
+    """What Ray Train's controllers know of checkpoints and their metrics; one looks after its workers now and then.
+
+    The checkpoints themselves are not listed: they come and go meanwhile.
+    """
     folder = locate(storage)
-    notes = [info.path for info in folder.files() if info.path.endswith("checkpoint_manager_snapshot.json")]
-    return [folder.filesystem.open_input_file(path).read().decode() for path in notes]
+    trainings = folder.filesystem.get_file_info(FileSelector(folder.path, allow_not_found=True))
+    known = [folder / info.base_name / "checkpoint_manager_snapshot.json" for info in trainings if not info.is_file]
+    return [note.read().decode() for note in known if note.exists()]
 
 
 def kept(storage: str = "checkpoints") -> set[str]:
@@ -119,11 +125,13 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
                     worker.send_signal(signal.SIGKILL)
                     killed.append(worker.pid)
 
-    hunter = threading.Thread(target=kill_after_a_checkpoint)
-    hunter.start()
-    result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage=name))  # type: ignore[arg-type]
-    stop.set()
-    hunter.join()
+    with ThreadPoolExecutor() as pool:
+        hunter = pool.submit(kill_after_a_checkpoint)
+        try:
+            result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage=name))  # type: ignore[arg-type]
+        finally:
+            stop.set()
+        hunter.result()
     assert killed, "nothing was killed, so nothing was shown"
     check_the_same(curves(result.run_id), undisturbed)
 
