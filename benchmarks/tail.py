@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import tyro
 from sklearn.metrics import f1_score
 
+from cataloger.bundle import FORMAT
 from cataloger.config import EvaluateConfig, LongTail, TrainConfig
 from cataloger.evaluation import evaluate
-from cataloger.text import compose, split_position
+from cataloger.text import compose, split_hash, split_position
 from cataloger.training import train
 from yardsticks import report, workroom
 
@@ -45,7 +46,7 @@ def main() -> None:
     config = tyro.cli(Config)
     with workroom() as room:
         table = pq.read_table(config.catalog, columns=["id", "title", "category_path"])
-        position = split_position(compose(table, ("title",), 32))
+        position = split_position(split_hash(compose(table, ("title",), 32), FORMAT))
         fit = table.filter(pa.array(position >= SCORED))
         pq.write_table(fit, room / "fit.parquet")
         pq.write_table(table.filter(pa.array((position >= UNSEEN) & (position < SCORED))), room / "scored.parquet")

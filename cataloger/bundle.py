@@ -19,6 +19,8 @@ from cataloger.errors import ModelError
 from cataloger.taxonomy import Taxonomy
 
 SPEC = "cataloger.json"
+# Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`).
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Spec:
     """Of a multi-label model, the probability from which on a product has the category."""
     group_column: str | None = None
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
-    format_version: int = 2
+    format_version: int = FORMAT
 
     @property
     def taxonomy(self) -> Taxonomy:

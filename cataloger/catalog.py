@@ -23,6 +23,9 @@ class CatalogFile:
     size: int
     modified_ns: int
     row_groups: tuple[int, ...]
+    """Rows of each."""
+    sizes: tuple[int, ...]
+    """Bytes of the named columns of each row group, decompressed."""
     schema: pa.Schema
 
 
@@ -55,6 +58,7 @@ def open_catalog(
     Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type.
     """
     plain = dict.fromkeys(text_columns, "--text-columns") | dict(others)
+    names = list(dict.fromkeys([id_column, *plain, *filter(None, [label_column])]))
     location = locate(uri)
     info = location.info()
     if info.type == pafs.FileType.NotFound:
@@ -62,7 +66,7 @@ def open_catalog(
         raise CatalogError(f"catalog {uri}: not found; --catalog takes a Parquet file, a folder or an s3:// prefix")
     infos = [info] if info.is_file else _parquet_files(location)
     with ThreadPoolExecutor(32) as pool:
-        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info), infos))
+        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
@@ -71,10 +75,7 @@ def open_catalog(
     for file in files:
         name = file.path.removeprefix(location.path)
         digest.update(repr((name, file.size, file.modified_ns, file.row_groups)).encode())
-    names = [id_column, *plain, *filter(None, [label_column])]
-    schema = pa.schema(
-        [(name, _common_type({file.schema.field(name).type for file in files})) for name in dict.fromkeys(names)]
-    )
+    schema = pa.schema([(name, _common_type({file.schema.field(name).type for file in files})) for name in names])
     return Catalog(location, files, schema, digest.hexdigest()[:16])
 
 
@@ -85,27 +86,53 @@ def grouped(column: str | None) -> dict[str, str]:
 
 def _parquet_files(location: Location) -> list[pafs.FileInfo]:
     skip = len(location.path)
-    infos = [
-        info
-        for info in location.files()
-        if not any(part.startswith(("_", ".")) for part in info.path[skip:].split("/"))
-    ]
-    files = [info for info in infos if info.path.endswith((".parquet", ".parq", ".pq"))]
+    found = location.files()
+    _refuse_table_formats(location, {info.path[skip:].strip("/") for info in found})
+    infos = [info for info in found if not any(part.startswith(("_", ".")) for part in info.path[skip:].split("/"))]
+    files = [info for info in infos if info.path.lower().endswith((".parquet", ".parq", ".pq"))]
     if not files:
         held = f"holds {len(infos)} files but none ends in .parquet" if infos else "is empty"
         raise CatalogError(f"catalog {location}: the folder {held}; --catalog takes Parquet files")
     return files
 
 
-def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo) -> CatalogFile:
+def _refuse_table_formats(location: Location, names: set[str]) -> None:
+    """A table's folder holds files that are not part of it any more: read as they lie there, products would come back."""
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    kind = "Delta Lake" if "_delta_log" in folders else "Hudi" if ".hoodie" in folders else ""
+    if any(name.endswith(".metadata.json") and "metadata" in name.split("/")[:-1] for name in names):
+        kind = "Iceberg"
+    if kind:
+        raise CatalogError(
+            f"catalog {location}: is a {kind} table, whose folder also holds rows that were deleted or replaced; "
+            "export its current rows to Parquet and name that folder with --catalog"
+        )
+
+
+def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str]) -> CatalogFile:
     try:
         with pq.ParquetFile(info.path, filesystem=filesystem) as file:
-            row_groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             return CatalogFile(
-                info.path, info.size, info.mtime_ns or 0, row_groups, file.schema_arrow.remove_metadata()
+                path=info.path,
+                size=info.size,
+                modified_ns=info.mtime_ns or 0,
+                row_groups=tuple(group.num_rows for group in groups),
+                sizes=tuple(column_bytes(group, columns) for group in groups),
+                schema=file.schema_arrow.remove_metadata(),
             )
     except (pa.ArrowException, OSError) as error:
         raise unreadable(filesystem, info.path, error) from error
+
+
+def column_bytes(row_group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Bytes that these columns of a row group take when they are decompressed, as its footer has it."""
+    chunks = (row_group.column(number) for number in range(row_group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns
+    )
 
 
 def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> CatalogError | StorageError:
@@ -130,6 +157,11 @@ def _check_columns(
     wanted = [(id_column, "--id-column"), *plain.items()]
     wanted += [(label_column, "--label-column")] if label_column else []
     for name, flag in wanted:
+        if file.schema.names.count(name) > 1:
+            raise CatalogError(
+                f"catalog file {file.path}: has {file.schema.names.count(name)} columns {name!r}, and which one is meant cannot be told; "
+                f"rename them, or name another one with {flag}"
+            )
         if name not in file.schema.names:
             raise CatalogError(
                 f"catalog file {file.path}: no column {name!r}; it has {', '.join(file.schema.names)}; name the right one with {flag}"

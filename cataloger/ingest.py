@@ -1,7 +1,7 @@
 """Labelled catalogs → tokens, labels and sides of the split, computed once with Ray Data."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,12 @@ import pyarrow.compute as pc
 import ray.data
 
 from cataloger import runtime
-from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
+from cataloger.bundle import FORMAT, base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.text import compose, split_keys, split_position
-from cataloger.units import Unit, plan_units, read_unit
+from cataloger.text import compose, split_hash, split_keys, split_position
+from cataloger.units import Read, plan_reads, plan_units, read_units
 
 UNUSED = -1
 
@@ -45,27 +45,30 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     context.enable_progress_bars = False
     datasets = []
     for source in sources:
-        units = plan_units(source.catalog)
+        reads = plan_reads(plan_units(source.catalog))
         encode = functools.partial(
-            _encode_unit,
+            _encode_units,
             filesystem=source.catalog.location.filesystem,
             schema=source.catalog.schema,
             label_ids=source.label_ids,
             use=source.use,
             config=config,
         )
-        rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
+        rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
         datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
     joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
     with runtime.errors_of_tasks():
         return list(joined.to_arrow_refs())
 
 
-def _encode_unit(
+def _encode_units(
     batch: pa.Table, filesystem: Any, schema: pa.Schema, label_ids: dict[str, int], use: int, config: TrainConfig
-) -> pa.Table:
-    unit = Unit.from_dict(batch.to_pylist()[0])
-    table = read_unit(filesystem, unit, schema)
+) -> Iterator[pa.Table]:
+    for _, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
+        yield _encode(table, label_ids, use, config)
+
+
+def _encode(table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
     texts = compose(table, config.text_columns, config.max_tokens)
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
@@ -86,7 +89,7 @@ def _uses(keys: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: Tra
     """What each row is used for. What falls on the test or validation side is not even used without its label."""
     if use == VALIDATION:
         return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
-    position = split_position(keys, config.test_start)
+    position = split_position(split_hash(keys, FORMAT), config.test_start)
     validation = 0.0 if config.eval_catalog else config.validation_fraction
     uses = np.where(labelled, TRAINING, UNLABELLED if wants_unlabelled(config) else UNUSED)
     held_out = position < config.test_fraction + validation * (1 - config.test_fraction)

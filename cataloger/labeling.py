@@ -24,7 +24,7 @@ from cataloger.writing import read_written, write_units
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
-LAYOUT = 4
+LAYOUT = 5
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,23 +9,28 @@ import pyarrow.compute as pc
 from cataloger.catalog import Catalog, is_list
 from cataloger.errors import CatalogError
 from cataloger.taxonomy import SEPARATOR, parse_path
-from cataloger.units import Unit, plan_units, read_unit
+from cataloger.units import Read, plan_reads, plan_units, read_units
 
 
 def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
     """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one."""
     counts: Counter[str | None] = Counter()
 
-    def count(unit: Unit) -> list[dict[str, Any]]:
-        values = read_unit(catalog.location.filesystem, unit, pa.schema([catalog.schema.field(label_column)])).column(0)
-        values = values.combine_chunks()
-        if is_list(values.type):
-            values = values.flatten()
-        return list(pc.value_counts(values.cast(pa.large_string())).to_pylist())
+    schema = pa.schema([catalog.schema.field(label_column)])
+
+    def count(read: Read) -> Counter[str | None]:
+        found: Counter[str | None] = Counter()
+        for _, table in read_units(catalog.location.filesystem, read.units, schema):
+            values = table.column(0).combine_chunks()
+            if is_list(values.type):
+                values = values.flatten()
+            for pair in pc.value_counts(values.cast(pa.large_string())).to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
 
     with ThreadPoolExecutor(4) as pool:
-        for pairs in pool.map(count, plan_units(catalog)):
-            counts.update({pair["values"]: pair["counts"] for pair in pairs})
+        for found in pool.map(count, plan_reads(plan_units(catalog))):
+            counts.update(found)
     return counts
 
 

@@ -16,7 +16,7 @@ from cataloger.registry import ModelSource
 from cataloger.runtime import ActorShape
 from cataloger.stream import Model
 from cataloger.text import compose
-from cataloger.units import plan_units, read_unit
+from cataloger.units import plan_units, read_units
 
 TEXTS = 512
 ROUNDS = 5
@@ -40,7 +40,7 @@ def seconds_per_text(sources: Sequence[ModelSource], about: About, *, use_gpu: b
 
 
 def _texts(catalog: Catalog, model: Model) -> pa.Array:
-    table = read_unit(catalog.location.filesystem, plan_units(catalog)[0], catalog.schema)
+    ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
     table = table.take(pa.array(np.unique(np.linspace(0, len(table) - 1, TEXTS).astype(int))))
     return compose(table, model.spec.text_columns, model.spec.max_tokens).drop_null()
 

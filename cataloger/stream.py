@@ -23,14 +23,15 @@ from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
 from cataloger.effort import Effort, SharedClock
 from cataloger.runtime import ActorShape
-from cataloger.text import compose, hash_texts, split_keys, split_position, undecodable
-from cataloger.units import Unit, read_unit
+from cataloger.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
+from cataloger.units import Read, Unit, plan_reads, read_units
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, and the beginning of its text.
 ROW, TEXT = "cataloger.row", "cataloger.text"
 SHOWN_CHARACTERS = 200
 NO_TEXT = "no text in any of the text columns"
 NOT_UTF8 = "a text column is not valid UTF-8"
+ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
 BAD_ROWS_PER_UNIT = 100
 
@@ -86,13 +87,16 @@ def predict_units(
     reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision, alternatives: int
 ) -> ray.data.Dataset:
     """The stream without its end: rows that `Done.of` reads, in any order."""
-    context = ray.data.DataContext.get_current()
+    reads = plan_reads(units)
+    items = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
+    context = items.context  # this stream's own
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
     context.max_consecutive_actor_init_deaths = 2  # a node lost while its actor starts
-    items = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
+    # A task that reads several units hands on each as soon as it has it, and no block has two.
+    context.target_max_block_size = 1
     read = functools.partial(_read, reading=reading, model=model)
-    return items.map(read, num_cpus=runtime.TASK_CPUS).map_batches(
+    return items.flat_map(read, num_cpus=runtime.TASK_CPUS).map_batches(
         Labeler,
         fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
         batch_size=1,
@@ -170,26 +174,36 @@ class Labeler:
                 yield from self._predict(tokens, middle, stop, errors)
 
 
-def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]:
-    """Read → compose → tokenize: one unit's rows, the answers it need not ask for, and the tokens of its other texts."""
-    unit, effort = Unit.from_dict(row), Effort()
+def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
+    """Read → compose → tokenize: the units of one `Read`."""
+    units = read_units(reading.filesystem, Read.from_dict(row).units, reading.schema)
+    while True:
+        effort = Effort()
+        with effort.timed("reading"):
+            found = next(units, None)
+        if found is None:
+            return
+        yield _encode(*found, effort, reading, model)
+
+
+def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model: Model) -> dict[str, Any]:
+    """One unit's rows, the answers it need not ask for, and the tokens of its other texts."""
     spec = model.spec
     with effort.timed("reading"):
-        table = read_unit(reading.filesystem, unit, reading.schema)
-        bad = undecodable(table, reading.text_columns)
-        # Nulled before composing: Arrow's string functions stop at invalid bytes.
-        texts = compose(_without(table, bad, reading.text_columns), reading.text_columns, spec.max_tokens)
+        table, reason = _readable(table, reading)
+        texts = compose(table, reading.text_columns, spec.max_tokens)
         if ROW in reading.kept.values():
             table = table.append_column(ROW, pa.array(np.arange(len(table))))
         if TEXT in reading.kept.values():
             table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
         chosen = np.ones(len(table), bool)
         if reading.held_out:
-            chosen &= split_position(split_keys(table, texts, spec.group_column), spec.test_start) < spec.test_fraction
+            hashes = split_hash(split_keys(table, texts, spec.group_column), spec.format_version)
+            chosen &= split_position(hashes, spec.test_start) < spec.test_fraction
         if reading.every > 1:
             chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0
         if not chosen.all():
-            table, texts, bad = (values.filter(pa.array(chosen)) for values in (table, texts, bad))
+            table, texts, reason = (values.filter(pa.array(chosen)) for values in (table, texts, reason))
         distinct = texts.dictionary_encode()
         hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
         fresh = distinct.dictionary
@@ -203,7 +217,7 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
     with effort.timed("tokenizing"):
         tokens = tokenize(_tokenizer(model.folder(), spec.max_tokens), fresh)
     effort.rows = len(table)
-    reason = pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), pc.if_else(bad, NOT_UTF8, NO_TEXT))
+    reason = pc.coalesce(reason, pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), NO_TEXT))
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
     rows = rows.append_column("text_hash", hashes.take(distinct.indices))
     rows = rows.append_column("place", place).append_column("reason", reason)
@@ -212,12 +226,22 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> dict[str, Any]
     return {"unit": unit.index, **packed, "effort": json.dumps(asdict(effort))}
 
 
-def _without(table: pa.Table, bad: pa.Array, columns: Sequence[str]) -> pa.Table:
-    """The text columns, null in bad rows."""
-    if not pc.any(bad).as_py():
-        return table
-    fields = {name: table.column(name).combine_chunks() for name in columns}
-    return pa.table({name: pc.if_else(bad, pa.scalar(None, field.type), field) for name, field in fields.items()})
+def _readable(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
+    """(the table with nothing in it that is not UTF-8, why a row had to lose its text or its own spelling of its id)."""
+    reason = pa.nulls(len(table), pa.string())
+    for name in reading.text_columns:
+        bad = undecodable(table.column(name))
+        if bad.any():
+            # Nulled before composing: Arrow's string functions stop at invalid bytes.
+            field = pc.if_else(pa.array(bad), pa.scalar(None, table.schema.field(name).type), table.column(name))
+            table = table.set_column(table.column_names.index(name), name, field)
+            reason = pc.if_else(pa.array(bad), NOT_UTF8, reason)
+    if name := reading.kept.get("id"):
+        spelt, bad = ids.written(table.column(name))
+        if bad.any():
+            table = table.set_column(table.column_names.index(name), name, spelt)
+            reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
+    return table, reason
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """The category tree: paths, levels, ancestors, label ids."""
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,12 +12,17 @@ SEPARATOR = " > "
 
 
 def parse_path(path: str) -> tuple[str, ...]:
-    """`"Fruit > Apple"` → `("Fruit", "Apple")`. Raises ValueError for an empty level or a separator at either end."""
-    levels = tuple(level.strip() for level in path.strip().split(SEPARATOR))
+    """`"Fruit > Apple"` → `("Fruit", "Apple")`; any white space does around the `>`, such as a no-break space.
+
+    Raises ValueError for an empty level, a separator at either end, and a `>` that may or may not be meant as one.
+    """
+    levels = tuple(level.strip() for level in re.split(r"\s+>(?=\s)", path.strip()))
     if levels[0].startswith(">") or levels[-1].endswith(">"):
         raise ValueError("begins or ends with a separator")
     if not all(levels):
         raise ValueError("empty level" if path.strip() else "empty path")
+    if any(">" in level for level in levels):
+        raise ValueError("a '>' without white space on both sides")
     return levels
 
 

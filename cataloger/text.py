@@ -22,8 +22,8 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
     limit = max_tokens * CHARACTERS_PER_TOKEN
     fields = []
     for name in columns:
-        field = table.column(name).combine_chunks().cast(pa.large_string())
-        field = pc.utf8_slice_codeunits(field, 0, 2 * limit)
+        # Cut before the chunks are joined: long texts of many rows are more than a string array can hold.
+        field = pc.utf8_slice_codeunits(table.column(name).cast(pa.large_string()), 0, 2 * limit).combine_chunks()
         field = pc.utf8_trim_whitespace(pc.replace_substring_regex(field, r"\s+", " "))
         fields.append(pc.if_else(pc.equal(field, ""), pa.scalar(None, pa.large_string()), field))
     separator = pa.scalar(SEPARATOR, pa.large_string())
@@ -34,21 +34,18 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
 
 
-def undecodable(table: pa.Table, columns: Sequence[str]) -> pa.Array:
-    """Whether any of the row's string fields is not valid UTF-8: Parquet readers take such bytes as they come."""
-    bad = np.zeros(len(table), bool)
-    for name in columns:
-        field = table.column(name).combine_chunks()
-        if pa.types.is_dictionary(field.type):
-            field = field.cast(field.type.value_type)
-        if not (pa.types.is_string(field.type) or pa.types.is_large_string(field.type)):
-            continue
-        raw = field.cast(pa.large_binary())
-        try:
-            raw.cast(pa.large_string())
-        except pa.ArrowInvalid:
-            bad |= np.array([not _is_utf8(value) for value in raw.to_pylist()])
-    return pa.array(bad)
+def undecodable(values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Whether each value is a string that is not valid UTF-8: Parquet readers take such bytes as they come."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)):
+        return np.zeros(len(values), bool)
+    raw = values.cast(pa.large_string(), safe=False).cast(pa.large_binary())
+    try:
+        raw.cast(pa.large_string())
+    except pa.ArrowInvalid:
+        return np.array([not _is_utf8(value) for value in raw.to_pylist()])
+    return np.zeros(len(values), bool)
 
 
 def _is_utf8(value: bytes | None) -> bool:
@@ -81,10 +78,22 @@ def split_keys(table: pa.Table, texts: pa.Array, group_column: str | None) -> pa
     return pc.coalesce(table.column(group_column).combine_chunks().cast(pa.large_string()), texts)
 
 
-def split_position(texts: pa.Array, start: float = 0.0) -> npt.NDArray[np.float64]:
-    """A position in [0, 1) per text that depends on its normalised form only (lower case, white space collapsed).
+def split_hash(keys: pa.Array, format_version: int) -> npt.NDArray[np.uint64]:
+    """[N] one number per split key, that depends on its normalised form only: the same product is always the same number.
 
-    Positions are counted from `start`. Rows below a fraction are held out: the same product always falls on the same side.
+    Normalised is: NFKC (UAX #15), lower case, no invisible characters (Unicode's category Cf, such as the zero-width space), any
+    white space as one space. Models of format 2 were split by lower case alone, and what they have not seen goes by that.
     """
-    hashes = hash_texts(pc.utf8_lower(pc.fill_null(texts, "")))
-    return (hash_words(hashes)[:, 0].astype(np.float64) / 2.0**64 - start) % 1.0
+    keys = pc.utf8_lower(pc.fill_null(keys, ""))
+    if format_version > 2:
+        keys = pc.utf8_lower(pc.utf8_normalize(keys, "NFKC"))
+        keys = pc.replace_substring_regex(keys, r"\p{Cf}+", "")
+        keys = pc.utf8_trim_whitespace(pc.replace_substring_regex(keys, r"[\s\p{Z}\p{Cc}]+", " "))
+    words: npt.NDArray[np.uint64] = hash_words(hash_texts(keys))[:, 0]
+    return words
+
+
+def split_position(hashes: npt.NDArray[np.uint64], start: float = 0.0) -> npt.NDArray[np.float64]:
+    """[N] where in [0, 1) each `split_hash` falls, counted from `start`; what is below a fraction is held out."""
+    position: npt.NDArray[np.float64] = (hashes.astype(np.float64) / 2.0**64 - start) % 1.0
+    return position

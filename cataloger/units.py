@@ -1,6 +1,7 @@
-"""Units of work: how a catalog is cut, and how one unit is read."""
+"""Units of work: how a catalog is cut, and how units are read."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,13 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.catalog import Catalog, is_string, unreadable
+from cataloger.catalog import Catalog, column_bytes, is_string, unreadable
 from cataloger.errors import CatalogError
 
 # A unit of a large catalog; smaller catalogs are cut finer so that every actor gets some.
 MAX_UNIT_ROWS = 65_536
 MIN_UNIT_ROWS = 8_192
 UNITS_OF_A_SMALL_CATALOG = 16
+# Of the named columns as they lie in memory: what a unit may take of a node, and of what is decoded at once.
+MAX_UNIT_BYTES = 256 << 20
+MAX_BATCH_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -40,70 +44,132 @@ class Unit:
     def rows(self) -> int:
         return sum(segment.rows for segment in self.segments)
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_dict(cls, unit: dict[str, Any]) -> "Unit":
         return cls(int(unit["index"]), tuple(Segment(**segment) for segment in unit["segments"]))
 
 
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
-    """Cut a catalog into units in file order; a function of the catalog alone, so that every run cuts it alike.
+    """Cut a catalog into units in file order; a function of the catalog and its named columns, so that every run cuts it alike.
 
-    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units.
-    Small files and row groups share a unit, large row groups are cut.
+    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units, and fewer
+    where the named columns of so many would come to more than 256 MiB, by the footers. Small files and row groups share a
+    unit, large row groups are cut.
     """
     if unit_rows is None:
         unit_rows = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-catalog.rows // UNITS_OF_A_SMALL_CATALOG)))
     units: list[Unit] = []
     segments: list[Segment] = []
-    room = unit_rows
+    room, bytes_left = unit_rows, float(MAX_UNIT_BYTES)
     for file in catalog.files:
-        for row_group, rows in enumerate(file.row_groups):
-            start = 0
+        for row_group, (rows, size) in enumerate(zip(file.row_groups, file.sizes, strict=True)):
+            start, per_row = 0, max(size, 1) / max(rows, 1)
             while start < rows:
-                taken = min(room, rows - start)
-                segments.append(Segment(file.path, row_group, start, taken, file.size, file.modified_ns))
-                start, room = start + taken, room - taken
-                if not room:
+                taken = min(room, rows - start, int(bytes_left // per_row))
+                if taken or not segments:
+                    taken = max(1, taken)
+                    segments.append(Segment(file.path, row_group, start, taken, file.size, file.modified_ns))
+                    start, room, bytes_left = start + taken, room - taken, bytes_left - taken * per_row
+                if not room or not taken or bytes_left < per_row:
                     units.append(Unit(len(units), tuple(segments)))
-                    segments, room = [], unit_rows
+                    segments, room, bytes_left = [], unit_rows, float(MAX_UNIT_BYTES)
     if segments:
         units.append(Unit(len(units), tuple(segments)))
     return units
 
 
-def read_unit(filesystem: pafs.FileSystem, unit: Unit, schema: pa.Schema) -> pa.Table:
-    """The unit's rows in input order, with the columns and types of `schema`.
+@dataclass(frozen=True)
+class Read:
+    """Neighbouring units that one task reads: those that have a row group in common, whose chunks can only be fetched whole."""
+
+    units: tuple[Unit, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, read: dict[str, Any]) -> "Read":
+        return cls(tuple(Unit.from_dict(unit) for unit in read["units"]))
+
+
+def plan_reads(units: Sequence[Unit]) -> list[Read]:
+    """All units, in their order."""
+    reads: list[list[Unit]] = []
+    for unit in units:
+        first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
+        if last and (first.path, first.row_group) == (last.path, last.row_group):
+            reads[-1].append(unit)
+        else:
+            reads.append([unit])
+    return [Read(tuple(read)) for read in reads]
+
+
+def read_units(
+    filesystem: pafs.FileSystem, units: Sequence[Unit], schema: pa.Schema
+) -> Iterator[tuple[Unit, pa.Table]]:
+    """Each unit with its rows in input order, with the columns and types of `schema`. No row group is fetched twice.
 
     Raises CatalogError naming the file when one cannot be read any more, or is not the one that was planned.
     """
-    tables = [_read_segment(filesystem, segment, schema) for segment in unit.segments]
+    wanted = [(unit, segment) for unit in units for segment in unit.segments]
+    tables: list[pa.Table] = []
+    for path, of_file in itertools.groupby(wanted, key=lambda pair: pair[1].path):
+        pairs = list(of_file)
+        read = _read_segments(filesystem, path, [segment for _, segment in pairs], schema)
+        for (unit, segment), table in zip(pairs, read, strict=True):
+            tables.append(table)
+            if segment is unit.segments[-1]:
+                _check_unchanged(filesystem, unit)
+                yield unit, pa.concat_tables(tables)
+                tables = []
+
+
+def _check_unchanged(filesystem: pafs.FileSystem, unit: Unit) -> None:
+    """After reading: what was read before the file changed is as planned, what changed before is found here."""
     for path, segment in {segment.path: segment for segment in unit.segments}.items():
-        # After reading: what was read before the file changed is as planned, what changed before is found here.
         info = filesystem.get_file_info(path)
         moved = abs((info.mtime_ns or 0) - segment.modified_ns) > _clock(filesystem)
         if info.size != segment.size or moved:
             raise CatalogError(
                 f"catalog file {path}: was replaced while the run was going; run the same command again, it labels the new catalog"
             )
-    return pa.concat_tables(tables)
 
 
-def _read_segment(filesystem: pafs.FileSystem, segment: Segment, schema: pa.Schema) -> pa.Table:
+def _read_segments(
+    filesystem: pafs.FileSystem, path: str, segments: Sequence[Segment], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The rows of each segment; all are of one file, in its order."""
     try:
-        with pq.ParquetFile(segment.path, filesystem=filesystem, page_checksum_verification=True) as file:
-            if segment.start == 0 and segment.rows == file.metadata.row_group(segment.row_group).num_rows:
-                table = file.read_row_group(segment.row_group, columns=schema.names)
-            else:
-                batches = file.iter_batches(MAX_UNIT_ROWS, [segment.row_group], schema.names)
-                table = pa.Table.from_batches(list(_slice(batches, segment.start, segment.rows)))
-            if len(table) != segment.rows:
-                raise pa.ArrowInvalid(f"row group {segment.row_group} has fewer rows than when the run was planned")
-            return pa.table([_cast(table.column(field.name), field.type) for field in schema], schema=schema)
+        with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+            for row_group, of_group in itertools.groupby(segments, key=lambda segment: segment.row_group):
+                for batches in _cut_row_group(file, row_group, list(of_group), schema.names):
+                    table = pa.Table.from_batches(batches)
+                    yield pa.table([_cast(table.column(field.name), field.type) for field in schema], schema=schema)
     except (pa.ArrowException, OSError, IndexError, KeyError) as error:
-        raise unreadable(filesystem, segment.path, error) from error
+        raise unreadable(filesystem, path, error) from error
+
+
+def _cut_row_group(
+    file: pq.ParquetFile, row_group: int, segments: Sequence[Segment], columns: list[str]
+) -> Iterator[list[pa.RecordBatch]]:
+    """Walk through a row group once; the batches that make up each segment."""
+    about = file.metadata.row_group(row_group)
+    per_row = max(1, column_bytes(about, columns) // max(1, about.num_rows))
+    batches = file.iter_batches(max(1, min(MAX_UNIT_ROWS, MAX_BATCH_BYTES // per_row)), [row_group], columns)
+    batch, at = None, 0  # the batch that is being cut, and the number of its first row
+    for segment in segments:
+        found, wanted = [], segment.rows
+        while wanted:
+            if batch is None or not len(batch):
+                batch = next(batches, None)
+                if batch is None:
+                    raise pa.ArrowInvalid(f"row group {row_group} has fewer rows than when the run was planned")
+            skipped = min(len(batch), max(0, segment.start + segment.rows - wanted - at))
+            part = batch.slice(skipped, wanted)
+            found += [part] if len(part) else []
+            used = skipped + len(part)
+            batch, at, wanted = batch.slice(used), at + used, wanted - len(part)
+        yield found
 
 
 def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -113,17 +179,6 @@ def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
         column = column.cast(column.type.value_type)
     # Unchecked where a string becomes a wider one: bytes that are no UTF-8 are a matter of their row, not of the file.
     return column.cast(kind, safe=not is_string(column.type))
-
-
-def _slice(batches: Iterator[pa.RecordBatch], start: int, rows: int) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        if start < len(batch):
-            part = batch.slice(start, rows)
-            rows -= len(part)
-            yield part
-            if not rows:
-                return
-        start = max(0, start - len(batch))
 
 
 def _clock(filesystem: pafs.FileSystem) -> int:

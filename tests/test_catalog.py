@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
 from cataloger.catalog import Catalog, CatalogFile, open_catalog
+from cataloger.errors import CatalogError
 from cataloger.labels import count_labels
 from cataloger.storage import Location
-from cataloger.units import Unit, plan_units, read_unit
+from cataloger.units import Read, plan_reads, plan_units, read_units
 
 Write = Callable[..., Path]
 
@@ -19,7 +20,7 @@ Write = Callable[..., Path]
 @given(st.lists(st.lists(st.integers(0, 40), max_size=4), min_size=1, max_size=6), st.integers(1, 25))
 def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: int) -> None:
     location = Location(pafs.LocalFileSystem(), "/x", "/x")
-    opened = tuple(CatalogFile(f"/x/{i}", 1, 1, tuple(groups), pa.schema([])) for i, groups in enumerate(files))
+    opened = tuple(CatalogFile(f"/x/{i}", 1, 1, tuple(groups), tuple(groups), pa.schema([])) for i, groups in enumerate(files))
     units = plan_units(Catalog(location, opened, pa.schema([]), ""), unit_rows)
     planned = [
         (s.path, s.row_group, row) for unit in units for s in unit.segments for row in range(s.start, s.start + s.rows)
@@ -29,7 +30,9 @@ def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: 
     ]
     assert all(unit.rows == unit_rows for unit in units[:-1])
     assert [unit.index for unit in units] == list(range(len(units)))
-    assert all(Unit.from_dict(unit.as_dict()) == unit for unit in units)
+    reads = plan_reads(units)
+    assert all(Read.from_dict(read.as_dict()) == read for read in reads)
+    assert [unit for read in reads for unit in read.units] == units
 
 
 def test_units_are_read_in_input_order_across_files_and_row_groups(working_folder: Path) -> None:
@@ -41,7 +44,7 @@ def test_units_are_read_in_input_order_across_files_and_row_groups(working_folde
         pq.write_table(table, folder / f"part-{i}.parquet", row_group_size=23)
     catalog = open_catalog(str(folder), "id", ["title"])
     units = plan_units(catalog, 9)
-    read = pa.concat_tables([read_unit(catalog.location.filesystem, unit, catalog.schema) for unit in units])
+    read = pa.concat_tables([table for _, table in read_units(catalog.location.filesystem, units, catalog.schema)])
     assert read.column("id").to_pylist() == list(range(100))
     assert read.column("title").to_pylist() == rows
 
@@ -58,6 +61,21 @@ def test_names_that_begin_with_underscore_or_dot_are_not_part_of_the_catalog(wri
     write("c/_rejects/part.parquet", id=[2], reason=["no text"])
     write("c/.hidden.parquet", id=[3], title=["t"])
     assert open_catalog("c", "id", ["title"]).rows == 1
+
+
+def test_what_would_be_read_wrongly_is_refused(write: Write) -> None:
+    write("upper/A.PARQUET", id=[1], title=["t"])
+    assert open_catalog("upper", "id", ["title"]).rows == 1
+    for kind, file in {"Delta Lake": "_delta_log/00000.json", "Iceberg": "metadata/v1.metadata.json", "Hudi": ".hoodie/x"}.items():
+        write(f"{kind}/data/part.parquet", id=[1], title=["t"])
+        Path(kind, file).parent.mkdir(parents=True, exist_ok=True)
+        Path(kind, file).write_text("{}")
+        with pytest.raises(CatalogError, match=f"is a {kind} table.* export its current rows"):
+            open_catalog(kind, "id", ["title"])
+    twice = pa.table([[1], ["t"], ["u"]], names=["id", "title", "title"])
+    pq.write_table(twice, "twice.parquet")
+    with pytest.raises(CatalogError, match="has 2 columns 'title'.*--text-columns"):
+        open_catalog("twice.parquet", "id", ["title"])
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])

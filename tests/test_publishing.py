@@ -1,6 +1,7 @@
 """Listing, rollback, pruning and verification of an output folder, through the jobs."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,17 @@ def test_prune_keeps_the_newest_and_the_published_and_removes_orphans(working_fo
     assert "dead" not in out
 
 
+def test_an_output_may_lie_within_a_folder_that_is_called_like_a_run(working_folder: Path, job: Job) -> None:
+    Path("run=prod").mkdir()
+    os.chdir("run=prod")
+    make("monday"), make("tuesday")
+    os.chdir("..")
+    code, out, err = job("publish", "--output", "run=prod/labels", "--run", "monday")
+    assert code == 0, err
+    assert "tuesday" in out
+    assert "prod " not in out.replace("run=prod/labels", "")
+
+
 def test_verify_finds_every_kind_of_damage(working_folder: Path, job: Job) -> None:
     folder = make("r")
     code, out, _ = job("verify", "--output", "labels")
@@ -84,6 +96,8 @@ def test_verify_finds_every_kind_of_damage(working_folder: Path, job: Job) -> No
     (folder / "part-00007.parquet").write_bytes(whole)
     damaged("part-00007.parquet: not in the manifest")
     (folder / "part-00007.parquet").unlink()
+    for left in ("_writing-0123", "_rejects/_writing-4567"):
+        (folder / left).write_bytes(b"what a killed writer left")
     assert job("verify", "--output", "labels")[0] == 0
 
 

@@ -4,14 +4,15 @@ import pytest
 from cataloger.taxonomy import Taxonomy, parse_path, prefix
 
 
-@pytest.mark.parametrize("path", ["A >  > B", " > A", "> A", "A > ", "A >", "", "  ", ">"])
+@pytest.mark.parametrize("path", ["A >  > B", "A > > B", " > A", "> A", "A > ", "A >", "", "  ", ">", "A>B", "A >B", "A > Size>5"])
 def test_malformed_paths_are_refused(path: str) -> None:
-    with pytest.raises(ValueError, match=r"empty|separator"):
+    with pytest.raises(ValueError, match=r"empty|separator|without white space"):
         parse_path(path)
 
 
-def test_levels_are_split_at_the_separator_only() -> None:
-    assert parse_path(" Fruit > Apple > Size>5 ") == ("Fruit", "Apple", "Size>5")
+@pytest.mark.parametrize("separator", [" > ", "  >\t", "\u00a0>\u00a0", "\u3000> "])
+def test_levels_are_split_whatever_white_space_is_around_the_separator(separator: str) -> None:
+    assert parse_path(f" Fruit{separator}Red Apple{separator}5 ") == ("Fruit", "Red Apple", "5")
 
 
 def test_label_order_is_that_of_the_sorted_paths() -> None:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.stream import NO_TEXT, NOT_UTF8
+from cataloger.stream import ID_NOT_UTF8, NO_TEXT, NOT_UTF8
 from conftest import make_bundle
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
@@ -66,6 +66,28 @@ def test_unreadable_bytes_and_a_row_the_model_cannot_take_are_rejected_and_their
     assert set(reasons) == {7, 8, 490}
     assert manifest["rows"] == 500 == len(labels) + len(reasons)
     assert {6, 9, 489, 491} <= set(labels.column("id").to_pylist())
+    assert job("verify", "--output", "labels")[0] == 0
+
+
+def test_ids_of_64_bits_are_labelled_and_an_id_that_nobody_could_read_is_rejected(
+    working_folder: Path, job: Job, bundle: Path
+) -> None:
+    """Both ended every night after the forward pass."""
+    ids = [2**64 - 1, 2**63, 7, None]
+    pq.write_table(pa.table({"id": pa.array(ids, pa.uint64()), "title": ["tea", "boot", "hat", "ink"]}), "ids.parquet")
+    code, _, err = job("label", *flags(bundle)[2:], "--catalog", "ids.parquet")
+    assert code == 0, err
+    assert published()[1].column("id").to_pylist() == ids
+    assert job("verify", "--output", "labels")[0] == 0
+    names = pa.array([b"tea", b"caf\xe9", b"hat"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"id": names, "title": ["tea", "boot", "hat"]}), "names.parquet")
+    more = ("--catalog", "names.parquet", "--max-reject-fraction", 0.5, "--publish-anyway")
+    code, _, err = job("label", *flags(bundle)[2:], *more)
+    assert code == 0, err
+    manifest, labels = published()
+    assert labels.column("id").to_pylist() == ["tea", "hat"]
+    (reject,) = pq.read_table(f"labels/run={manifest['run']}/_rejects", partitioning=None).to_pylist()
+    assert reject == {"id": "caf\\xe9", "reason": ID_NOT_UTF8}
     assert job("verify", "--output", "labels")[0] == 0
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import fs as pafs
 from test_bad_rows import published
 
-from cataloger import labeling
+from cataloger import labeling, units
 from cataloger.catalog import open_catalog
 from cataloger.errors import CatalogError
-from cataloger.units import plan_units, read_unit
+from cataloger.units import plan_reads, plan_units, read_units
 
 pytestmark = pytest.mark.faults
 Job = Callable[..., tuple[int, str, str]]
@@ -28,7 +30,7 @@ def label_flags(bundle: Path, *more: object) -> tuple[object, ...]:
 def read_all(folder: str) -> pa.Table:
     catalog = open_catalog(folder, "id", ["title"])
     return pa.concat_tables(
-        [read_unit(catalog.location.filesystem, unit, catalog.schema) for unit in plan_units(catalog)]
+        [table for _, table in read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)]
     )
 
 
@@ -92,7 +94,7 @@ def test_a_removed_file_is_named(write: Write) -> None:
     catalog = open_catalog("c", "id", ["title"])
     Path("c/a.parquet").unlink()
     with pytest.raises(CatalogError, match=r"a.parquet: was removed while the run was going; run the same command"):
-        read_unit(catalog.location.filesystem, plan_units(catalog)[0], catalog.schema)
+        list(read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema))
 
 
 def test_flipped_bits_and_lost_ends_never_change_the_number_of_rows_unnoticed(write: Write) -> None:
@@ -128,6 +130,68 @@ def test_one_huge_row_group_is_cut_into_units(write: Write) -> None:
     units = plan_units(catalog)
     assert max(unit.rows for unit in units) <= 65_536
     assert read_all("c").column("id").to_pylist() == list(range(rows))
+
+
+def test_a_row_group_that_many_units_share_is_read_once(write: Write) -> None:
+    rows = 300_000
+    path = write("c/a.parquet", id=range(rows), title=[f"title {i * 7919 % 100_003}" for i in range(rows)])
+    pq.write_table(pq.read_table(path), path, row_group_size=rows)
+    catalog, read = open_catalog("c", "id", ["title"]), 0
+
+    class Counting(LocalFileSystem):  # type: ignore[misc]
+        def _open(self, path: str, mode: str = "rb", **more: object) -> object:
+            file = super()._open(path, mode, **more)
+            whole = file.f.read
+
+            def counted(size: int = -1) -> bytes:
+                nonlocal read
+                data = whole(size)
+                read += len(data)
+                return data
+
+            file.read = counted
+            return file
+
+    planned = plan_units(catalog)
+    assert len(planned) == 16
+    (together,) = plan_reads(planned)
+    counting = pafs.PyFileSystem(pafs.FSSpecHandler(Counting()))
+    tables = dict((unit.index, table) for unit, table in read_units(counting, together.units, catalog.schema))
+    assert pa.concat_tables(tables.values()).column("id").to_pylist() == list(range(rows))
+    assert 0.9 < read / path.stat().st_size < 1.1
+    some = [planned[3], planned[4], planned[9]]
+    resumed = [table.column("id").to_pylist() for _, table in read_units(counting, some, catalog.schema)]
+    assert resumed == [tables[unit.index].column("id").to_pylist() for unit in some], "units that are left, with gaps"
+
+
+def test_units_are_cut_by_bytes_where_rows_are_large(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "MAX_UNIT_BYTES", 1_000_000)
+    small, large = [f"t{i}" for i in range(50_000)], ["x" * 400_000 + str(i) for i in range(5)]
+    write("c/a.parquet", id=range(50_000), title=small)
+    write("c/b.parquet", id=range(5), title=large, unread=["y" * 900_000] * 5)
+    write("c/c.parquet", id=range(3), title=["z" * 2_000_000] * 3)
+    catalog = open_catalog("c", "id", ["title"])
+    found = plan_units(catalog)
+    assert sum(unit.rows for unit in found) == catalog.rows
+    of_b = [unit.rows for unit in found if unit.segments[-1].path.endswith("b.parquet")]
+    assert of_b[1:] == [2, 1], "what is not read does not count"
+    assert read_all("c").column("title").to_pylist() == [*small, *large, *["z" * 2_000_000] * 3]
+
+
+@pytest.mark.slow
+def test_more_text_than_a_string_array_holds_is_labelled(
+    ray_session: None, working_folder: Path, job: Job, bundle: Path
+) -> None:
+    """205 products of 10 MB, more than 2 GiB, in one row group."""
+    Path("c").mkdir()
+    with pq.ParquetWriter("c/a.parquet", pa.schema({"id": pa.int64(), "title": pa.large_string()})) as file:
+        titles = pa.chunked_array([pa.array([f"{i} " + "shoe " * 2_100_000], pa.large_string()) for i in range(205)])
+        file.write_table(pa.table({"id": range(205), "title": titles}), row_group_size=205)
+    assert titles.nbytes > 1 << 31
+    del titles
+    code, _, err = job("label", *label_flags(bundle))
+    assert code == 0, err
+    assert published()[0]["labelled"] == 205
 
 
 @pytest.mark.slow
