@@ -6,7 +6,6 @@ node map them into memory, so there is one copy per node, in the page cache, bou
 
 import functools
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger import answers
+from cataloger import answers, deciding, snapshot
 from cataloger.bundle import Spec
 from cataloger.errors import StorageError
-from cataloger.snapshot import label_files
 from cataloger.storage import Location, explain, once_per_node
 from cataloger.text import hash_words
 
@@ -50,7 +48,9 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
     Raises StorageError when the published run cannot be read.
     """
     words = hash_words(hashes)
-    folder = once_per_node("carry", published.run, lambda aside: _build(published, spec, aside))
+    folder = once_per_node(
+        "carry", f"{published.run}-{deciding.digest()}", lambda aside: _build(published, spec, aside)
+    )
     buckets = _bucket(words, published.bits)
     rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
     for bucket in np.unique(buckets):
@@ -111,11 +111,7 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
         _, once = np.unique(words[:, 0], return_index=True)
         return table.take(pa.array(once))
 
-    with ThreadPoolExecutor(4) as pool:
-        # A few at a time: the pool would read all of them ahead.
-        files = label_files(published.folder, published.units)
-        for start in range(0, len(files), 8):
-            yield from pool.map(read, files[start : start + 8])
+    yield from snapshot.each(snapshot.label_files(published.folder, published.units), read)
 
 
 def _bucket(words: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:

@@ -119,10 +119,14 @@ class LabelConfig:
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     max_reject_fraction: float = 0.01
     """Share of rejected rows above which the labels are not published."""
+    max_missing_fraction: float = 0.2
+    """Share of the published products that may have no label tonight; more is held back."""
     max_changed_fraction: float = 0.1
     """Share of products that may change category from one night to the next with the same model; more is held back."""
     publish_anyway: bool = False
-    """Publish labels that --max-changed-fraction would hold back."""
+    """Publish labels that --max-missing-fraction or --max-changed-fraction would hold back, or that were rolled back by hand."""
+    anew: bool = False
+    """Label every row again: carry no label over from the published run, and don't take a finished run for an answer."""
     experiment: str = "cataloger"
     """MLflow experiment of the run."""
 

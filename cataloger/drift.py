@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
-from cataloger import ids
+from cataloger import ids, snapshot
 from cataloger.storage import Location
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
@@ -22,7 +21,11 @@ LEAST_COUNT = 0.5
 
 @dataclass(frozen=True)
 class Summary:
-    """What the labels of a run come to; `labels` has id, category and text (both hashed but the category) of a sample of products."""
+    """What the labels of a run come to.
+
+    `labels` has id, category and text (both hashed but the category) of a sample of products, `repeated` the hashed ids of
+    those in the sample that are on several rows: these cannot be followed from one run to the next.
+    """
 
     rows: int
     counts: Counter[str]
@@ -32,6 +35,9 @@ class Summary:
     """Rows by confidence, in 20 bins from 0 to 1."""
     review: int
     labels: pd.DataFrame
+    repeated: ids.Hashes
+    every: int
+    """One in so many products is in the sample."""
 
     @property
     def mean_confidence(self) -> float:
@@ -46,12 +52,19 @@ class Summary:
 class Drift:
     """Shares between 0 and 1.
 
+    `missing`: of the products that were labelled before, those that are not, or are on several rows now where they had one.
     `changed`: of the products in both runs, those in another category; `new_texts`: those with another text. `shift`: total
     variation distance between the category distributions, that is the share of labels that would have to move to make them
     equal; `stability`: their population stability index, the sum of (now - before) ln(now / before) (Siddiqi 2006, chapter 9).
     `confidence_fall`: mean confidence before minus now. `flows`: products by (category before, category now).
     """
 
+    every: int
+    """One in so many products was looked at."""
+    known: int
+    """Products of the sample that were labelled before."""
+    lost: int
+    """Those of them that are missing now."""
     compared: int
     changed: float
     new_texts: float
@@ -64,6 +77,10 @@ class Drift:
     vanished: tuple[str, ...]
 
     @property
+    def missing(self) -> float:
+        return self.lost / max(1, self.known)
+
+    @property
     def worst(self) -> float:
         """The largest of changed, shift and confidence_fall, to be held against a limit."""
         return max(self.changed, self.shift, self.confidence_fall)
@@ -73,7 +90,8 @@ class Drift:
             "; ".join(f"{before} → {now} ({count:,})" for (before, now), count in self.flows.most_common(5)) or "none"
         )
         return (
-            f"{self.changed:.1%} of {self.compared:,} compared products changed category, the category distribution "
+            f"{self.missing:.1%} of {self.known:,} products are missing, {self.changed:.1%} of {self.compared:,} compared products "
+            "changed category, the category distribution "
             f"shifted by {self.shift:.1%}, mean confidence fell by {self.confidence_fall:.3f}; most moved: {flows}"
         )
 
@@ -81,12 +99,17 @@ class Drift:
 def compare(before: Summary, now: Summary) -> Drift:
     """Both with the same sample of products."""
     both = before.labels.merge(now.labels, on="id", suffixes=("_before", "_now"))
+    there = np.union1d(now.labels["id"].to_numpy(np.uint64), now.repeated)
+    lost = len(before.labels) - len(both) + int((~np.isin(before.repeated, there)).sum())
     moved = both[both["category_before"] != both["category_now"]]
     categories = sorted({*before.counts, *now.counts})
     old, new = (np.array([run.counts[path] for path in categories], float) for run in (before, now))
     empty = not old.sum() or not new.sum()
     p, q = (np.maximum(counts, LEAST_COUNT) / max(1.0, counts.sum()) for counts in (old, new))
     return Drift(
+        every=before.every,
+        known=len(before.labels) + len(before.repeated),
+        lost=lost,
         compared=len(both),
         changed=len(moved) / max(1, len(both)),
         new_texts=float((both["text_before"] != both["text_now"]).mean()) if len(both) else 0.0,
@@ -106,24 +129,41 @@ def sample_every(rows: int) -> int:
 
 def summarise(parts: Sequence[Location], every: int | None) -> Summary:
     """Of the label files of a run; without `every`, no products are kept."""
-    with ThreadPoolExecutor(4) as pool:
-        read = list(pool.map(lambda part: _read_part(part, every), parts))
+    rows, review, confidence, histogram = 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
     counts: Counter[str] = Counter()
-    for part in read:
+    samples = []
+    # Folded as they come: ten thousand categories counted in each of a thousand parts would not fit the driver.
+    for part in snapshot.each(parts, lambda part: _read_part(part, every)):
+        rows, review, confidence = rows + part.rows, review + part.review, confidence + part.confidence
+        histogram += part.histogram
         counts.update(part.counts)
-    labels = pd.concat([part.labels for part in read]) if read else pd.DataFrame({"id": [], "category": [], "text": []})
+        samples.append(part.labels)
+    labels = pd.concat(samples) if samples else pd.DataFrame({"id": [], "category": [], "text": []})
     return Summary(
-        rows=sum(part.rows for part in read),
+        rows=rows,
         counts=counts,
-        confidence=sum(part.confidence for part in read),
-        histogram=np.sum([part.histogram for part in read], axis=0) if read else np.zeros(CONFIDENCE_BINS, np.int64),
-        review=sum(part.review for part in read),
-        # An id that occurs twice cannot be followed from one run to the next.
+        confidence=confidence,
+        histogram=histogram,
+        review=review,
         labels=labels.drop_duplicates("id", keep=False),
+        repeated=labels.loc[labels["id"].duplicated(), "id"].unique().astype(np.uint64),
+        every=every or 1,
     )
 
 
-def _read_part(part: Location, every: int | None) -> Summary:
+@dataclass(frozen=True)
+class _Part:
+    """What one label file adds to a summary."""
+
+    rows: int
+    counts: Counter[str]
+    confidence: float
+    histogram: npt.NDArray[np.int64]
+    review: int
+    labels: pd.DataFrame
+
+
+def _read_part(part: Location, every: int | None) -> _Part:
     with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
         found = {"category", "categories"} & set(file.schema_arrow.names)
         table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
@@ -134,7 +174,7 @@ def _read_part(part: Location, every: int | None) -> Summary:
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
     frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
     chosen = frame["id"] % np.uint64(every) == 0 if every else np.zeros(len(frame), bool)
-    return Summary(
+    return _Part(
         rows=len(frame),
         counts=Counter(single.value_counts().to_dict()),
         confidence=float(frame["confidence"].sum()),

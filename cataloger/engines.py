@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cataloger import deciding
 from cataloger.bundle import digest
 from cataloger.config import Precision
 from cataloger.errors import ConfigError
@@ -112,7 +113,9 @@ class OpenVino:
             "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
         # Made once per node; starting from it needs no transformers.
-        kept = once_per_node("openvino", digest(folder), lambda aside: _convert(folder, aside / NETWORK))
+        kept = once_per_node(
+            "openvino", f"{digest(folder)}-{deciding.digest()}", lambda aside: _convert(folder, aside / NETWORK)
+        )
         self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
         self.own = threading.local()
         # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.

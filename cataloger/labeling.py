@@ -1,5 +1,6 @@
 """The labelling job: plan, stream, check, publish."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -7,13 +8,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger import ids, nightly, pointer, progress, registry, runtime, snapshot, tracking, vitals
+from cataloger import (
+    deciding,
+    fitness,
+    ids,
+    lasting,
+    nightly,
+    pointer,
+    progress,
+    registry,
+    runtime,
+    snapshot,
+    tracking,
+    vitals,
+)
 from cataloger.bundle import digest, read_spec
 from cataloger.carry import Published
-from cataloger.catalog import open_catalog
+from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import LabelConfig
 from cataloger.effort import Effort
-from cataloger.errors import ConfigError, PublishError
+from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.nightly import Night
 from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
@@ -48,8 +62,8 @@ def label(config: LabelConfig) -> LabelResult:
     """
     started = time.monotonic()
     _check(config)
-    output = locate(config.output)
-    tracking_uri = tracking.connect()
+    output = locate(lasting.place(config.output, "--output"))
+    tracking_uri = _connect(config.model)
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     text_columns = config.text_columns or spec.text_columns
@@ -57,10 +71,16 @@ def label(config: LabelConfig) -> LabelResult:
     model_digest = digest(source.folder)
     check_writable(output)
     seen = pointer.look(output)
-    decisive = (LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives)
-    run = pointer.choose(output, snapshot.run_id(*decisive, config.precision), seen)
+    decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives]
+    decisive += [config.precision, deciding.digest()]
+    inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
-    night = _Night(config, output, run, seen, published, catalog.fingerprint, source.uri, model_digest, started)
+    run = pointer.choose(output, snapshot.run_id(*decisive, "anew") if config.anew else inputs, seen, anew=config.anew)
+    if published and published.get("inputs") == inputs and not config.anew:
+        run = published["run"]  # it may have been labelled anew
+    else:
+        fitness.check_not_withdrawn(run, seen.withdrawn.get(inputs), seen.run, config)
+    night = _Night(config, output, run, inputs, seen, published, catalog.fingerprint, source.uri, model_digest, started)
     if snapshot.is_complete(output, run):
         return _publish_again(night)
     units = plan_units(catalog)
@@ -70,12 +90,14 @@ def label(config: LabelConfig) -> LabelResult:
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
     with runtime.session():
-        tracking.check_nodes(tracking_uri)
+        lasting.check_shared(output, "--output")
+        if tracking_uri:
+            tracking.check_nodes(tracking_uri)
         shape = runtime.labelling_shape(config.use_gpu)
         name = Path(catalog.location.path).stem
-        about = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
+        about: dict[str, Any] = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
         tags = {"model": source.uri, "model_digest": model_digest, "snapshot_run": run}
-        with tracking.run("label", name, config, catalog, tags) as mlflow_run, vitals.watch(mlflow_run):
+        with _tracked(tracking_uri, name, config, catalog, tags) as mlflow_run:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
             filesystem, schema = catalog.location.filesystem, catalog.schema
             kept = {"id": config.id_column}
@@ -88,19 +110,11 @@ def label(config: LabelConfig) -> LabelResult:
                 effort += spent
             snapshot.check_complete(run, units, parts)
             result = _result(night, units, parts, effort, mlflow_run)
-            found = _look(night, len(units), parts.values(), result)
-            try:
-                _check_rejects(night, parts.values())
-                _check_drift(night, found)
-                repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
-                about_run = {**about, **repeated, "mlflow_run": mlflow_run, "config": asdict(config)}
-                snapshot.write_manifest(output, run, units, parts, about_run)
-                pointer.publish(output, run, seen)
-            finally:
-                # Whatever became of the labels, and after they are published: a page that cannot be drawn costs none.
-                _report(night, found, result)
+            repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
+            about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
+            _publish(night, units, parts, about, result)
             tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
-            registry.tag_version(source, {"label_run": mlflow_run})
+            registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
     log.info(
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
     )
@@ -114,6 +128,8 @@ class _Night:
     config: LabelConfig
     output: Location
     run: str
+    inputs: str
+    """The run's id, but where these rows are labelled anew or such a run was pruned."""
     seen: pointer.Seen
     published: dict[str, Any] | None
     """The manifest of the published run."""
@@ -128,24 +144,55 @@ class _Night:
 
     @property
     def decided_by(self) -> dict[str, str]:
-        return {"catalog_fingerprint": self.catalog_fingerprint, "model_digest": self.model_digest}
+        return {
+            "inputs": self.inputs,
+            "catalog_fingerprint": self.catalog_fingerprint,
+            "model_digest": self.model_digest,
+            "code_digest": deciding.digest(),
+        }
 
 
 def _check(config: LabelConfig) -> None:
     if not 0 <= config.alternatives <= 100:
         raise ConfigError(f"--alternatives {config.alternatives}: must be from 0 to 100")
-    for name in ("max_reject_fraction", "max_changed_fraction"):
+    for name in ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
 
 
+def _connect(model: str) -> str | None:
+    """The tracking store, or None where it does not answer and the model is at hand without it: labels come first."""
+    try:
+        return tracking.connect()
+    except TrackingError as error:
+        if model.startswith(("models:/", "runs:/")):
+            raise
+        log.warning("labelling goes on without MLflow: %s", error)
+        return None
+
+
+@contextlib.contextmanager
+def _tracked(
+    tracking_uri: str | None, name: str, config: LabelConfig, catalog: Catalog, tags: dict[str, str]
+) -> Iterator[str | None]:
+    """The MLflow run of the night, or None where MLflow does not answer."""
+    with contextlib.ExitStack() as stack:
+        mlflow_run = None
+        if tracking_uri:
+            with tracking.forgiving():
+                mlflow_run = stack.enter_context(tracking.run("label", name, config, catalog, tags))
+                stack.enter_context(vitals.watch(mlflow_run))
+        yield mlflow_run
+
+
 def _to_carry_over(night: _Night) -> Published | None:
-    """The published run, where the same model made it with the same settings: equal texts have equal labels."""
+    """The published run, where the same code and model made it with the same settings: equal texts have equal labels."""
     before, config = night.published, night.config
-    if before is None:
+    if before is None or config.anew:
         return None
     alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
-    if before.get("model_digest") != night.model_digest or not alike or not before["labelled"]:
+    alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
+    if not alike or not before["labelled"]:
         return None
     folder = snapshot.run_folder(night.output, before["run"])
     return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
@@ -176,15 +223,25 @@ def _stream(
             yield part, sample, spent
 
 
-def _check_rejects(night: _Night, parts: Collection[Part]) -> None:
-    rejects, labelled = sum(part.rejects for part in parts), sum(part.rows for part in parts)
-    rows, limit = rejects + labelled, night.config.max_reject_fraction
-    if rejects > limit * rows:
-        raise PublishError(
-            f"run {night.run}: {rejects:,} of {rows:,} rows were rejected ({rejects / rows:.1%}, the limit is {limit:.1%}); "
-            f"not published. The reasons are in {night.folder / snapshot.REJECTS}; if they are as they should be, "
-            "run again with a higher --max-reject-fraction: nothing is labelled twice"
-        )
+def _publish(
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], about: dict[str, Any], result: LabelResult
+) -> None:
+    """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
+    found = _look(night, len(units), parts.values(), result)
+    try:
+        fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
+        fitness.check_drift(found, night.config)
+        snapshot.write_manifest(night.output, night.run, units, parts, about)
+        pointer.publish(night.output, night.run, night.seen)
+    except PublishError:
+        try:
+            _report(night, found, result)
+        except Exception:
+            # What a person must read is why the labels are held back, whatever the page fails at.
+            log.warning("the page of run %s could not be made", night.run, exc_info=True)
+        raise
+    # After the labels are published: a page that cannot be drawn costs none.
+    _report(night, found, result)
 
 
 def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
@@ -201,26 +258,13 @@ def _report(night: _Night, found: Night, result: LabelResult) -> None:
     tracking.log_text(page, "night.html")
 
 
-def _check_drift(night: _Night, found: Night) -> None:
-    """Hold back a run that differs too much from the published one of the same model."""
-    if found.drift is None:
-        return
-    log.info("against published run %s: %s", found.before_run, found.drift)
-    limit = night.config.max_changed_fraction
-    if found.same_model and found.drift.worst > limit and not night.config.publish_anyway:
-        raise PublishError(
-            f"run {night.run} is held back, readers keep run {found.before_run}: {found.drift}. The limit is --max-changed-fraction "
-            f"{limit}; if this is as it should be, run again with --publish-anyway: nothing is labelled twice"
-        )
-
-
 def _publish_again(night: _Night) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
     manifest = snapshot.read_manifest(night.output, night.run)
     if night.seen.run != night.run:
         units, rows = manifest["units"], manifest["rows"]
         found = nightly.look(night.output, night.run, units, rows, (), night.published, night.model_digest)
-        _check_drift(night, found)
+        fitness.check_drift(found, night.config)
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
@@ -229,7 +273,7 @@ def _publish_again(night: _Night) -> LabelResult:
 
 
 def _result(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], effort: Effort, mlflow_run: str
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], effort: Effort, mlflow_run: str | None
 ) -> LabelResult:
     return LabelResult(
         run=night.run,

@@ -44,6 +44,7 @@ class Night:
         }
         if self.drift:
             found |= {
+                "missing_fraction": self.drift.missing,
                 "changed_fraction": self.drift.changed,
                 "new_text_fraction": self.drift.new_texts,
                 "distribution_shift": self.drift.shift,

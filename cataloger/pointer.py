@@ -10,10 +10,12 @@ sees the tombstone; one that comes later sees it at once and takes the next free
 crash between them, leaves readers with a run that is not whole; tests/test_protocol.py tries them.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 from cataloger import snapshot
@@ -26,16 +28,23 @@ PRUNED = "_pruned"
 
 @dataclass(frozen=True)
 class Seen:
-    """The pointer as it was: its version in the store and the run it names; both None before the first publication."""
+    """The pointer as it was: its version in the store and the run it names; both None before the first publication.
+
+    `withdrawn` has the inputs of runs that a person replaced by another, and when: no job publishes these of its own accord.
+    """
 
     version: str | None
     run: str | None
+    withdrawn: Mapping[str, str] = MappingProxyType({})
 
 
 def look(output: Location) -> Seen:
     """Raises StorageError when the pointer is damaged."""
     version = (output / LATEST).version()
-    return Seen(version, None if version is None else str(snapshot.read_json(output / LATEST)["run"]))
+    if version is None:
+        return Seen(None, None)
+    found = snapshot.read_json(output / LATEST)
+    return Seen(version, str(found["run"]), dict(found.get("withdrawn", {})))
 
 
 def published(output: Location, seen: Seen) -> dict[str, Any] | None:
@@ -50,20 +59,36 @@ def published(output: Location, seen: Seen) -> dict[str, Any] | None:
     return snapshot.read_manifest(output, seen.run)
 
 
-def choose(output: Location, run: str, seen: Seen) -> str:
-    """The id to make this run under: its own, or the next (`ID-2`, …) where that one was pruned."""
+def choose(output: Location, run: str, seen: Seen, *, anew: bool = False) -> str:
+    """The id to make this run under: its own, or the next (`ID-2`, …) where that one was pruned, or `anew` is complete."""
     dead = tombstones(output) - {seen.run}
-    names = [run, *(f"{run}-{attempt}" for attempt in range(2, len(dead) + 3))]
-    return next(name for name in names if name not in dead)
+    for attempt in itertools.count(1):
+        name = run if attempt == 1 else f"{run}-{attempt}"
+        if name not in dead and not (anew and snapshot.is_complete(output, name)):
+            return name
+    raise AssertionError("itertools.count has no end")
 
 
 def publish(output: Location, run: str, seen: Seen) -> None:
     """Point readers at a complete run, unless the pointer names another one than when it was `seen`. Raises PublishError."""
+    _publish(output, run, seen, seen.withdrawn)
+
+
+def replace(output: Location, run: str, seen: Seen) -> None:
+    """The same, as a person's decision: no job is to publish what was published until now, unless it is asked to."""
+    whole = seen.run is not None and snapshot.is_complete(output, seen.run)
+    until_now = {snapshot.inputs_of(output, str(seen.run)): _now()} if whole else {}
+    _publish(output, run, seen, {**seen.withdrawn, **until_now})
+
+
+def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str]) -> None:
     while True:
         if run != seen.run and (output / PRUNED / run).exists():
             raise PublishError(f"run {run} was pruned while it was being made; run the same command again")
-        manifest = f"run={run}/{snapshot.MANIFEST}"
-        if _turn(output, {"run": run, "path": f"run={run}", "manifest": manifest, "published": _now()}, seen):
+        mine = snapshot.inputs_of(output, run)
+        others = {inputs: when for inputs, when in withdrawn.items() if inputs != mine}
+        named = {"run": run, "path": f"run={run}", "manifest": f"run={run}/{snapshot.MANIFEST}"}
+        if _turn(output, {**named, "published": _now(), "withdrawn": others}, seen):
             return
         now = look(output)
         if now.run == run:
@@ -96,7 +121,7 @@ def tombstones(output: Location) -> set[str]:
     return {info.base_name for info in (output / PRUNED).files()}
 
 
-def _turn(output: Location, pointer: Mapping[str, str], seen: Seen) -> bool:
+def _turn(output: Location, pointer: Mapping[str, Any], seen: Seen) -> bool:
     """Whether the pointer still was as `seen`, and now is this one."""
     try:
         (output / LATEST).replace(json.dumps(pointer, indent=1).encode(), seen.version)

@@ -54,7 +54,7 @@ def publish(config: PublishConfig) -> list[Run]:
                 f"run {config.run}: not a complete run of {output}; complete are: {', '.join(known) or 'none'}"
             )
         if config.run != seen.run:
-            pointer.publish(output, config.run, seen)
+            pointer.replace(output, config.run, seen)
     if config.prune is not None:
         prune(output, config.prune)
     runs = list_runs(output)

@@ -36,7 +36,7 @@ class ModelSource:
 
 def tag_version(source: ModelSource, tags: Mapping[str, str]) -> None:
     """Note on a registered model version which run used it, and on the open run which version that was."""
-    if source.version is None:
+    if source.version is None or not mlflow.active_run():
         return
     name, version = source.version.rsplit("/", 1)
     with forgiving():

@@ -12,11 +12,11 @@ The first part of a unit stands: whoever comes second, be it a retry or what is 
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ MANIFEST = "_manifest.json"
 REJECTS = "_rejects"
 REPORT = "_report.html"
 _COUNTS = b"cataloger.counts"
+AT_ONCE = 8
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -167,8 +169,20 @@ def label_files(folder: Location, units: int) -> list[Location]:
     return [folder / part_name(unit) for unit in range(units)]
 
 
+def each(files: Sequence[Location], read: Callable[[Location], Read]) -> Iterator[Read]:
+    """What `read` makes of each file, in their order; a few files are read at a time, and no more are held than these."""
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, len(files), AT_ONCE):
+            yield from pool.map(read, files[start : start + AT_ONCE])
+
+
 def read_manifest(output: Location, run: str) -> dict[str, Any]:
     return read_json(run_folder(output, run) / MANIFEST)
+
+
+def inputs_of(output: Location, run: str) -> str:
+    """What decided a complete run: the id that the same command would give it again. Raises StorageError."""
+    return str(read_manifest(output, run).get("inputs", run))
 
 
 def is_complete(output: Location, run: str) -> bool:

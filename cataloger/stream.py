@@ -236,10 +236,10 @@ def _readable(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
             field = pc.if_else(pa.array(bad), pa.scalar(None, table.schema.field(name).type), table.column(name))
             table = table.set_column(table.column_names.index(name), name, field)
             reason = pc.if_else(pa.array(bad), NOT_UTF8, reason)
-    if name := reading.kept.get("id"):
-        spelt, bad = ids.written(table.column(name))
+    if id_column := reading.kept.get("id"):
+        spelt, bad = ids.written(table.column(id_column))
         if bad.any():
-            table = table.set_column(table.column_names.index(name), name, spelt)
+            table = table.set_column(table.column_names.index(id_column), id_column, spelt)
             reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
     return table, reason
 

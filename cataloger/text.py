@@ -38,7 +38,9 @@ def undecodable(values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     """Whether each value is a string that is not valid UTF-8: Parquet readers take such bytes as they come."""
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)):
+    if not (
+        pa.types.is_string(values.type) or pa.types.is_large_string(values.type) or pa.types.is_string_view(values.type)
+    ):
         return np.zeros(len(values), bool)
     raw = values.cast(pa.large_string(), safe=False).cast(pa.large_binary())
     try:

@@ -192,13 +192,15 @@ def log_steps(run_id: str, metrics: Sequence[tuple[str, float, int, int]]) -> No
 def log_metrics(metrics: Mapping[str, float]) -> None:
     """Into the driver's open run."""
     with forgiving():
-        mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
+        if mlflow.active_run():  # it would begin one of its own
+            mlflow.log_metrics({name: float(value) for name, value in metrics.items()})
 
 
 def log_text(text: str, name: str) -> None:
     """As an artifact of the driver's open run."""
     with forgiving():
-        mlflow.log_text(text, name)
+        if mlflow.active_run():
+            mlflow.log_text(text, name)
 
 
 def log_file(data: bytes, name: str) -> None:

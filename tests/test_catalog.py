@@ -20,7 +20,9 @@ Write = Callable[..., Path]
 @given(st.lists(st.lists(st.integers(0, 40), max_size=4), min_size=1, max_size=6), st.integers(1, 25))
 def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: int) -> None:
     location = Location(pafs.LocalFileSystem(), "/x", "/x")
-    opened = tuple(CatalogFile(f"/x/{i}", 1, 1, tuple(groups), tuple(groups), pa.schema([])) for i, groups in enumerate(files))
+    opened = tuple(
+        CatalogFile(f"/x/{i}", 1, 1, tuple(groups), tuple(groups), pa.schema([])) for i, groups in enumerate(files)
+    )
     units = plan_units(Catalog(location, opened, pa.schema([]), ""), unit_rows)
     planned = [
         (s.path, s.row_group, row) for unit in units for s in unit.segments for row in range(s.start, s.start + s.rows)
@@ -66,7 +68,11 @@ def test_names_that_begin_with_underscore_or_dot_are_not_part_of_the_catalog(wri
 def test_what_would_be_read_wrongly_is_refused(write: Write) -> None:
     write("upper/A.PARQUET", id=[1], title=["t"])
     assert open_catalog("upper", "id", ["title"]).rows == 1
-    for kind, file in {"Delta Lake": "_delta_log/00000.json", "Iceberg": "metadata/v1.metadata.json", "Hudi": ".hoodie/x"}.items():
+    for kind, file in {
+        "Delta Lake": "_delta_log/00000.json",
+        "Iceberg": "metadata/v1.metadata.json",
+        "Hudi": ".hoodie/x",
+    }.items():
         write(f"{kind}/data/part.parquet", id=[1], title=["t"])
         Path(kind, file).parent.mkdir(parents=True, exist_ok=True)
         Path(kind, file).write_text("{}")

@@ -4,7 +4,9 @@ import pytest
 from cataloger.taxonomy import Taxonomy, parse_path, prefix
 
 
-@pytest.mark.parametrize("path", ["A >  > B", "A > > B", " > A", "> A", "A > ", "A >", "", "  ", ">", "A>B", "A >B", "A > Size>5"])
+@pytest.mark.parametrize(
+    "path", ["A >  > B", "A > > B", " > A", "> A", "A > ", "A >", "", "  ", ">", "A>B", "A >B", "A > Size>5"]
+)
 def test_malformed_paths_are_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"empty|separator|without white space"):
         parse_path(path)

@@ -37,7 +37,14 @@ def test_models_of_format_2_keep_the_rows_that_they_have_not_seen() -> None:
 
 
 def test_the_same_product_falls_on_the_same_side() -> None:
-    written = ["Red Shoe", "red shoe", " red\u00a0\u2003shoe\n", "ｒｅｄ sh\u200boe\ufeff", "RED\tSHOE", "red sho\u00ade"]
+    written = [
+        "Red Shoe",
+        "red shoe",
+        " red\u00a0\u2003shoe\n",
+        "ｒｅｄ sh\u200boe\ufeff",
+        "RED\tSHOE",
+        "red sho\u00ade",
+    ]
     hashes = split_hash(pa.array([*written, "blue shoe", "red  show", None, ""]), FORMAT)
     assert len(set(hashes[: len(written)].tolist())) == 1
     assert len(set(hashes.tolist())) == 4, "no text is the empty one"

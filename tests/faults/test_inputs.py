@@ -156,7 +156,7 @@ def test_a_row_group_that_many_units_share_is_read_once(write: Write) -> None:
     assert len(planned) == 16
     (together,) = plan_reads(planned)
     counting = pafs.PyFileSystem(pafs.FSSpecHandler(Counting()))
-    tables = dict((unit.index, table) for unit, table in read_units(counting, together.units, catalog.schema))
+    tables = {unit.index: table for unit, table in read_units(counting, together.units, catalog.schema)}
     assert pa.concat_tables(tables.values()).column("id").to_pylist() == list(range(rows))
     assert 0.9 < read / path.stat().st_size < 1.1
     some = [planned[3], planned[4], planned[9]]
