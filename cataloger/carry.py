@@ -19,11 +19,14 @@ import pyarrow.parquet as pq
 from cataloger import answers, deciding, snapshot
 from cataloger.bundle import Spec
 from cataloger.errors import StorageError
-from cataloger.storage import Location, explain, once_per_node
+from cataloger.node_cache import once_per_node
+from cataloger.storage import Location, explain
 from cataloger.text import hash_words
 
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
+# In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 75 GB.
+KEPT_SECONDS = 6 * 3600
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,8 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
     Raises StorageError when the published run cannot be read.
     """
     words = hash_words(hashes)
-    folder = once_per_node(
-        "carry", f"{published.run}-{deciding.digest()}", lambda aside: _build(published, spec, aside)
-    )
+    key = f"{published.run}-{deciding.digest()}"
+    folder = once_per_node("carry", key, lambda aside: _build(published, spec, aside), KEPT_SECONDS)
     buckets = _bucket(words, published.bits)
     rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
     for bucket in np.unique(buckets):

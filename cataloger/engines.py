@@ -20,7 +20,7 @@ from cataloger import deciding
 from cataloger.bundle import digest
 from cataloger.config import Precision
 from cataloger.errors import ConfigError
-from cataloger.storage import once_per_node
+from cataloger.node_cache import once_per_node
 
 NETWORK = "network.xml"
 

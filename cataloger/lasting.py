@@ -11,6 +11,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cataloger.errors import ConfigError, ResourceError
 from cataloger.storage import PROBE, Location
 
+MOUNTS = Path("/proc/mounts")
 NETWORK_FILE_SYSTEMS = (
     "nfs",
     "cifs",
@@ -75,7 +76,7 @@ def check_shared(location: Location, flag: str) -> None:
 def _is_network(path: Path) -> bool:
     """Whether the path lies on a file system that machines share, by the kernel's table of mounts."""
     try:
-        mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+        mounts = [line.split()[1:3] for line in MOUNTS.read_text().splitlines()]
     except OSError:
         return False
     holding = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]

@@ -13,9 +13,8 @@ crash between them, leaves readers with a run that is not whole; tests/test_prot
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from types import MappingProxyType
 from typing import Any
 
 from cataloger import snapshot
@@ -35,7 +34,7 @@ class Seen:
 
     version: str | None
     run: str | None
-    withdrawn: Mapping[str, str] = MappingProxyType({})
+    withdrawn: Mapping[str, str] = field(default_factory=dict)
 
 
 def look(output: Location) -> Seen:

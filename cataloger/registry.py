@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from cataloger import serving
 from cataloger.errors import ModelError, TrackingError
+from cataloger.node_cache import working_folder
 from cataloger.storage import locate
 from cataloger.tracking import forgiving, shown
 
@@ -196,9 +197,9 @@ def _fetch_folder(uri: str) -> Path:
 
 def _download_folder() -> Path:
     """A folder that goes when the process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="cataloger-model-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
+    folder = working_folder("download")
+    atexit.register(folder.__exit__, None, None, None)
+    return folder.__enter__()
 
 
 def _known_models() -> str:

@@ -21,7 +21,7 @@ from ray._private.state import state as ray_state
 
 from cataloger import errors
 from cataloger.errors import ConfigError, ResourceError
-from cataloger.storage import once_per_node
+from cataloger.node_cache import once_per_node
 
 # Threads beyond this give one forward pass little; further cores serve further actors.
 MAX_THREADS_PER_ACTOR = 8

@@ -4,16 +4,12 @@ A location is a local path or `s3://bucket/key`. Credentials, region and endpoin
 instance role, as everywhere in the AWS world (`AWS_ENDPOINT_URL` for other S3 servers); they are never stored.
 """
 
-import contextlib
 import errno
 import fcntl
 import hashlib
 import os
 import secrets
-import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +22,6 @@ from cataloger.errors import ConflictError, StorageError
 
 # What a job writes aside or to try a folder; readers skip the names, `publish.py --prune` removes what a crash left.
 WRITING, PROBE = "_writing-", "_probe-"
-# What a node keeps for its processes outlives a night and a half without use.
-KEPT_SECONDS = 36 * 3600
 
 
 @dataclass(frozen=True)
@@ -204,31 +198,3 @@ def check_reachable(location: Location) -> None:
     if not location.is_local:
         with location._named("cannot be reached"):
             s3.head_bucket(location.path.split("/")[0])
-
-
-def once_per_node(kind: str, key: str, make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills, shared by the processes of this node: models, labels to carry over.
-
-    The first process that asks makes it, the others wait; it appears whole or not at all. `key` names its content.
-    Folders of the same kind that nobody asked for in a night and a half are removed when a new one is made.
-    """
-    parent = Path(tempfile.gettempdir()) / f"cataloger-{os.getuid()}"
-    folder = parent / f"{kind}-{key}"
-    with contextlib.suppress(FileNotFoundError):
-        os.utime(folder)
-        return folder
-    parent.mkdir(parents=True, exist_ok=True)
-    lock_folder = parent / f"{kind}.lock"
-    lock_folder.mkdir(exist_ok=True)
-    with locked(lock_folder):
-        if not folder.is_dir():
-            for old in parent.glob(f"{kind}-*"):
-                if time.time() - old.stat().st_mtime > KEPT_SECONDS:
-                    shutil.rmtree(old, ignore_errors=True)
-            aside = Path(tempfile.mkdtemp(dir=parent))
-            try:
-                make(aside)
-                aside.rename(folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return folder

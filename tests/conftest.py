@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from leftovers import none_left
 from servers import free_port, seaweed
 
 ROOT = Path(__file__).parents[1]
@@ -17,7 +18,15 @@ SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tracking_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def nothing_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """First to come and last to go."""
+    tmp_path_factory.getbasetemp()  # where it always lies
+    with none_left():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tracking_store(nothing_left: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Creating the SQLite store takes seconds: one for the session, and never the user's own."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
     with pytest.MonkeyPatch.context() as patch:
@@ -167,7 +176,7 @@ def on_ray(address: str, **more: str) -> dict[str, str]:
 
 def free_of_ray(**more: str) -> dict[str, str]:
     """An environment for a subprocess that must not find this process's Ray."""
-    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | more
+    return {key: value for key, value in os.environ.items() if not key.startswith("RAY_") or key == "RAY_TMPDIR"} | more
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger import drift
+from cataloger import drift, snapshot
 from cataloger.drift import Drift, compare, sample_every, summarise
 from cataloger.storage import Location, locate
 
@@ -67,3 +67,35 @@ def test_a_large_run_is_compared_on_a_sample(working_folder: Path, monkeypatch: 
     assert 800 < found.compared < 1_200
     assert found.changed == pytest.approx(0.25, abs=0.05)
     assert found.shift == pytest.approx(0.25), "counts are of all rows"
+
+
+def test_products_are_missing_where_they_have_no_row_or_several(working_folder: Path) -> None:
+    before = [part("a", [1, 2, 3, 4, 5, 5, 6, 6], ["A"] * 8, 0.9)]
+    now = [part("b", [1, 2, 2, 5, 5, 9], ["A"] * 6, 0.9)]
+    found = compare_runs(before, now, rows=8)
+    assert (found.known, found.lost, found.compared) == (6, 4, 1), "2 is repeated; 3, 4 and 6 are gone; 5 is as it was"
+    assert found.missing == pytest.approx(4 / 6)
+    assert "66.7% of 6 products are missing" in str(found)
+    assert compare_runs([part("c", [], [], 0.0)], now, rows=8).missing == 0, "nothing was there that could be missing"
+
+
+def test_no_more_parts_are_held_than_are_read_at_a_time(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The categories of every part, counted one by one, would not fit the driver."""
+    read, held, most = drift._read_part, 0, 0
+
+    class Held(drift._Part):
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    def counted(*arguments: object) -> drift._Part:
+        nonlocal held, most
+        found = Held(**vars(read(*arguments)))  # type: ignore[arg-type]
+        held += 1
+        most = max(most, held)
+        return found
+
+    monkeypatch.setattr(drift, "_read_part", counted)
+    parts = [part(f"p{number}", [number], ["A"], 0.9) for number in range(100)]
+    assert summarise(parts, 1).counts == {"A": 100}
+    assert most <= 2 * snapshot.AT_ONCE

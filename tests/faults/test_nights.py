@@ -1,0 +1,196 @@
+"""Promises about nights that look fine and are not: a broken export, a rollback that a job would undo, labels by other code."""
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_bad_rows import Job, flags, published, write
+
+from cataloger import deciding, labeling, nightly
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
+ROWS = 400
+
+
+@pytest.fixture
+def label(job: Job, bundle: Path) -> Callable[..., tuple[int, str, str]]:
+    """`label("--anew")` is one night, of the catalog that lies there."""
+    return lambda *more: job("label", *flags(bundle, *more))
+
+
+def shop(ids: range | list[int]) -> None:
+    """A product's title is a function of its id: nothing is strange but which products are there."""
+    write("c/part.parquet", [f"product {i % ROWS}" for i in ids], list(ids))
+
+
+def cost(out: str) -> tuple[int, int]:
+    """(rows carried over, distinct texts through the model) of a night's table."""
+    lines = [line.split("│") for line in out.splitlines() if "carried over" in line or "through the model" in line]
+    carried, forwarded = (int(line[2].strip().replace(",", "")) for line in lines)
+    return carried, forwarded
+
+
+@pytest.mark.parametrize(
+    ("tonight", "lost", "compared"),
+    [
+        pytest.param(range(4), 396, 4, id="a hundredth is left"),
+        pytest.param(range(ROWS, 2 * ROWS), 400, 0, id="all ids are new"),
+        pytest.param([*range(ROWS), *range(ROWS)], 400, 0, id="all rows are there twice"),
+        pytest.param([*range(300), *range(ROWS, 5 * ROWS)], 100, 300, id="a quarter is gone among many new ones"),
+    ],
+)
+def test_a_broken_export_is_held_back(
+    working_folder: Path, label: Job, tonight: range | list[int], lost: int, compared: int
+) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0, "there is nothing to compare the first run with"
+    yesterday = published()[0]["run"]
+    shop(tonight)
+    # However the distribution of the categories happens to be.
+    code, _, err = label("--max-changed-fraction", 1)
+    assert code == 3, err
+    assert f"of the 400 products that have a label there, {lost} have none now, or more than one" in err
+    assert f"only {compared} can be compared" in err
+    assert "--max-missing-fraction" in err
+    assert published()[0]["run"] == yesterday
+    code, out, err = label("--max-changed-fraction", 1, "--publish-anyway")
+    assert code == 0, err
+    assert cost(out) == (0, 0), "nothing is labelled twice"
+    assert len(published()[1]) == len(tonight)
+
+
+def test_products_that_come_and_go_as_they_do_hold_nothing_back(working_folder: Path, label: Job) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0
+    shop([*range(40, ROWS), *range(ROWS, ROWS + 200)])
+    code, _, err = label()
+    assert code == 0, err
+
+
+def test_what_was_rolled_back_is_not_published_by_the_same_command(working_folder: Path, label: Job, job: Job) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0
+    monday = str(published()[0]["run"])
+    shop(range(ROWS + 1))
+    assert label()[0] == 0
+    tuesday = str(published()[0]["run"])
+    assert job("publish", "--output", "labels", "--run", monday)[0] == 0
+    code, _, err = label()
+    assert code == 3
+    assert f"run {tuesday} was replaced by hand on" in err
+    assert f"Readers keep run {monday}" in err
+    assert published()[0]["run"] == monday
+    shop(range(ROWS + 2))
+    assert label()[0] == 0, "another catalog is another matter"
+    assert published()[0]["run"] not in (monday, tuesday)
+    shop(range(ROWS + 2))  # the files are new, though their rows are not
+    assert label("--publish-anyway")[0] == 0
+    wednesday = str(published()[0]["run"])
+    assert job("publish", "--output", "labels", "--run", monday)[0] == 0
+    assert label()[0] == 3
+    code, _, err = label("--publish-anyway")
+    assert code == 0, err
+    assert published()[0]["run"] == wednesday, "it is published when it is asked for"
+    assert job("publish", "--output", "labels", "--run", tuesday)[0] == 0
+    assert job("publish", "--output", "labels", "--run", wednesday)[0] == 0
+    assert label()[0] == 0, "and forward again is no rollback of it"
+
+
+def test_anew_means_every_row_and_stays_published(working_folder: Path, label: Job, job: Job) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0
+    first = str(published()[0]["run"])
+    code, out, err = label("--anew")
+    assert code == 0, err
+    assert cost(out) == (0, ROWS)
+    anew = str(published()[0]["run"])
+    assert anew != first
+    assert published()[0]["inputs"] == first
+    code, out, _ = label()
+    assert (code, cost(out)) == (0, (0, 0))
+    assert published()[0]["run"] == anew, "the same rows, model and settings: what stands is the answer"
+    assert label("--anew")[0] == 0
+    assert published()[0]["run"] == f"{anew}-2"
+    assert job("verify", "--output", "labels")[0] == 0
+
+
+def test_labels_by_other_code_are_not_carried_over(
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0
+    before = published()[0]
+    shop(range(ROWS + 3))
+    code, out, _ = label()
+    assert (code, cost(out)) == (0, (ROWS + 3, 0))
+    monkeypatch.setattr(deciding, "digest", lambda: "mended")
+    code, out, err = label()
+    assert code == 0, err
+    assert cost(out) == (0, ROWS), "of the same catalog"
+    assert published()[0]["code_digest"] == "mended" != before["code_digest"]
+    assert set(before["libraries"]) >= {"torch", "transformers", "tokenizers", "pyarrow"}
+
+
+def test_an_mlflow_that_is_down_from_the_start_costs_no_labels(
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{nobody.getsockname()[1]}")
+        shop(range(ROWS))
+        code, _, err = label()
+    assert code == 0, err
+    assert "labelling goes on without MLflow" in err
+    assert published()[0]["labelled"] == ROWS
+    assert published()[0]["mlflow_run"] is None
+
+
+def test_an_mlflow_that_goes_away_before_the_run_is_opened_costs_no_labels(
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop(range(ROWS))
+    planned = labeling.plan_units
+
+    def plan_and_lose(*arguments: object) -> object:
+        labeling.tracking.mlflow.set_tracking_uri("http://127.0.0.1:9")
+        return planned(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(labeling, "plan_units", plan_and_lose)
+    code, _, err = label()
+    assert code == 0, err
+    assert "does not take metrics" in err
+    assert published()[0]["labelled"] == ROWS
+
+
+def test_a_page_that_cannot_be_drawn_does_not_hide_why_labels_are_held_back(
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def page(*_: object) -> str:
+        raise RuntimeError("no ink")
+
+    shop(range(ROWS))
+    assert label()[0] == 0
+    shop(range(4))
+    monkeypatch.setattr(nightly, "page", page)
+    code, _, err = label()
+    assert code == 3, err
+    assert "is held back" in err
+    assert "no ink" in err
+
+
+def test_the_guards_are_told_by_the_page_and_the_manifest(working_folder: Path, label: Job) -> None:
+    shop(range(ROWS))
+    assert label()[0] == 0
+    shop(range(40, ROWS))
+    assert label()[0] == 0
+    run = published()[0]["run"]
+    assert "10.0%</b>of the products before are missing" in Path(f"labels/run={run}/_report.html").read_text()
+    pointer = json.loads(Path("labels/_latest.json").read_text())
+    assert pointer["withdrawn"] == {}
+    part = pq.read_schema(f"labels/run={run}/part-00000.parquet")
+    assert part.field("id").type == pa.int64()
+    assert part.metadata[b"cataloger.code_digest"].decode() == deciding.digest()

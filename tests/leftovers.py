@@ -1,0 +1,70 @@
+"""What a session of tests may not leave behind: processes, shared memory, and files in the folder for temporary ones."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+MARK = "CATALOGER_TESTS"
+SHARED_MEMORY = Path("/dev/shm")
+# Ray takes a while to end what it started.
+GRACE_SECONDS = 60
+LARGE = 1 << 20
+
+
+@contextlib.contextmanager
+def none_left() -> Iterator[None]:
+    """Fail if what was started in the block outlives it. All of that inherits a mark, and a folder for temporary files."""
+    # Short: Ray's sockets lie below it, whose paths have little room.
+    room = Path(f"/tmp/ct{os.getpid()}")
+    (room / "tmp").mkdir(parents=True)
+    memory = set(SHARED_MEMORY.iterdir()) if SHARED_MEMORY.is_dir() else set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, str(os.getpid()))
+        patch.setenv("RAY_TMPDIR", str(room))
+        patch.setenv("TMPDIR", str(room / "tmp"))
+        patch.setattr(tempfile, "tempdir", None)
+        try:
+            yield
+            deadline = time.monotonic() + GRACE_SECONDS
+            while (left := list(_processes())) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            names = [f"{process.pid} {' '.join(process.cmdline())[:100]}" for process in left if process.is_running()]
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            # Of other sessions on this machine nothing is known but that their owners live.
+            segments = [path for path in set(SHARED_MEMORY.iterdir()) - memory if not _in_use(path)] if memory else []
+            files = [path for path in (room / "tmp").rglob("*") if path.is_file() and path.stat().st_size > LARGE]
+            # What a node keeps on purpose, for its next processes.
+            files = [path for path in files if f"cataloger-{os.getuid()}" not in path.parts]
+            assert not names, f"still running: {names}"
+            assert not segments, f"shared memory that nobody uses: {segments}"
+            assert not files, f"left in the folder for temporary files: {files}"
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def _processes() -> Iterator[psutil.Process]:
+    """All that inherited the mark, adopted by others or not."""
+    mine = f"{MARK}={os.getpid()}\0".encode()
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if mine in Path(f"/proc/{process.pid}/environ").read_bytes() + b"\0":
+                yield process
+
+
+def _in_use(segment: Path) -> bool:
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            if str(segment) in maps.read_text():
+                return True
+    return False
