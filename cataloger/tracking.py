@@ -150,9 +150,10 @@ def close_stopped(run_id: str) -> None:
 def status(run_id: str) -> str | None:
     """RUNNING, FINISHED, FAILED, KILLED, or None when this store has no such run."""
     try:
-        return str(mlflow.get_run(run_id).info.status)
+        info = mlflow.get_run(run_id).info
     except MlflowException:
         return None
+    return str(info.status) if info.lifecycle_stage == "active" else None
 
 
 def _beside(uri: str) -> Path:

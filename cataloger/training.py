@@ -5,7 +5,7 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,10 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import progress, registry, runtime, tracking, vitals
+from cataloger import claims, progress, registry, runtime, tracking, vitals
+from cataloger.claims import Claim
 from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
@@ -30,9 +32,7 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
-# In a training's folder, beside Ray's checkpoints.
-BEGUN, DONE = "_begun", "_done"
-# Ray's list of these, which it writes in place.
+# Ray's list of a training's checkpoints, in its folder, which Ray writes in place.
 CHECKPOINTS = "checkpoint_manager_snapshot.json"
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
@@ -80,25 +80,26 @@ def fitted(
 ) -> Iterator[Fitted]:
     """A training that has just ended, within its MLflow run, which has these tags.
 
-    The same plan and tags after a crash go on where it was.
+    The same plan and tags after a crash go on where it was: the claim on the training's folder has the MLflow run.
     """
     config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
     fingerprints = [source.catalog.fingerprint for source in sources]
-    attempt = _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()])
-    with runtime.session():
+    with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()]) as claim, runtime.session():
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
+        again = claim.note if claim.note and tracking.status(claim.note) else None
         with (
-            tracking.run("train", config.model_name, config, sources[0].catalog, own, attempt.mlflow_run) as run_id,
+            tracking.run("train", config.model_name, config, sources[0].catalog, own, again) as run_id,
             vitals.watch(run_id),
         ):
-            (attempt.folder / BEGUN).write(run_id.encode())
-            best, metrics = _fit(planned, attempt.folder, workers, gpu, run_id, watcher)
+            claim.renew(note=run_id)
+            best, metrics = _fit(planned, claim, workers, gpu, run_id, watcher)
+            claim.renew()
             yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
-            (attempt.folder / DONE).write(b"")
+            claim.finish()
 
 
 def register(found: Fitted, name: str) -> str:
@@ -115,29 +116,20 @@ def register(found: Fitted, name: str) -> str:
     return uri
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """Where a training run keeps its checkpoints, and the MLflow run that it goes on with after a crash."""
-
-    folder: Location
-    mlflow_run: str | None = None
-
-
-def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> _Attempt:
-    """The first attempt at this training that is neither done nor at work: the same command after a crash goes on with it."""
+def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> Claim:
+    """The first folder of this training that is neither done nor at work: the same command after a crash goes on in it."""
     decisive = {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
     name = hashlib.sha256(json.dumps([decisive, *fingerprints]).encode()).hexdigest()[:16]
     for number in itertools.count(1):
-        folder = storage / f"{name}-{number}"
-        if not (folder / BEGUN).exists():
-            return _Attempt(folder)
-        mlflow_run = (folder / BEGUN).read().decode()
-        # MLflow knows who is at work: `tracking.connect` has closed the runs of this machine's dead processes.
-        if not (folder / DONE).exists() and tracking.status(mlflow_run) in ("KILLED", "FAILED"):
-            if _can_be_resumed(folder):
+        folder = storage / f"train-{name}-{number}"
+        claim = claims.take(folder)
+        if claim and _can_be_resumed(folder):
+            if claim.note:
                 log.info("resuming the training in %s", folder)
-                return _Attempt(folder, mlflow_run)
+            return claim
+        if claim:
             log.warning("%s: a crash cut off the list of its checkpoints; beginning again", folder)
+            claim.finish()
     raise AssertionError("itertools.count has no end")
 
 
@@ -151,14 +143,14 @@ def _can_be_resumed(folder: Location) -> bool:
 
 def _fit(
     planned: Plan,
-    folder: Location,
+    claim: Claim,
     workers: tuple[int, int],
     gpu: bool,
     run_id: str,
     watcher: Watcher | None,
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     """(the checkpoint of the best epoch, its metrics)"""
-    config, spec, sources = planned.config, planned.spec, planned.sources
+    config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
     uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
@@ -198,8 +190,14 @@ def _fit(
 
     total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:
+
+        def stop(reason: str) -> None:
+            with suppress(ray.exceptions.RayActorError):  # it has just ended
+                ray.get(board.give_up.remote(reason))
+
+        claim.when_lost(stop)
         if watcher:
-            watcher.begun(lambda reason: ray.get(board.give_up.remote(reason)))
+            watcher.begun(stop)
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
