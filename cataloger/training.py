@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from cataloger import claims, progress, registry, runtime, tracking, vitals
 from cataloger.claims import Claim
 from cataloger.config import TrainConfig
-from cataloger.errors import ConfigError, TrainingError
+from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.ingest import ingest
 from cataloger.plans import Plan, plan
@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
-# Ray's list of a training's checkpoints, in its folder, which Ray writes in place.
-CHECKPOINTS = "checkpoint_manager_snapshot.json"
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -85,21 +83,31 @@ def fitted(
     config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
     fingerprints = [source.catalog.fingerprint for source in sources]
-    with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()]) as claim, runtime.session():
+    with runtime.session():
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
-        again = claim.note if claim.note and tracking.status(claim.note) else None
-        with (
-            tracking.run("train", config.model_name, config, sources[0].catalog, own, again) as run_id,
-            vitals.watch(run_id),
-        ):
-            claim.renew(note=run_id)
-            best, metrics = _fit(planned, claim, workers, gpu, run_id, watcher)
-            claim.renew()
-            yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
-            claim.finish()
+        while True:
+            with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()]) as claim:
+                begun = claim.note
+                again = begun if begun and tracking.status(begun) else None
+                try:
+                    with (
+                        tracking.run("train", config.model_name, config, sources[0].catalog, own, again) as run_id,
+                        vitals.watch(run_id),
+                    ):
+                        claim.renew(note=run_id)
+                        best, metrics = _fit(planned, claim, workers, gpu, run_id, watcher)
+                        claim.renew()
+                        yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
+                        claim.finish()
+                        return
+                except CheckpointError as problem:
+                    if not begun:
+                        raise
+                    log.warning("%s; beginning anew", problem)
+                    claim.finish()
 
 
 def register(found: Fitted, name: str) -> str:
@@ -123,22 +131,11 @@ def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Seque
     for number in itertools.count(1):
         folder = storage / f"train-{name}-{number}"
         claim = claims.take(folder)
-        if claim and _can_be_resumed(folder):
+        if claim:
             if claim.note:
                 log.info("resuming the training in %s", folder)
             return claim
-        if claim:
-            log.warning("%s: a crash cut off the list of its checkpoints; beginning again", folder)
-            claim.finish()
     raise AssertionError("itertools.count has no end")
-
-
-def _can_be_resumed(folder: Location) -> bool:
-    """Whether Ray could read its list of checkpoints, if there is one yet."""
-    try:
-        return not (folder / CHECKPOINTS).exists() or bool(json.loads((folder / CHECKPOINTS).read()))
-    except ValueError:
-        return False
 
 
 def _fit(
@@ -179,7 +176,7 @@ def _fit(
         try:
             Loop(**setup).run()
         except CatalogerError as problem:
-            ray.get(setup["board"].give_up.remote(str(problem)))
+            ray.get(setup["board"].give_up.remote(problem))
             raise
 
     def take(metrics: list[StepMetric]) -> None:
@@ -193,7 +190,7 @@ def _fit(
 
         def stop(reason: str) -> None:
             with suppress(ray.exceptions.RayActorError):  # it has just ended
-                ray.get(board.give_up.remote(reason))
+                ray.get(board.give_up.remote(TrainingError(reason)))
 
         claim.when_lost(stop)
         if watcher:
@@ -219,9 +216,13 @@ def _fit(
         )
         try:
             result = trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            if "CheckpointManagerInitializationError" in str(error):
+                raise CheckpointError(f"{folder}: its list of checkpoints cannot be read") from error
+            raise
         finally:
             if reason := ray.get(board.reason_to_give_up.remote()):
-                raise TrainingError(reason)
+                raise reason
     kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))

@@ -1,4 +1,5 @@
 import os
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -200,7 +201,7 @@ def test_a_worker_without_memory_stops_training_with_a_remedy(
         loop.board, loop.step, loop.device = board, 41, torch.device(device)
         with pytest.raises(RuntimeError, match="memory"):
             loop.run()
-        reason = ray.get(board.reason_to_give_up.remote())
+        reason = str(ray.get(board.reason_to_give_up.remote()))
     remedy = "lower --batch-size or --max-tokens, or use more workers"
     assert reason == f"the {place} ran out of memory at step 42; {remedy}"
 
@@ -222,18 +223,26 @@ def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, l
     assert len(steps) == len(set(steps)), "no step was done twice"
 
 
-def test_a_training_whose_list_of_checkpoints_was_cut_off_begins_again(
+def test_a_training_begins_anew_where_what_an_earlier_command_left_is_of_no_use(
     tiny_model: Path, labelled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ray writes the list in place: a crash within that moment leaves a part of it, with which Ray cannot begin."""
-    config = small(tiny_model, labelled, experiment="cut-off", model_name="cut-off", storage="cut-off")
+    """In the first folder a crash cut off Ray's list of checkpoints, in the second they are of another version."""
+    config = small(tiny_model, labelled, experiment="anew", model_name="anew", storage="anew")
     first = train(config)
-    kept = left_unfinished("cut-off") / "checkpoint_manager_snapshot.json"
+    folder = left_unfinished("anew")
+    second = shutil.copytree(folder, folder.with_name(folder.name.replace("-1", "-2")))
+    kept = folder / "checkpoint_manager_snapshot.json"
     kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    for file in second.glob("checkpoint_*/state.pt"):
+        state = torch.load(file, weights_only=True)
+        torch.save({"another version": state}, file)
     again = train(config)
-    assert "a crash cut off the list of its checkpoints; beginning again" in caplog.text
+    assert f"{folder.name}: its list of checkpoints cannot be read; beginning anew" in caplog.text
+    assert caplog.text.count("cannot be restored: KeyError: 'stage'; beginning anew") == 1
     assert again.run_id != first.run_id
     assert again.metrics == first.metrics, "the same training, whole"
+    states = [claims.read(locate(str(file))).state for file in Path("anew").glob("*/_owner")]
+    assert states == ["done"] * 3, "nobody looks at them again"
 
 
 def test_a_training_whose_folder_another_process_has_taken_stops(
