@@ -16,10 +16,12 @@ from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.text import compose, split_keys, split_position
+from cataloger.text import compose, split_keys, split_position, undecodable
 from cataloger.units import Unit, plan_units, read_unit
 
 UNUSED = -1
+# The column that names a row which is in the ingest's tables for that alone.
+NOT_UTF8 = "not_utf8"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Source:
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     """Tables of tokens, label and use of every usable row, in catalog order, as references into Ray's object store.
 
+    Rows whose text is not valid UTF-8 are of no use; they are there by their name, in the column `NOT_UTF8`.
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
     hang where the workers hold all of them.
     """
@@ -66,6 +69,9 @@ def _encode_unit(
 ) -> pa.Table:
     unit = Unit.from_dict(batch.to_pylist()[0])
     table = read_unit(filesystem, unit, schema)
+    bad = undecodable(table, [*config.text_columns, *filter(None, [config.group_column])])
+    names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
+    table = table.filter(pc.invert(bad))
     texts = compose(table, config.text_columns, config.max_tokens)
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
@@ -73,7 +79,11 @@ def _encode_unit(
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
-    return pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    rows = pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    if not names:
+        return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
+    left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
+    return pa.concat_tables([rows, left_out], promote_options="default")
 
 
 def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:

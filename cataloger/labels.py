@@ -10,11 +10,15 @@ import pyarrow.compute as pc
 from cataloger.catalog import Catalog, is_list
 from cataloger.errors import CatalogError
 from cataloger.taxonomy import SEPARATOR, parse_path
+from cataloger.text import undecodable
 from cataloger.units import Unit, plan_units, read_unit
 
 
-def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
-    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one."""
+def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter[str | None]:
+    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one.
+
+    Raises CatalogError naming the first row whose category is not valid UTF-8.
+    """
     counts: Counter[str | None] = Counter()
 
     def count(unit: Unit) -> list[dict[str, Any]]:
@@ -22,12 +26,28 @@ def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
         values = values.combine_chunks()
         if is_list(values.type):
             values = values.flatten()
+        if pc.any(undecodable(pa.table({label_column: values}), [label_column])).as_py():
+            raise _not_utf8(catalog, unit, label_column, id_column)
         return list(pc.value_counts(values.cast(pa.large_string())).to_pylist())
 
     with ThreadPoolExecutor(4) as pool:
         for pairs in pool.map(count, plan_units(catalog)):
             counts.update({pair["values"]: pair["counts"] for pair in pairs})
     return counts
+
+
+def _not_utf8(catalog: Catalog, unit: Unit, label_column: str, id_column: str) -> CatalogError:
+    table = read_unit(catalog.location.filesystem, unit, catalog.schema)
+    written = table.column(label_column).combine_chunks()
+    if is_list(written.type):
+        bad = undecodable(pa.table({label_column: written.flatten()}), [label_column])
+        row = pc.list_parent_indices(written).filter(bad)[0].as_py()
+    else:
+        row = undecodable(table, [label_column]).index(True).as_py()
+    where = unit.name_of(row, table.column(id_column))
+    return CatalogError(
+        f"catalog {catalog.location}: column {label_column!r} of {where} is not valid UTF-8; mend it there"
+    )
 
 
 def normalise_labels(

@@ -161,7 +161,9 @@ def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict
     catalog = open_catalog(
         uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column)
     )
-    names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
+    names, rows = normalise_labels(
+        count_labels(catalog, config.label_column, config.id_column), uri, config.label_column
+    )
     return catalog, names, rows
 
 

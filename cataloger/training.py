@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.exceptions
 import ray.train
@@ -22,7 +23,7 @@ from cataloger.claims import Claim
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.ingest import ingest
+from cataloger.ingest import NOT_UTF8, ingest
 from cataloger.plans import Plan, plan
 from cataloger.progress import StepMetric
 from cataloger.storage import Location
@@ -150,14 +151,17 @@ def _fit(
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
     uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
+    names = pa.chunked_array([ray.get(block).column(NOT_UTF8).combine_chunks() for block in blocks]).drop_null()
+    if len(names):
+        log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
     if not held_out or not rows:
         raise ConfigError(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
         )
-    left_out = sum(source.catalog.rows for source in sources) - len(uses)
+    left_out = sum(source.catalog.rows for source in sources) - rows - held_out - unlabelled
     log.info(
-        "training on %s rows, validating on %s, %s unlabelled, %s left out (no text, no category, or in the test split)",
+        "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
     log.info(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -39,6 +40,13 @@ class Unit:
     @property
     def rows(self) -> int:
         return sum(segment.rows for segment in self.segments)
+
+    def name_of(self, row: int, ids: pa.ChunkedArray) -> str:
+        """A row of this unit for people, by its id and its file; `ids` are those of all the rows."""
+        product = ids.slice(row, 1).cast(pa.large_string()).cast(pa.large_binary())[0].as_py()
+        ends = accumulate(segment.rows for segment in self.segments)
+        path = next(segment.path for segment, end in zip(self.segments, ends, strict=True) if row < end)
+        return f"product {product.decode(errors='replace') if product else None} in {path}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
