@@ -43,25 +43,28 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
     hang where the workers hold all of them.
     """
-    context = ray.data.DataContext.get_current()
+    # A copy: what else this process does with Ray Data need not wait for rows in their order.
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    datasets = []
-    for source in sources:
-        units = plan_units(source.catalog)
-        encode = functools.partial(
-            _encode_unit,
-            filesystem=source.catalog.location.filesystem,
-            schema=source.catalog.schema,
-            label_ids=source.label_ids,
-            use=source.use,
-            config=config,
-        )
-        rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
-        datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
-    joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    with runtime.errors_of_tasks():
+    with ray.data.DataContext.current(context), runtime.errors_of_tasks():
+        datasets = [_dataset(source, config) for source in sources]
+        joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         return list(joined.to_arrow_refs())
+
+
+def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
+    units = plan_units(source.catalog)
+    encode = functools.partial(
+        _encode_unit,
+        filesystem=source.catalog.location.filesystem,
+        schema=source.catalog.schema,
+        label_ids=source.label_ids,
+        use=source.use,
+        config=config,
+    )
+    rows = ray.data.from_items([unit.as_dict() for unit in units], override_num_blocks=len(units))
+    return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
 
 
 def _encode_unit(

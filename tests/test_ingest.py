@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import ray
+import ray.data
 
 from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING
-from cataloger.ingest import NOT_UTF8, UNUSED, _encode_unit
+from cataloger.ingest import NOT_UTF8, UNUSED, Source, _encode_unit, ingest
 from cataloger.units import plan_units
 
 Write = Callable[..., Path]
@@ -50,3 +52,16 @@ def test_a_unit_without_a_row_that_is_utf8_is_left_out_whole(write: Write) -> No
     rows = encoded(open_catalog("c.parquet", "id", ["title"], "category_path"), config())
     assert rows.column("use").to_pylist() == [UNUSED, UNUSED]
     assert rows.column(NOT_UTF8)[0].as_py().startswith("product \ufffd in ")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rows_come_in_catalog_order_and_what_runs_later_is_not_held_to_it(write: Write) -> None:
+    titles = ["a long title of many words indeed", "short"] * 10_000
+    for number in (1, 2):
+        write(f"{number}.parquet", id=range(20_000), title=titles, category_path=["A", "B"] * 10_000)
+    catalogs = [open_catalog(f"{number}.parquet", "id", ["title"], "category_path") for number in (1, 2)]
+    tables = ray.get(ingest([Source(catalog, {"A": 0, "B": 1}, TRAINING) for catalog in catalogs], config()))
+    assert len(tables) > 4
+    labels = pa.concat_tables(tables).column("labels").combine_chunks()
+    assert labels.flatten().to_pylist() == [0, 1] * 20_000
+    assert not ray.data.DataContext.get_current().execution_options.preserve_order
