@@ -58,7 +58,9 @@ def audit(config: AuditConfig) -> Audit:
             f"catalog {config.catalog}: column {config.label_column!r} has lists of categories; audit is for one per row"
         )
     _check(sources, specs, catalog.fingerprint)
-    names, _ = normalise_labels(count_labels(catalog, config.label_column), config.catalog, config.label_column)
+    names, _ = normalise_labels(
+        count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
+    )
     output = locate(config.output)
     check_writable(output.parent)
     with runtime.session():

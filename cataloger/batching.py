@@ -22,9 +22,10 @@ class Ragged:
 
     @classmethod
     def from_arrow(cls, lists: pa.Array | pa.ChunkedArray) -> Self:
-        """From a list<int32> column without nulls."""
+        """From a list<int32> column without nulls; its chunks may have more than 2^31 numbers together."""
         if isinstance(lists, pa.ChunkedArray):
-            lists = lists.combine_chunks()
+            # Joined here: Arrow would count them all in 32 bits.
+            return cls.joined([cls.from_arrow(chunk) for chunk in lists.chunks or [pa.array([], lists.type)]])
         offsets = lists.offsets.to_numpy().astype(np.int64)
         flat = lists.values.to_numpy(zero_copy_only=False)
         return cls(np.asarray(flat, np.int32), offsets)

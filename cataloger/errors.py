@@ -9,6 +9,7 @@ CatalogerError            exit code 2
 ├── TrackingError         the MLflow server, a run, a model name or an alias
 ├── ResourceError         the cluster cannot hold what was asked for
 ├── TrainingError         a training run that cannot come to a good end
+│   └── CheckpointError   what an earlier command left cannot be gone on with
 └── PublishError          exit code 3: the new labels are not fit to be published
 """
 
@@ -49,6 +50,10 @@ class ResourceError(CatalogerError):
 
 class TrainingError(CatalogerError):
     """A training run that cannot come to a good end, such as a loss that is no number."""
+
+
+class CheckpointError(TrainingError):
+    """What an earlier command left of a training cannot be gone on with."""
 
 
 class PublishError(CatalogerError):

@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             f"catalog {config.catalog}: column {config.label_column!r} has {given}, but model {source.uri} gives a product {answered}; "
             "name another --label-column"
         )
-    written = count_labels(catalog, config.label_column)
+    written = count_labels(catalog, config.label_column, config.id_column)
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
         check_writable(locate(config.predictions).parent)

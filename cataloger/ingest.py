@@ -16,10 +16,12 @@ from cataloger.bundle import FORMAT, base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.text import compose, split_hash, split_keys, split_position
-from cataloger.units import Read, plan_reads, plan_units, read_units
+from cataloger.text import compose, split_hash, split_keys, split_position, undecodable
+from cataloger.units import Read, Unit, plan_reads, plan_units, read_units
 
 UNUSED = -1
+# The column that names a row which is in the ingest's tables for that alone.
+NOT_UTF8 = "not_utf8"
 
 
 @dataclass(frozen=True)
@@ -37,38 +39,46 @@ class Source:
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     """Tables of tokens, label and use of every usable row, in catalog order, as references into Ray's object store.
 
+    Rows whose text is not valid UTF-8 are of no use; they are there by their name, in the column `NOT_UTF8`.
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
     hang where the workers hold all of them.
     """
-    context = ray.data.DataContext.get_current()
+    # A copy: what else this process does with Ray Data need not wait for rows in their order.
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    datasets = []
-    for source in sources:
-        reads = plan_reads(plan_units(source.catalog))
-        encode = functools.partial(
-            _encode_units,
-            filesystem=source.catalog.location.filesystem,
-            schema=source.catalog.schema,
-            label_ids=source.label_ids,
-            use=source.use,
-            config=config,
-        )
-        rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
-        datasets.append(rows.map_batches(encode, batch_size=1, batch_format="pyarrow"))
-    joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-    with runtime.errors_of_tasks():
+    with ray.data.DataContext.current(context), runtime.errors_of_tasks():
+        datasets = [_dataset(source, config) for source in sources]
+        joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         return list(joined.to_arrow_refs())
+
+
+def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
+    reads = plan_reads(plan_units(source.catalog))
+    encode = functools.partial(
+        _encode_units,
+        filesystem=source.catalog.location.filesystem,
+        schema=source.catalog.schema,
+        label_ids=source.label_ids,
+        use=source.use,
+        config=config,
+    )
+    rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
+    return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
 
 
 def _encode_units(
     batch: pa.Table, filesystem: Any, schema: pa.Schema, label_ids: dict[str, int], use: int, config: TrainConfig
 ) -> Iterator[pa.Table]:
-    for _, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
-        yield _encode(table, label_ids, use, config)
+    for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
+        yield _encode(unit, table, label_ids, use, config)
 
 
-def _encode(table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
+def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
+    columns = [*config.text_columns, *filter(None, [config.group_column])]
+    bad = np.any([undecodable(table.column(name)) for name in columns], axis=0)
+    names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
+    table = table.filter(pa.array(~bad))
     texts = compose(table, config.text_columns, config.max_tokens)
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
@@ -76,7 +86,11 @@ def _encode(table: pa.Table, label_ids: dict[str, int], use: int, config: TrainC
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
-    return pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    rows = pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    if not names:
+        return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
+    left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
+    return pa.concat_tables([rows, left_out], promote_options="default")
 
 
 def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:

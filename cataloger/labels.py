@@ -9,21 +9,27 @@ import pyarrow.compute as pc
 from cataloger.catalog import Catalog, is_list
 from cataloger.errors import CatalogError
 from cataloger.taxonomy import SEPARATOR, parse_path
-from cataloger.units import Read, plan_reads, plan_units, read_units
+from cataloger.text import undecodable
+from cataloger.units import Read, Unit, plan_reads, plan_units, read_units
 
 
-def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
-    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one."""
+def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter[str | None]:
+    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one.
+
+    Raises CatalogError naming the first row whose category is not valid UTF-8.
+    """
     counts: Counter[str | None] = Counter()
 
     schema = pa.schema([catalog.schema.field(label_column)])
 
     def count(read: Read) -> Counter[str | None]:
         found: Counter[str | None] = Counter()
-        for _, table in read_units(catalog.location.filesystem, read.units, schema):
+        for unit, table in read_units(catalog.location.filesystem, read.units, schema):
             values = table.column(0).combine_chunks()
             if is_list(values.type):
                 values = values.flatten()
+            if undecodable(values).any():
+                raise _not_utf8(catalog, unit, label_column, id_column)
             for pair in pc.value_counts(values.cast(pa.large_string())).to_pylist():
                 found[pair["values"]] += pair["counts"]
         return found
@@ -32,6 +38,19 @@ def count_labels(catalog: Catalog, label_column: str) -> Counter[str | None]:
         for found in pool.map(count, plan_reads(plan_units(catalog))):
             counts.update(found)
     return counts
+
+
+def _not_utf8(catalog: Catalog, unit: Unit, label_column: str, id_column: str) -> CatalogError:
+    ((_, table),) = read_units(catalog.location.filesystem, [unit], catalog.schema)
+    written = table.column(label_column).combine_chunks()
+    if is_list(written.type):
+        row = pc.list_parent_indices(written)[int(undecodable(written.flatten()).argmax())].as_py()
+    else:
+        row = int(undecodable(written).argmax())
+    where = unit.name_of(row, table.column(id_column))
+    return CatalogError(
+        f"catalog {catalog.location}: column {label_column!r} of {where} is not valid UTF-8; mend it there"
+    )
 
 
 def normalise_labels(

@@ -6,9 +6,9 @@ its last checkpoint with as many workers as there are then: all randomness is a 
 """
 
 import functools
-import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from cataloger.bundle import Spec, base_model_folder, network_shape
 from cataloger.config import TrainConfig
 from cataloger.dropout import set_dropout
 from cataloger.engines import resolve_dtype
+from cataloger.errors import CheckpointError, TrainingError
 from cataloger.examples import Examples, load_examples
 from cataloger.network import new_classifier, save_bundle
+from cataloger.node_cache import working_folder
 from cataloger.objectives import Classification, Machine, Objective
 from cataloger.pretraining import MaskedLanguage
 from cataloger.progress import StepMetric
@@ -43,10 +45,6 @@ RECENT_MS = 10 * 60 * 1000
 COUNTERS = ("stage", "epoch", "batch", "step", "best", "stale", "temperature")
 # Below every real score: the newest checkpoint is where a run goes on, never the one that is registered.
 NO_RESULT = {"val_weighted_f1": -1.0}
-
-
-class CannotGoOnError(Exception):
-    """A sentence for the user: a retry would end the same way."""
 
 
 class Loop:
@@ -84,14 +82,17 @@ class Loop:
         try:
             self._resume()
             self._run_stages()
-        except CannotGoOnError as problem:  # on every rank alike: the losses are summed over all
-            ray.get(self.board.give_up.remote(str(problem)))
+        except CheckpointError:  # maybe on this rank alone
+            raise
+        except TrainingError as problem:  # on every rank alike: the losses are summed over all
+            ray.get(self.board.give_up.remote(problem))
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             remedy = "lower --batch-size or --max-tokens, or use more workers"
             place = "GPU" if self.device.type == "cuda" else "machine"
-            ray.get(self.board.give_up.remote(f"the {place} ran out of memory at step {self.step + 1}; {remedy}"))
+            reason = TrainingError(f"the {place} ran out of memory at step {self.step + 1}; {remedy}")
+            ray.get(self.board.give_up.remote(reason))
             raise  # the other ranks wait for this one
 
     def _run_stages(self) -> None:
@@ -204,7 +205,7 @@ class Loop:
     def _log_losses(self, losses: Sequence[torch.Tensor], shown: Mapping[str, float], epochs: float) -> bool:
         """Log the losses since the last time, and what is `shown` now; whether a checkpoint is due, by the clock of rank 0.
 
-        Raises CannotGoOnError, on all ranks alike.
+        Raises TrainingError, on all ranks alike.
         """
         due = self.rank == 0 and time.monotonic() - self.saved >= 60 * self.config.checkpoint_minutes
         unwanted = self.rank == 0 and bool(ray.get(self.board.reason_to_give_up.remote()))
@@ -213,11 +214,11 @@ class Loop:
             dist.all_reduce(shares)
         *values, overdue, stop = shares.tolist()
         if stop:
-            raise CannotGoOnError(f"stopped at step {self.step}")
+            raise TrainingError(f"stopped at step {self.step}")
         if not np.isfinite(values).all():
             step = self.step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
             rate = min(group["peak"] for group in self.optimizer.param_groups)
-            raise CannotGoOnError(
+            raise TrainingError(
                 f"the loss at step {step} is not a finite number; lower --learning-rate (it peaks at {rate:.2g}) "
                 "or use --precision fp32"
             )
@@ -241,13 +242,13 @@ class Loop:
 
     def _save(self, metrics: dict[str, float], spec: Spec | None) -> None:
         """A checkpoint of all that a run needs to go on; with a spec also the bundle."""
-        with tempfile.TemporaryDirectory() as folder:
+        with working_folder("checkpoint") as folder:
             checkpoint = None
             if self.rank == 0:
                 if spec:
-                    save_bundle(Path(folder) / "bundle", merged(self._result()), self.base, spec)
-                torch.save(self._state(), Path(folder) / "state.pt")
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                    save_bundle(folder / "bundle", merged(self._result()), self.base, spec)
+                torch.save(self._state(), folder / "state.pt")
+                checkpoint = ray.train.Checkpoint.from_directory(str(folder))
             ray.train.report(metrics, checkpoint=checkpoint)
         self.saved = time.monotonic()
 
@@ -270,24 +271,38 @@ class Loop:
         if checkpoint is None:
             self._enter()
             return
-        with checkpoint.as_directory() as folder:
+        with checkpoint.as_directory() as folder, restoring(checkpoint.path):
             state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
-        for key in COUNTERS:
-            setattr(self, key, state[key])
-        self._enter()
-        self.objective.network.load_state_dict(state["model"])
-        if self.average:
-            self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
-        self.classification.loss.level_weights = tuple(state["level_weights"])
-        self.classification.own_labels = Examples.of_one_category(Tokens(flat, offsets), labels)
+            for key in COUNTERS:
+                setattr(self, key, state[key])
+        self._enter()  # where a rank waits for the others, whose errors are not this checkpoint's
+        with restoring(checkpoint.path):
+            self.objective.network.load_state_dict(state["model"])
+            if self.average:
+                self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
+            self.classification.loss.level_weights = tuple(state["level_weights"])
+            self.classification.own_labels = Examples.of_one_category(Tokens(flat, offsets), labels)
+            self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
-            self.recent = state["recent"]
             self.board.post.remote(0, "", self.recent)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+@contextmanager
+def restoring(checkpoint: str) -> Iterator[None]:
+    """What does not fit this code in a state that another one wrote is a CheckpointError; a disk or a GPU that fails is not."""
+    try:
+        yield
+    except Exception as error:
+        failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if failed or isinstance(error, torch.AcceleratorError) or _is_out_of_memory(error):
+            raise
+        why = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(f"checkpoint {checkpoint}: cannot be restored: {type(error).__name__}: {why}") from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
     """PyTorch has a class for GPUs' allocators only; its one for CPUs says so in words."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

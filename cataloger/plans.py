@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cataloger import sample
+from cataloger import lasting, sample
 from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
@@ -52,7 +52,7 @@ def plan(config: TrainConfig) -> Plan:
         multi_label=multi_label,
         group_column=config.group_column,
     )
-    storage = locate(config.storage)
+    storage = locate(lasting.place(config.storage, "--storage"))
     check_writable(storage)
     return Plan(config, spec, tuple(sources), storage)
 
@@ -161,7 +161,9 @@ def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict
     catalog = open_catalog(
         uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column)
     )
-    names, rows = normalise_labels(count_labels(catalog, config.label_column), uri, config.label_column)
+    names, rows = normalise_labels(
+        count_labels(catalog, config.label_column, config.id_column), uri, config.label_column
+    )
     return catalog, names, rows
 
 

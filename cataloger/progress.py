@@ -12,6 +12,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cataloger.errors import CatalogerError
+
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -71,13 +73,13 @@ class Board:
     def __init__(self) -> None:
         self.state = (0, "")
         self.metrics: list[StepMetric] = []
-        self.reason = ""
+        self.reason: CatalogerError | None = None
 
-    def give_up(self, reason: str) -> None:
-        """Make the workers stop, for a reason the user should read; an exception would be retried as if a machine had died."""
+    def give_up(self, reason: CatalogerError) -> None:
+        """Make the workers stop, and the driver raise this; one that a worker raises is retried as if a machine had died."""
         self.reason = self.reason or reason
 
-    def reason_to_give_up(self) -> str:
+    def reason_to_give_up(self) -> CatalogerError | None:
         return self.reason
 
     def post(self, done: int, note: str, metrics: list[StepMetric]) -> None:

@@ -1,6 +1,5 @@
 """A handful of settings, trained through Ray Tune: those that fall behind are stopped early, the best one is registered."""
 
-import contextlib
 import itertools
 import logging
 import os
@@ -172,8 +171,7 @@ class _Training(tune.Trainable):
     def cleanup(self) -> None:
         """Of a trial that has ended or is to be stopped."""
         if self.stop_training and self.thread.is_alive():
-            with contextlib.suppress(ray.exceptions.RayActorError):  # it has just ended
-                self.stop_training(STOPPED)
+            self.stop_training(STOPPED)
         self.thread.join()
 
     def begun(self, stop: Callable[[str], None]) -> None:

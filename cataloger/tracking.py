@@ -4,8 +4,8 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
+from cataloger import alive, lasting
 from cataloger.catalog import Catalog
 from cataloger.errors import TrackingError
 from cataloger.lineage import CatalogDataset, code_version
@@ -27,6 +28,11 @@ from cataloger.storage import locked
 
 log = logging.getLogger(__name__)
 MOST_METRICS = 1_000  # MLflow takes no more in one call
+# Tags of a run that is open: whose it is, and when that process was last known to live, in Unix seconds.
+PROCESS, BEAT = "cataloger.process", "cataloger.alive_at"
+BEAT_SECONDS = 60.0
+# Who has not been heard of for so long is taken for dead where nobody can look: far more than clocks differ.
+LEASE_SECONDS = 15 * 60.0
 
 
 def connect() -> str:
@@ -34,6 +40,12 @@ def connect() -> str:
 
     `MLFLOW_TRACKING_URI` if set, else SQLite in the working folder.
     """
+    if not os.environ.get("MLFLOW_TRACKING_URI") and lasting.is_submitted():
+        raise TrackingError(
+            "MLFLOW_TRACKING_URI is not set, and what is written to the working folder of a submitted job is gone with it; "
+            "set it to a server's address where the cluster is started (see cluster.yaml), or for this job: ray job submit "
+            '--runtime-env-json \'{"env_vars": {"MLFLOW_TRACKING_URI": "http://HOST:5000"}}\' …'
+        )
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     if uri.startswith(("http://", "https://")):
         try:
@@ -92,10 +104,15 @@ def run(
         "mlflow.experimentKind", "custom_model_development"
     )  # or the page asks for prompts and traces
     parameters = {key: value for key, value in asdict(config).items() if value is not None}
-    active = mlflow.start_run(again, run_name=f"{kind} {name} {time.strftime('%m-%d %H:%M:%S')}" if not again else None)
+    if again:
+        # First: a run that is open and that of a dead process is closed by whoever sees it.
+        for key, value in _process().items():
+            MlflowClient().set_tag(again, key, value)
+    run_name = None if again else f"{kind} {name} {time.strftime('%m-%d %H:%M:%S')}"
+    active = mlflow.start_run(again, run_name=run_name, tags=_process())
     status = "FAILED"
     try:
-        about = {"job": kind, **_process(), **code_version(), **tags}
+        about = {"job": kind, **code_version(), **tags}
         if catalog:
             about |= {"catalog": str(catalog.location), "catalog_fingerprint": catalog.fingerprint}
         mlflow.set_tags(about)
@@ -103,11 +120,12 @@ def run(
             mlflow.log_params(parameters)
             if catalog:
                 mlflow.log_input(CatalogDataset(catalog), context=kind)
-        yield str(active.info.run_id)
+        with _beating(active.info.run_id):
+            yield str(active.info.run_id)
         status = "FINISHED"
     finally:
         with forgiving():
-            mlflow.end_run(status)
+            mlflow.end_run("RUNNING" if status == "FAILED" and _taken_over(active.info.run_id) else status)
 
 
 def find_run(run_id: str) -> Run:
@@ -124,7 +142,7 @@ def children(run_id: str) -> list[Run]:
 @contextlib.contextmanager
 def nested(run_id: str) -> Iterator[None]:
     """Within a run that has ended, inside the open one."""
-    with mlflow.start_run(run_id, nested=True):
+    with mlflow.start_run(run_id, nested=True, tags=_process()):
         yield
 
 
@@ -138,9 +156,10 @@ def close_stopped(run_id: str) -> None:
 def status(run_id: str) -> str | None:
     """RUNNING, FINISHED, FAILED, KILLED, or None when this store has no such run."""
     try:
-        return str(mlflow.get_run(run_id).info.status)
+        info = mlflow.get_run(run_id).info
     except MlflowException:
         return None
+    return str(info.status) if info.lifecycle_stage == "active" else None
 
 
 def _beside(uri: str) -> Path:
@@ -149,15 +168,42 @@ def _beside(uri: str) -> Path:
 
 
 def _process() -> dict[str, str]:
-    return {"cataloger.host": socket.gethostname(), "cataloger.pid": str(os.getpid())}
+    return {PROCESS: alive.identity(), BEAT: str(time.time())}
+
+
+@contextlib.contextmanager
+def _beating(run_id: str) -> Iterator[None]:
+    """Say now and then that this process lives, for as long as the block runs. MLflow being away costs nothing."""
+    stop, client = threading.Event(), MlflowClient()
+
+    def beat() -> None:
+        while not stop.wait(BEAT_SECONDS):
+            with contextlib.suppress(MlflowException, requests.RequestException):
+                client.set_tag(run_id, BEAT, str(time.time()))
+
+    threading.Thread(target=beat, daemon=True).start()
+    try:
+        yield
+    finally:
+        stop.set()
+
+
+def _taken_over(run_id: str) -> bool:
+    """Whether another process goes on with the run."""
+    try:
+        return bool(mlflow.get_run(run_id).data.tags[PROCESS] != alive.identity())
+    except (MlflowException, requests.RequestException):
+        return False
 
 
 def _close_abandoned_runs() -> None:
-    """Close the runs of processes of this machine that were killed: nobody else will."""
-    query = f"attributes.status = 'RUNNING' AND tags.`cataloger.host` = '{socket.gethostname()}'"
+    """Close the runs of processes that were killed: nobody else will."""
+    query = f"attributes.status = 'RUNNING' AND tags.`{PROCESS}` LIKE '%'"
     for run in mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list"):
-        pid = int(run.data.tags["cataloger.pid"])
-        if pid != os.getpid() and not Path(f"/proc/{pid}").exists():
+        dead = alive.is_dead(run.data.tags[PROCESS])
+        if dead is None:
+            dead = time.time() - float(run.data.tags[BEAT]) > LEASE_SECONDS
+        if dead:
             MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 

@@ -5,22 +5,25 @@ import itertools
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger import progress, registry, runtime, tracking, vitals
+from cataloger import claims, lasting, progress, registry, runtime, tracking, vitals
+from cataloger.claims import Claim
 from cataloger.config import TrainConfig
-from cataloger.errors import ConfigError, TrainingError
+from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.ingest import ingest
+from cataloger.ingest import NOT_UTF8, ingest
 from cataloger.plans import Plan, plan
 from cataloger.progress import StepMetric
 from cataloger.storage import Location
@@ -30,10 +33,6 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
-# In a training's folder, beside Ray's checkpoints.
-BEGUN, DONE = "_begun", "_done"
-# Ray's list of these, which it writes in place.
-CHECKPOINTS = "checkpoint_manager_snapshot.json"
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -80,25 +79,37 @@ def fitted(
 ) -> Iterator[Fitted]:
     """A training that has just ended, within its MLflow run, which has these tags.
 
-    The same plan and tags after a crash go on where it was.
+    The same plan and tags after a crash go on where it was: the claim on the training's folder has the MLflow run.
     """
     config, sources = planned.config, planned.sources
     tracking_uri = tracking.connect()
     fingerprints = [source.catalog.fingerprint for source in sources]
-    attempt = _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()])
     with runtime.session():
+        lasting.check_shared(planned.storage, "--storage")
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
-        with (
-            tracking.run("train", config.model_name, config, sources[0].catalog, own, attempt.mlflow_run) as run_id,
-            vitals.watch(run_id),
-        ):
-            (attempt.folder / BEGUN).write(run_id.encode())
-            best, metrics = _fit(planned, attempt.folder, workers, gpu, run_id, watcher)
-            yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
-            (attempt.folder / DONE).write(b"")
+        while True:
+            with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()]) as claim:
+                begun = claim.note
+                again = begun if begun and tracking.status(begun) else None
+                try:
+                    with (
+                        tracking.run("train", config.model_name, config, sources[0].catalog, own, again) as run_id,
+                        vitals.watch(run_id),
+                    ):
+                        claim.renew(note=run_id)
+                        best, metrics = _fit(planned, claim, workers, gpu, run_id, watcher)
+                        claim.renew()
+                        yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
+                        claim.finish()
+                        return
+                except CheckpointError as problem:
+                    if not begun:
+                        raise
+                    log.warning("%s; beginning anew", problem)
+                    claim.finish()
 
 
 def register(found: Fitted, name: str) -> str:
@@ -115,60 +126,43 @@ def register(found: Fitted, name: str) -> str:
     return uri
 
 
-@dataclass(frozen=True)
-class _Attempt:
-    """Where a training run keeps its checkpoints, and the MLflow run that it goes on with after a crash."""
-
-    folder: Location
-    mlflow_run: str | None = None
-
-
-def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> _Attempt:
-    """The first attempt at this training that is neither done nor at work: the same command after a crash goes on with it."""
+def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> Claim:
+    """The first folder of this training that is neither done nor at work: the same command after a crash goes on in it."""
     decisive = {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
     name = hashlib.sha256(json.dumps([decisive, *fingerprints]).encode()).hexdigest()[:16]
     for number in itertools.count(1):
-        folder = storage / f"{name}-{number}"
-        if not (folder / BEGUN).exists():
-            return _Attempt(folder)
-        mlflow_run = (folder / BEGUN).read().decode()
-        # MLflow knows who is at work: `tracking.connect` has closed the runs of this machine's dead processes.
-        if not (folder / DONE).exists() and tracking.status(mlflow_run) in ("KILLED", "FAILED"):
-            if _can_be_resumed(folder):
+        folder = storage / f"train-{name}-{number}"
+        claim = claims.take(folder)
+        if claim:
+            if claim.note:
                 log.info("resuming the training in %s", folder)
-                return _Attempt(folder, mlflow_run)
-            log.warning("%s: a crash cut off the list of its checkpoints; beginning again", folder)
+            return claim
     raise AssertionError("itertools.count has no end")
-
-
-def _can_be_resumed(folder: Location) -> bool:
-    """Whether Ray could read its list of checkpoints, if there is one yet."""
-    try:
-        return not (folder / CHECKPOINTS).exists() or bool(json.loads((folder / CHECKPOINTS).read()))
-    except ValueError:
-        return False
 
 
 def _fit(
     planned: Plan,
-    folder: Location,
+    claim: Claim,
     workers: tuple[int, int],
     gpu: bool,
     run_id: str,
     watcher: Watcher | None,
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     """(the checkpoint of the best epoch, its metrics)"""
-    config, spec, sources = planned.config, planned.spec, planned.sources
+    config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
     uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
+    names = pa.chunked_array([ray.get(block).column(NOT_UTF8).combine_chunks() for block in blocks]).drop_null()
+    if len(names):
+        log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
     if not held_out or not rows:
         raise ConfigError(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
         )
-    left_out = sum(source.catalog.rows for source in sources) - len(uses)
+    left_out = sum(source.catalog.rows for source in sources) - rows - held_out - unlabelled
     log.info(
-        "training on %s rows, validating on %s, %s unlabelled, %s left out (no text, no category, or in the test split)",
+        "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
     log.info(
@@ -187,7 +181,7 @@ def _fit(
         try:
             Loop(**setup).run()
         except CatalogerError as problem:
-            ray.get(setup["board"].give_up.remote(str(problem)))
+            ray.get(setup["board"].give_up.remote(problem))
             raise
 
     def take(metrics: list[StepMetric]) -> None:
@@ -198,8 +192,14 @@ def _fit(
 
     total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:
+
+        def stop(reason: str) -> None:
+            with suppress(ray.exceptions.RayActorError):  # it has just ended
+                ray.get(board.give_up.remote(TrainingError(reason)))
+
+        claim.when_lost(stop)
         if watcher:
-            watcher.begun(lambda reason: ray.get(board.give_up.remote(reason)))
+            watcher.begun(stop)
         trainer = TorchTrainer(
             train_loop,
             train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
@@ -221,9 +221,13 @@ def _fit(
         )
         try:
             result = trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            if "CheckpointManagerInitializationError" in str(error):
+                raise CheckpointError(f"{folder}: its list of checkpoints cannot be read") from error
+            raise
         finally:
             if reason := ray.get(board.reason_to_give_up.remote()):
-                raise TrainingError(reason)
+                raise reason
     kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))

@@ -44,6 +44,13 @@ class Unit:
     def rows(self) -> int:
         return sum(segment.rows for segment in self.segments)
 
+    def name_of(self, row: int, ids: pa.ChunkedArray) -> str:
+        """A row of this unit for people, by its id and its file; `ids` are those of all the rows."""
+        ends = itertools.accumulate(segment.rows for segment in self.segments)
+        path = next(segment.path for segment, end in zip(self.segments, ends, strict=True) if row < end)
+        product = ids.slice(row, 1).cast(pa.large_string(), safe=False).cast(pa.large_binary())[0].as_py()
+        return f"product {product.decode(errors='backslashreplace') if product else None} in {path}"
+
     @classmethod
     def from_dict(cls, unit: dict[str, Any]) -> "Unit":
         return cls(int(unit["index"]), tuple(Segment(**segment) for segment in unit["segments"]))

@@ -1,6 +1,8 @@
+from itertools import pairwise
+
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cataloger.batching import BATCHES_PER_START, Tokens, pack, shuffled_batches
@@ -51,3 +53,12 @@ def test_padding_restores_the_tokens() -> None:
     ids, mask = tokens.padded(np.array([3, 0, 2]), pad_id=-1)
     assert ids.tolist() == [[9, 10, -1], [5, 6, 7], [-1, -1, -1]]
     assert mask.tolist() == [[True, True, False], [True, True, True], [False, False, False]]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.lists(st.integers(0, 9), max_size=3), max_size=4), max_size=4))
+def test_the_chunks_of_a_column_are_joined(chunks: list[list[list[int]]]) -> None:
+    arrays = [pa.array([[7], *chunk], pa.list_(pa.int32())).slice(1) for chunk in chunks]
+    tokens = Tokens.from_arrow(pa.chunked_array(arrays, pa.list_(pa.int32())))
+    rows = [row for chunk in chunks for row in chunk]
+    assert [tokens.flat[a:b].tolist() for a, b in pairwise(tokens.offsets)] == rows

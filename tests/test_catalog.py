@@ -88,4 +88,16 @@ def test_what_would_be_read_wrongly_is_refused(write: Write) -> None:
 def test_labels_are_counted_in_any_string_type(write: Write, kind: pa.DataType) -> None:
     write("c.parquet", id=[1, 2, 3], title=["a", "b", "c"], category_path=pa.array(["A", None, "A"]).cast(kind))
     catalog = open_catalog("c.parquet", "id", ["title"], "category_path")
-    assert count_labels(catalog, "category_path") == {"A": 2, None: 1}
+    assert count_labels(catalog, "category_path", "id") == {"A": 2, None: 1}
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_label_that_is_not_utf8_is_named(write: Write, many: bool) -> None:
+    write("c/1.parquet", id=["a", "b"], title=["t"] * 2, category_path=[["A"], ["B"]] if many else ["A", "B"])
+    labels = pa.array([b"A", b"B", b"B > \xff"], pa.binary()).view(pa.string())
+    if many:
+        labels = pa.ListArray.from_arrays(pa.array([0, 0, 1, 3], pa.int32()), labels)
+    write("c/2.parquet", id=["c", "d", "e"], title=["t"] * 3, category_path=labels)
+    catalog = open_catalog("c", "id", ["title"], "category_path")
+    with pytest.raises(CatalogError, match=r"'category_path' of product e in .*c/2.parquet is not valid UTF-8"):
+        count_labels(catalog, "category_path", "id")

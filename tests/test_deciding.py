@@ -5,24 +5,22 @@ from cataloger.deciding import MODULES, _meaning
 from conftest import ROOT
 
 # Loaded on the way from a row to its label, and without a say in it: what is read, where it is kept, what it cost.
-NOT_DECIDING = set(
-    [
-        "alive",
-        "batching",
-        "catalog",
-        "config",
-        "deciding",
-        "effort",
-        "errors",
-        "ids",
-        "node_cache",
-        "runtime",
-        "s3",
-        "snapshot",
-        "storage",
-        "units",
-    ]
-)
+NOT_DECIDING = {
+    "alive",
+    "batching",
+    "catalog",
+    "config",
+    "deciding",
+    "effort",
+    "errors",
+    "ids",
+    "node_cache",
+    "runtime",
+    "s3",
+    "snapshot",
+    "storage",
+    "units",
+}
 
 
 def test_every_module_on_the_way_of_a_row_decides_or_is_known_not_to() -> None:

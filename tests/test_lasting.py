@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from cataloger import lasting
-from cataloger.errors import ConfigError, ResourceError
+from cataloger import lasting, tracking
+from cataloger.errors import ConfigError, ResourceError, TrackingError
 from cataloger.lasting import check_shared, place
 from cataloger.storage import locate
 
@@ -21,6 +21,9 @@ def test_a_relative_path_is_refused_in_a_submitted_jobs_folder(
     monkeypatch.chdir(folder)
     with pytest.raises(ConfigError, match="--output labels: lies in the working folder of a submitted job"):
         place("labels", "--output")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(TrackingError, match="MLFLOW_TRACKING_URI is not set"):
+        tracking.connect()
     for good in ("s3://shop/labels", "/data/labels", "~/labels", "file:///data/labels"):
         assert place(good, "--output") == good
 

@@ -1,4 +1,9 @@
 import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,12 +16,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from cataloger import progress, registry, tracking
+from cataloger import claims, progress, registry, tracking
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
-from cataloger.errors import TrainingError
+from cataloger.errors import ConflictError, TrainingError
 from cataloger.loop import Loop
 from cataloger.model import Bundle
+from cataloger.storage import locate
 from cataloger.training import train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -40,6 +46,14 @@ def small(tiny_model: Path, labelled: Path, **changes: object) -> TrainConfig:
 def losses(run_id: str) -> np.ndarray:
     history = MlflowClient().get_metric_history(run_id, "train_loss")
     return np.array([metric.value for metric in sorted(history, key=lambda metric: metric.step)])
+
+
+def left_unfinished(storage: str) -> Path:
+    """The folder of the training in this storage, as if its driver had been killed before its last step."""
+    (folder,) = Path(storage).glob("train-*")
+    owner = locate(str(folder / claims.OWNER))
+    owner.write(replace(claims.read(owner), state="left").as_bytes())
+    return folder
 
 
 def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path) -> None:
@@ -187,7 +201,7 @@ def test_a_worker_without_memory_stops_training_with_a_remedy(
         loop.board, loop.step, loop.device = board, 41, torch.device(device)
         with pytest.raises(RuntimeError, match="memory"):
             loop.run()
-        reason = ray.get(board.reason_to_give_up.remote())
+        reason = str(ray.get(board.reason_to_give_up.remote()))
     remedy = "lower --batch-size or --max-tokens, or use more workers"
     assert reason == f"the {place} ran out of memory at step 42; {remedy}"
 
@@ -195,33 +209,58 @@ def test_a_worker_without_memory_stops_training_with_a_remedy(
 def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, labelled: Path) -> None:
     config = small(tiny_model, labelled, experiment="late", model_name="late", storage="late")
     first = train(config)
-    (done,) = Path("late").glob("*/_done")
-    done.unlink()
+    folder = left_unfinished("late")
     MlflowClient().set_terminated(first.run_id, "KILLED")
-    whole = set(done.parent.glob("checkpoint_*"))
-    half = done.parent / "checkpoint_half_written"
+    whole = set(folder.glob("checkpoint_*"))
+    half = folder / "checkpoint_half_written"
     half.mkdir()
     (half / "state.pt").write_bytes(b"torn")
     again = train(config)
-    assert set(done.parent.glob("checkpoint_*")) == whole, "what a killed process left half written is gone"
+    assert set(folder.glob("checkpoint_*")) == whole, "what a killed process left half written is gone"
     assert again.run_id == first.run_id
     assert again.metrics == first.metrics
     steps = [metric.step for metric in MlflowClient().get_metric_history(first.run_id, "train_loss")]
     assert len(steps) == len(set(steps)), "no step was done twice"
 
 
-def test_a_training_whose_list_of_checkpoints_was_cut_off_begins_again(
+def test_a_training_begins_anew_where_what_an_earlier_command_left_is_of_no_use(
     tiny_model: Path, labelled: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Ray writes the list in place: a crash within that moment leaves a part of it, with which Ray cannot begin."""
-    config = small(tiny_model, labelled, experiment="cut-off", model_name="cut-off", storage="cut-off")
+    """In the first folder a crash cut off Ray's list of checkpoints, in the second they are of another version."""
+    config = small(tiny_model, labelled, experiment="anew", model_name="anew", storage="anew")
     first = train(config)
-    (done,) = Path("cut-off").glob("*/_done")
-    done.unlink()
-    MlflowClient().set_terminated(first.run_id, "KILLED")
-    kept = done.parent / "checkpoint_manager_snapshot.json"
+    folder = left_unfinished("anew")
+    second = shutil.copytree(folder, folder.with_name(folder.name.replace("-1", "-2")))
+    kept = folder / "checkpoint_manager_snapshot.json"
     kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
+    for file in second.glob("checkpoint_*/state.pt"):
+        state = torch.load(file, weights_only=True)
+        torch.save({"another version": state}, file)
     again = train(config)
-    assert "a crash cut off the list of its checkpoints; beginning again" in caplog.text
+    assert f"{folder.name}: its list of checkpoints cannot be read; beginning anew" in caplog.text
+    assert caplog.text.count("cannot be restored: KeyError: 'stage'; beginning anew") == 1
     assert again.run_id != first.run_id
     assert again.metrics == first.metrics, "the same training, whole"
+    states = [claims.read(locate(str(file))).state for file in Path("anew").glob("*/_owner")]
+    assert states == ["done"] * 3, "nobody looks at them again"
+
+
+def test_a_training_whose_folder_another_process_has_taken_stops(
+    tiny_model: Path, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "BEAT_SECONDS", 0.1)
+
+    def take_over() -> None:
+        while not (found := list(Path("taken").glob("*/checkpoint_manager_snapshot.json"))):
+            time.sleep(0.05)
+        owner, taken = locate(str(found[0].with_name(claims.OWNER))), False
+        while not taken:
+            with suppress(ConflictError):
+                version = owner.version()
+                owner.replace(replace(claims.read(owner), token="another").as_bytes(), version)
+                taken = True
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(take_over)
+        with pytest.raises(TrainingError, match="another process works here now"):
+            train(small(tiny_model, labelled, epochs=1_000, patience=1_000, storage="taken"))
