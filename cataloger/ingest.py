@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger import runtime
+from cataloger import runtime, seen
 from cataloger.bundle import base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.seen import Seen
 from cataloger.text import compose, split_keys, split_position
 from cataloger.units import Unit, plan_units, read_unit
 
@@ -35,7 +36,7 @@ class Source:
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
-    """Tables of tokens, label and use of every usable row, in catalog order, as references into Ray's object store.
+    """Tables of tokens, label, use and key of every usable row, in catalog order, as references into Ray's object store.
 
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
     hang where the workers hold all of them.
@@ -73,7 +74,15 @@ def _encode_unit(
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
-    return pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    keys = pa.array(seen.keys(table, texts, config.group_column))
+    return pa.table(
+        {"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    )
+
+
+def seen_rows(rows: pa.Table) -> Seen:
+    """Those of the ingest's tables whose categories the training learns, or is measured by."""
+    return Seen.of(rows.column("key").to_numpy()[rows.column("use").to_numpy() != UNLABELLED])
 
 
 def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
+import pyarrow as pa
 import ray
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -20,7 +20,7 @@ from cataloger import progress, registry, runtime, tracking, vitals
 from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.ingest import ingest
+from cataloger.ingest import ingest, seen_rows
 from cataloger.plans import Plan, plan
 from cataloger.progress import StepMetric
 from cataloger.storage import Location
@@ -160,7 +160,8 @@ def _fit(
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources = planned.config, planned.spec, planned.sources
     blocks = ingest(sources, config)
-    uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
+    rows_of = pa.concat_tables([ray.get(block).select(["use", "key"]) for block in blocks])
+    uses = rows_of.column("use").to_numpy()
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
     if not held_out or not rows:
         raise ConfigError(
@@ -202,7 +203,13 @@ def _fit(
             watcher.begun(lambda reason: ray.get(board.give_up.remote(reason)))
         trainer = TorchTrainer(
             train_loop,
-            train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
+            train_loop_config={
+                "config": config,
+                "spec": spec,
+                "board": board,
+                "blocks": blocks,
+                "saw": seen_rows(rows_of),
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)
                 use_gpu=gpu,
