@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger import registry, runtime, tracking
+from cataloger import registry, runtime, seen, tracking
 from cataloger.bundle import Spec, read_spec
 from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import AuditConfig
@@ -81,6 +81,8 @@ def audit(config: AuditConfig) -> Audit:
                 )
                 for number, (source, spec) in enumerate(zip(sources, specs, strict=True), 1)
             ]
+            for source, spec, one in zip(sources, specs, found, strict=True):
+                _check_seen(source, spec, one.labels, names)
             rows, given = _known(pa.concat_tables([one.labels for one in found]), names, specs[0])
             log.info("%s of %s rows are looked at", f"{len(rows):,}", f"{catalog.rows:,}")
             suspects = _suspects(rows, given, specs[0])
@@ -121,15 +123,7 @@ def find_suspects(given: IntArray, labels: IntArray, probabilities: FloatArray) 
 def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> None:
     for number, (source, spec) in enumerate(zip(sources, specs, strict=True)):
         if not spec.test_fraction and spec.catalog_fingerprint == fingerprint:
-            raise ConfigError(
-                f"model {source.uri} was trained on all rows of this catalog and would call their labels right; train one with "
-                "--test-fraction 0.2, or five with --test-start 0, 0.2, 0.4, 0.6, 0.8, and name them all"
-            )
-        if not spec.test_fraction:
-            log.warning(
-                "model %s was trained without --test-fraction: of rows it has seen, it takes wrong labels for right",
-                source.uri,
-            )
+            raise _saw(source, 1.0)
         for name, what in (("categories", "know"), ("text_columns", "read")):
             if getattr(spec, name) != getattr(specs[0], name):
                 raise ConfigError(
@@ -141,6 +135,28 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
                     f"models {earlier.uri} and {source.uri} were trained without some of the same rows, which would be listed twice; "
                     "name one of them, or train them with --test-start as far apart as --test-fraction"
                 )
+
+
+def _check_seen(source: ModelSource, spec: Spec, labels: pa.Table, names: dict[str, str]) -> None:
+    """Raises ConfigError where a model saw the rows that it was asked about, by those that have a category."""
+    with_category = pc.is_in(
+        labels.column("true_category").cast(pa.large_string()), pa.array(list(names), pa.large_string())
+    )
+    share = seen.share(labels.column("seen").filter(with_category))
+    if share is None:
+        if not spec.test_fraction:
+            log.warning(
+                "model %s may have seen these rows: of those that it has, it takes wrong labels for right", source.uri
+            )
+    elif share > seen.TOLERATED:
+        raise _saw(source, share)
+
+
+def _saw(source: ModelSource, share: float) -> ConfigError:
+    return ConfigError(
+        f"model {source.uri} was trained on {share:.0%} of these rows and would call their labels right; train one with "
+        "--test-fraction 0.2, or five with --test-start 0, 0.2, 0.4, 0.6, 0.8, and name them all"
+    )
 
 
 def _overlap(spec: Spec, other: Spec) -> bool:

@@ -136,10 +136,10 @@ def _check_promotion(found: Sequence[Contender]) -> None:
 
 def _check_rows(said: Sequence[Predictions], names: Sequence[str]) -> None:
     for one, name in zip(said, names, strict=True):
-        if one.about.saw_these_rows:
+        if one.about.knows_the_answers:
             raise ConfigError(
-                f"--promote: {name} was trained on {one.about.catalog} and knows its answers; --evaluate another catalog, or train "
-                "with --test-fraction and compare with --split test"
+                f"--promote: {name} was trained on {one.about.seen:.0%} of the rows of {one.about.catalog} and knows their answers; "
+                "--evaluate another catalog, or train with --test-fraction and compare with --split test"
             )
 
 

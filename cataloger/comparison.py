@@ -119,9 +119,9 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
         )
     left_out = [f"{total - len(left):,} rows have an answer of one model only"] if len(left) < total else []
     left_out += [
-        f"{name} was trained on these rows: its scores are too good"
+        f"{name} was trained on {one.about.seen:.0%} of these rows: its scores are too good"
         for name, one in zip(names, (first, second), strict=True)
-        if one.about.saw_these_rows
+        if one.about.knows_the_answers
     ]
     first, second = first.take(left), second.take(right)
     first, second, unknown = _common_categories(first, second, names)

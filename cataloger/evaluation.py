@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow.compute as pc
 
 from cataloger import metrics, plots, registry, runtime, tracking, vitals
-from cataloger.bundle import digest, read_spec
-from cataloger.catalog import grouped, is_list, open_catalog
+from cataloger.bundle import Spec, digest, read_spec
+from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import EvaluateConfig
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
@@ -55,9 +55,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
     text_columns = config.text_columns or spec.text_columns
-    others = grouped(spec.group_column if config.split == "test" else None)
-    others |= dict.fromkeys(config.slice_columns, "--slice-columns")
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, others)
+    catalog = _open(config, spec, text_columns)
     if is_list(catalog.schema.field(config.label_column).type) != spec.multi_label:
         given, answered = ("lists of paths", "one") if not spec.multi_label else ("one path per row", "any number")
         raise CatalogError(
@@ -94,7 +92,6 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 label_column=config.label_column,
                 split=config.split,
                 categories=spec.categories,
-                saw_these_rows=config.split == "all" and spec.catalog_fingerprint == catalog.fingerprint,
                 texts_per_second=found.effort.forwarded / max(1e-9, found.effort.forward_seconds),
             )
             predictions = Predictions.of(found.labels, names, described)
@@ -106,6 +103,17 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             _log(result, predictions)
             registry.tag_version(source, {"evaluation_run": run_id, "accuracy": f"{result.overall.accuracy:.4f}"})
     return result
+
+
+def _open(config: EvaluateConfig, spec: Spec, text_columns: tuple[str, ...]) -> Catalog:
+    """The catalog with the column that the model's split went by: needed for the rows it left out, else welcome."""
+    own = dict.fromkeys(config.slice_columns, "--slice-columns")
+    group = grouped(spec.group_column)
+    needed = group if config.split == "test" else {}
+    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, needed | own)
+    if group and not needed and all(spec.group_column in file.schema.names for file in catalog.files):
+        catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group | own)
+    return catalog
 
 
 def _score(predictions: Predictions, run_id: str) -> Evaluation:

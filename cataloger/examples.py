@@ -57,7 +57,8 @@ class Examples:
 
 def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables."""
-    table = pa.concat_tables(ray.get(list(blocks)))
+    columns = ["tokens", "labels", "use"]
+    table = pa.concat_tables([block.select(columns) for block in ray.get(list(blocks))])
     use = table.column("use").to_numpy()
 
     def examples(wanted: int) -> Examples:

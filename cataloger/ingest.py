@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger import runtime
+from cataloger import runtime, seen
 from cataloger.bundle import FORMAT, base_model_folder, load_tokenizer, tokenize
 from cataloger.catalog import Catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.seen import Seen
 from cataloger.text import compose, split_hash, split_keys, split_position, undecodable
 from cataloger.units import Read, Unit, plan_reads, plan_units, read_units
 
@@ -37,7 +38,7 @@ class Source:
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
-    """Tables of tokens, label and use of every usable row, in catalog order, as references into Ray's object store.
+    """Tables of tokens, label, use and key of every usable row, in catalog order, as references into Ray's object store.
 
     Rows whose text is not valid UTF-8 are of no use; they are there by their name, in the column `NOT_UTF8`.
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
@@ -86,11 +87,20 @@ def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, co
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
     tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
-    rows = pa.table({"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable)})
+    keys = pa.array(seen.keys(table, texts, config.group_column))
+    rows = pa.table(
+        {"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    )
     if not names:
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
     left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
     return pa.concat_tables([rows, left_out], promote_options="default")
+
+
+def seen_rows(rows: pa.Table) -> Seen:
+    """Those of the ingest's tables whose categories the training learns, or is measured by."""
+    learnt = pc.is_in(rows.column("use"), pa.array([TRAINING, VALIDATION], pa.int8()))
+    return Seen.of(rows.column("key").filter(learnt).to_numpy())
 
 
 def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:

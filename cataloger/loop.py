@@ -19,7 +19,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from cataloger import runtime
+from cataloger import runtime, seen
 from cataloger.batching import IntArray, Tokens, shuffled_batches
 from cataloger.bundle import Spec, base_model_folder, network_shape
 from cataloger.config import TrainConfig
@@ -33,6 +33,7 @@ from cataloger.objectives import Classification, Machine, Objective
 from cataloger.pretraining import MaskedLanguage
 from cataloger.progress import StepMetric
 from cataloger.scoring import Validation
+from cataloger.seen import Seen
 from cataloger.set_scoring import SetValidation
 from cataloger.tuning import adversarial, averaged, merged
 
@@ -50,8 +51,8 @@ NO_RESULT = {"val_weighted_f1": -1.0}
 class Loop:
     """One worker's share of a training run; rank 0 posts progress and metrics on `board`."""
 
-    def __init__(self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any]) -> None:
-        self.config, self.board = config, board
+    def __init__(self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any], saw: Seen) -> None:
+        self.config, self.board, self.saw = config, board, saw
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
@@ -128,21 +129,21 @@ class Loop:
         tokens, drawn = self.objective.begin_epoch(rng)
         batches = shuffled_batches(tokens.lengths, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []
-        seen, since = 0, time.monotonic()
+        trained, since = 0, time.monotonic()
         for batch in batches[self.batch :]:
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.objective.epochs)
             losses.append(self._step(batch))
-            seen += int(tokens.lengths[batch].sum())
+            trained += int(tokens.lengths[batch].sum())
             self.step, self.batch = self.step + 1, self.batch + 1
             if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
-                shown = {"learning_rate": rate, "tokens_per_second": seen / (time.monotonic() - since)}
+                shown = {"learning_rate": rate, "tokens_per_second": trained / (time.monotonic() - since)}
                 due = self._log_losses(losses, shown, self.epoch + self.batch / len(batches))
                 losses = []
                 if due and self.batch < len(batches):
                     self._save(NO_RESULT, None)
-                seen, since = 0, time.monotonic()
+                trained, since = 0, time.monotonic()
 
     def _step(self, batch: IntArray) -> torch.Tensor:
         """One optimiser step on a global batch; this rank's share of its mean loss, detached."""
@@ -247,6 +248,7 @@ class Loop:
             if self.rank == 0:
                 if spec:
                     save_bundle(folder / "bundle", merged(self._result()), self.base, spec)
+                    seen.write(folder / "bundle", self.saw)
                 torch.save(self._state(), folder / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(str(folder))
             ray.train.report(metrics, checkpoint=checkpoint)

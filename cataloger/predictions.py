@@ -3,13 +3,14 @@
 import json
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cataloger import seen
 from cataloger.errors import CatalogError
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,13 @@ class About:
     """Those that the model can answer."""
     texts_per_second: float
     """Of one model actor."""
-    saw_these_rows: bool = False
-    """Whether the model was trained on the catalog that it was asked about, these rows included."""
+    seen: float | None = None
+    """The share of these rows that the model was trained or validated on; None where that cannot be told."""
+
+    @property
+    def knows_the_answers(self) -> bool:
+        """Whether the model saw so many of the rows that its scores are too good."""
+        return (self.seen or 0.0) > seen.TOLERATED
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Predictions:
 
     @classmethod
     def of(cls, labels: pa.Table, names: Mapping[str, str], about: About) -> "Predictions":
-        """From labels with the column `written`, the category or list of them as it stands in the catalog.
+        """From labels with the columns `written`, the category or list of them as it stands in the catalog, and `seen`.
 
         `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
         """
@@ -61,14 +67,15 @@ class Predictions:
         columns[f"true_{answer}"] = pa.array(true, labels.schema.field(answer).type)
         columns |= {name: labels.column(name) for name in (answer, "confidence", "needs_review")}
         table = pa.table(columns)
-        scored = table.filter(pa.array([bool(value) for value in true]))
+        known = pa.array([bool(value) for value in true])
+        scored = table.filter(known)
         if len(scored) < len(table):
             log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
         if not len(scored):
             raise CatalogError(
                 f"catalog {about.catalog}: no row with text and a category to score; check --label-column and --split"
             )
-        return cls(scored, about)
+        return cls(scored, replace(about, seen=seen.share(labels.column("seen").filter(known))))
 
     @property
     def multi_label(self) -> bool:
@@ -113,6 +120,8 @@ class Predictions:
     def from_parquet(cls, data: bytes) -> "Predictions":
         table = pq.read_table(pa.BufferReader(data))
         about = json.loads(table.schema.metadata[_ABOUT])
+        if about.pop("saw_these_rows", False):  # what evaluations said before they knew how many
+            about["seen"] = 1.0
         return cls(table, About(**{**about, "categories": tuple(about["categories"])}))
 
     def _sets(self, column: str) -> Sets:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import ray.data
 from pyarrow.fs import FileSystem
 
-from cataloger import carry, ids, runtime
+from cataloger import carry, ids, runtime, seen
 from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
@@ -26,8 +26,9 @@ from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
 from cataloger.units import Read, Unit, plan_reads, read_units
 
-# What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, and the beginning of its text.
-ROW, TEXT = "cataloger.row", "cataloger.text"
+# What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
+# what its side of the split goes by.
+ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
 SHOWN_CHARACTERS = 200
 NO_TEXT = "no text in any of the text columns"
 NOT_UTF8 = "a text column is not valid UTF-8"
@@ -196,6 +197,8 @@ def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model
             table = table.append_column(ROW, pa.array(np.arange(len(table))))
         if TEXT in reading.kept.values():
             table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
+        if KEY in reading.kept.values():
+            table = table.append_column(KEY, pa.array(seen.keys(table, texts, spec.group_column)))
         chosen = np.ones(len(table), bool)
         if reading.held_out:
             hashes = split_hash(split_keys(table, texts, spec.group_column), spec.format_version)

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.exceptions
@@ -23,7 +22,7 @@ from cataloger.claims import Claim
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.ingest import NOT_UTF8, ingest
+from cataloger.ingest import NOT_UTF8, ingest, seen_rows
 from cataloger.plans import Plan, plan
 from cataloger.progress import StepMetric
 from cataloger.storage import Location
@@ -151,8 +150,8 @@ def _fit(
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
-    uses = np.concatenate([ray.get(block).column("use").to_numpy() for block in blocks])
-    names = pa.chunked_array([ray.get(block).column(NOT_UTF8).combine_chunks() for block in blocks]).drop_null()
+    rows_of = pa.concat_tables([ray.get(block).select(["use", "key", NOT_UTF8]) for block in blocks])
+    uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
     if len(names):
         log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
     rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
@@ -202,7 +201,13 @@ def _fit(
             watcher.begun(stop)
         trainer = TorchTrainer(
             train_loop,
-            train_loop_config={"config": config, "spec": spec, "board": board, "blocks": blocks},
+            train_loop_config={
+                "config": config,
+                "spec": spec,
+                "board": board,
+                "blocks": blocks,
+                "saw": seen_rows(rows_of),
+            },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)
                 use_gpu=gpu,

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from cleanlab.filter import find_label_issues
 
-from cataloger.audit import _check, find_suspects
+from cataloger.audit import _check, _check_seen, find_suspects
 from cataloger.bundle import Spec
 from cataloger.errors import ConfigError
 from cataloger.registry import ModelSource
@@ -70,6 +70,21 @@ def test_models_that_left_out_the_same_rows_are_refused(starts: tuple[float, ...
             _check(sources, specs, "another catalog")
     else:
         _check(sources, specs, "another catalog")
+
+
+@pytest.mark.parametrize(("share", "refused"), [(0.97, True), (0.03, False), (0.0, False), (None, False)])
+def test_models_that_saw_the_rows_are_refused_and_such_as_may_have_are_named(
+    share: float | None, refused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = [None] * 100 if share is None else [row < 100 * share for row in range(100)]
+    labels = pa.table({"true_category": ["A"] * 100 + ["", None] * 100, "seen": pa.array([*known, *[True] * 200])})
+    source, spec = ModelSource(Path(), "models:/m/0", None), Spec(("A", "B"), ("title",), 32, "mean", "")
+    if refused:
+        with pytest.raises(ConfigError, match="models:/m/0 was trained on 97% of these rows"):
+            _check_seen(source, spec, labels, {"A": "A"})
+    else:
+        _check_seen(source, spec, labels, {"A": "A"})
+    assert ("may have seen" in caplog.text) == (share is None)
 
 
 @pytest.mark.parametrize(("other", "what"), [((("A", "B"), ("name",)), "read"), ((("A", "C"), ("title",)), "know")])

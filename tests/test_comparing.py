@@ -13,7 +13,9 @@ from mlflow import MlflowClient
 
 from cataloger import registry, tracking
 from cataloger.bundle import read_spec
-from cataloger.config import EvaluateConfig
+from cataloger.config import EvaluateConfig, SampleConfig
+from cataloger.predictions import Predictions
+from cataloger.sample import generate
 from test_jobs import refused
 
 Job = Callable[..., tuple[int, str, str]]
@@ -40,16 +42,23 @@ def champion(rivals: str):  # type: ignore[no-untyped-def]
     return lambda: str(client.get_model_version_by_alias(rivals, "champion").version)
 
 
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """400 labelled rows of another seed."""
+    folder = tmp_path_factory.mktemp("unseen") / "labelled"
+    generate(SampleConfig(rows=400, output=str(folder), labelled=True, seed=1))
+    return pq.read_table(folder)
+
+
 def newest_comparison() -> mlflow.entities.Run:
     query = "tags.job = 'compare'"
     return mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list", max_results=1)[0]
 
 
 def test_the_better_model_is_promoted_and_rolled_back(
-    job: Job, rivals: str, labelled: Path, champion, bundle: Path
+    job: Job, rivals: str, unseen: pa.Table, champion, bundle: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    table = pq.read_table(labelled)
-    pq.write_table(table.slice(0, 400), "shop.parquet")
+    pq.write_table(unseen, "shop.parquet")
     flags = ("--model-name", rivals, "--split", "all", "--slice-columns", "brand")
     night = ("label", "--catalog", "shop.parquet", "--output", "nights", "--model", f"models:/{rivals}@champion")
     assert job(*night)[0] == 0
@@ -110,15 +119,34 @@ def test_the_better_model_is_promoted_and_rolled_back(
     refused(job("compare", "--rollback", "--model-name", rivals), "first champion")
 
 
+def test_who_saw_the_rows_is_not_promoted_by_them_however_they_were_copied(
+    job: Job, rivals: str, labelled: Path, champion, trained
+) -> None:  # type: ignore[no-untyped-def]
+    table = pq.read_table(labelled)
+    order = np.random.default_rng(0).permutation(len(table))
+    pq.write_table(table.take(pa.array(order)).slice(0, 1_000), "exported-again.parquet")
+    for catalog in (labelled, Path("exported-again.parquet")):
+        said = job("compare", "champion", "challenger", "--model-name", rivals, "--evaluate", catalog, "--promote")
+        refused(said, "was trained on ", f"% of the rows of {catalog}", "--split test")
+        assert champion() == "1"
+    # All but the fifth that --test-fraction kept from training; none of that.
+    code, out, err = job("compare", "champion", "challenger", "--model-name", rivals)
+    assert code == 0, err
+    assert "was trained on " in out
+    flags = ("--model", trained.model_uri, "--predictions", "p.parquet", "--split", "test")
+    assert job("evaluate", "--catalog", "exported-again.parquet", *flags)[0] == 0
+    assert Predictions.from_parquet(Path("p.parquet").read_bytes()).about.seen == 0.0
+
+
 def predictions(job: Job, model: str) -> dict[str, list[object]]:
     code, _, err = job("evaluate", "--catalog", "shop.parquet", "--model", model, "--predictions", "p.parquet")
     assert code == 0, err
     return pq.read_table("p.parquet").to_pydict()
 
 
-def test_the_worse_model_is_not(job: Job, rivals: str, labelled: Path, champion) -> None:  # type: ignore[no-untyped-def]
+def test_the_worse_model_is_not(job: Job, rivals: str, unseen: pa.Table, champion) -> None:  # type: ignore[no-untyped-def]
     MlflowClient().set_registered_model_alias(rivals, "champion", "2")
-    pq.write_table(pq.read_table(labelled).slice(0, 300), "shop.parquet")
+    pq.write_table(unseen.slice(0, 300), "shop.parquet")
     names = (f"models:/{rivals}@champion", f"models:/{rivals}/1")
     code, out, err = job("compare", *names, "--evaluate", "shop.parquet", "--promote")
     assert code == 1, err
@@ -129,7 +157,7 @@ def test_the_worse_model_is_not(job: Job, rivals: str, labelled: Path, champion)
     code, out, _ = job("compare", *names)
     assert code == 0
     assert "against" in out
-    pq.write_table(pq.read_table(labelled).slice(0, 200), "other.parquet")
+    pq.write_table(unseen.slice(0, 200), "other.parquet")
     job("evaluate", "--catalog", "other.parquet", "--model", names[1])
     evaluation = mlflow.search_runs(
         search_all_experiments=True, filter_string="tags.job = 'evaluate'", output_format="list", max_results=1

@@ -17,6 +17,7 @@ NOT_DECIDING = {
     "node_cache",
     "runtime",
     "s3",
+    "seen",
     "snapshot",
     "storage",
     "units",

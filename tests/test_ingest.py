@@ -9,8 +9,8 @@ import ray.data
 from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import TrainConfig
 from cataloger.examples import TRAINING
-from cataloger.ingest import NOT_UTF8, UNUSED, Source, _encode_unit, ingest
-from cataloger.units import plan_units
+from cataloger.ingest import NOT_UTF8, UNUSED, Source, _encode, ingest
+from cataloger.units import plan_units, read_units
 
 Write = Callable[..., Path]
 
@@ -25,9 +25,8 @@ def config(**changes: object) -> TrainConfig:
 
 
 def encoded(catalog: Catalog, config: TrainConfig) -> pa.Table:
-    (unit,) = plan_units(catalog)
-    batch = pa.Table.from_pylist([unit.as_dict()])
-    return _encode_unit(batch, catalog.location.filesystem, catalog.schema, {"A": 0, "B": 1}, TRAINING, config)
+    ((unit, table),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)
+    return _encode(unit, table, {"A": 0, "B": 1}, TRAINING, config)
 
 
 @pytest.mark.parametrize("column", ["title", "group"])
@@ -51,7 +50,7 @@ def test_a_unit_without_a_row_that_is_utf8_is_left_out_whole(write: Write) -> No
     write("c.parquet", id=bytes_as_text([b"\xff", b"a"]), title=bytes_as_text([b"\xff"] * 2), category_path=["A", "B"])
     rows = encoded(open_catalog("c.parquet", "id", ["title"], "category_path"), config())
     assert rows.column("use").to_pylist() == [UNUSED, UNUSED]
-    assert rows.column(NOT_UTF8)[0].as_py().startswith("product \ufffd in ")
+    assert rows.column(NOT_UTF8)[0].as_py().startswith("product \\xff in ")
 
 
 @pytest.mark.usefixtures("ray_session")
