@@ -1,16 +1,18 @@
 """Promises about nights that look fine and are not: a broken export, a rollback that a job would undo, labels by other code."""
 
-import json
+import contextlib
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from test_bad_rows import Job, flags, published, write
 
 from cataloger import deciding, labeling, nightly
+from cataloger.config import LabelConfig
+from cataloger.labeling import label as run_label
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 ROWS = 400
@@ -25,6 +27,23 @@ def label(job: Job, bundle: Path) -> Callable[..., tuple[int, str, str]]:
 def shop(ids: range | list[int]) -> None:
     """A product's title is a function of its id: nothing is strange but which products are there."""
     write("c/part.parquet", [f"product {i % ROWS}" for i in ids], list(ids))
+
+
+@pytest.fixture(scope="module")
+def a_night(ray_session: None, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the catalog of ROWS products, and its labels."""
+    room = tmp_path_factory.mktemp("night")
+    with contextlib.chdir(room):
+        shop(range(ROWS))
+        run_label(LabelConfig(catalog="c", output="labels", model=str(bundle), text_columns=("title",)))
+    return room
+
+
+@pytest.fixture
+def yesterday(a_night: Path, working_folder: Path) -> str:
+    """The run that is published in the working folder. The first run had nothing to be compared with."""
+    shutil.copytree(a_night, working_folder, dirs_exist_ok=True)
+    return str(published()[0]["run"])
 
 
 def cost(out: str) -> tuple[int, int]:
@@ -44,11 +63,8 @@ def cost(out: str) -> tuple[int, int]:
     ],
 )
 def test_a_broken_export_is_held_back(
-    working_folder: Path, label: Job, tonight: range | list[int], lost: int, compared: int
+    yesterday: str, label: Job, tonight: range | list[int], lost: int, compared: int
 ) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0, "there is nothing to compare the first run with"
-    yesterday = published()[0]["run"]
     shop(tonight)
     # However the distribution of the categories happens to be.
     code, _, err = label("--max-changed-fraction", 1)
@@ -57,24 +73,30 @@ def test_a_broken_export_is_held_back(
     assert f"only {compared} can be compared" in err
     assert "--max-missing-fraction" in err
     assert published()[0]["run"] == yesterday
-    code, out, err = label("--max-changed-fraction", 1, "--publish-anyway")
+
+
+def test_a_broken_export_can_be_published_anyway_and_nothing_is_labelled_twice(yesterday: str, label: Job) -> None:
+    shop(range(4))
+    assert label("--max-changed-fraction", 1)[0] == 3
+    code, out, err = label("--publish-anyway")
     assert code == 0, err
-    assert cost(out) == (0, 0), "nothing is labelled twice"
-    assert len(published()[1]) == len(tonight)
+    assert cost(out) == (0, 0)
+    assert len(published()[1]) == 4
 
 
-def test_products_that_come_and_go_as_they_do_hold_nothing_back(working_folder: Path, label: Job) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0
+def test_products_that_come_and_go_as_they_do_hold_nothing_back(yesterday: str, label: Job) -> None:
     shop([*range(40, ROWS), *range(ROWS, ROWS + 200)])
     code, _, err = label()
     assert code == 0, err
+    run = published()[0]["run"]
+    assert run != yesterday
+    assert "10.0%</b>of the products before are missing" in Path(f"labels/run={run}/_report.html").read_text()
+    part = pq.read_schema(f"labels/run={run}/part-00000.parquet")
+    assert part.metadata[b"cataloger.code_digest"].decode() == deciding.digest()
 
 
-def test_what_was_rolled_back_is_not_published_by_the_same_command(working_folder: Path, label: Job, job: Job) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0
-    monday = str(published()[0]["run"])
+def test_what_was_rolled_back_is_not_published_by_the_same_command(yesterday: str, label: Job, job: Job) -> None:
+    monday = yesterday
     shop(range(ROWS + 1))
     assert label()[0] == 0
     tuesday = str(published()[0]["run"])
@@ -84,26 +106,20 @@ def test_what_was_rolled_back_is_not_published_by_the_same_command(working_folde
     assert f"run {tuesday} was replaced by hand on" in err
     assert f"Readers keep run {monday}" in err
     assert published()[0]["run"] == monday
+    code, _, err = label("--publish-anyway")
+    assert code == 0, err
+    assert published()[0]["run"] == tuesday, "it is when it is asked for"
+    for run in (monday, tuesday):
+        assert job("publish", "--output", "labels", "--run", run)[0] == 0
+    assert label()[0] == 0, "and forward again is no rollback of it"
+    assert job("publish", "--output", "labels", "--run", monday)[0] == 0
     shop(range(ROWS + 2))
     assert label()[0] == 0, "another catalog is another matter"
     assert published()[0]["run"] not in (monday, tuesday)
-    shop(range(ROWS + 2))  # the files are new, though their rows are not
-    assert label("--publish-anyway")[0] == 0
-    wednesday = str(published()[0]["run"])
-    assert job("publish", "--output", "labels", "--run", monday)[0] == 0
-    assert label()[0] == 3
-    code, _, err = label("--publish-anyway")
-    assert code == 0, err
-    assert published()[0]["run"] == wednesday, "it is published when it is asked for"
-    assert job("publish", "--output", "labels", "--run", tuesday)[0] == 0
-    assert job("publish", "--output", "labels", "--run", wednesday)[0] == 0
-    assert label()[0] == 0, "and forward again is no rollback of it"
 
 
-def test_anew_means_every_row_and_stays_published(working_folder: Path, label: Job, job: Job) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0
-    first = str(published()[0]["run"])
+def test_anew_means_every_row_and_stays_published(yesterday: str, label: Job, job: Job) -> None:
+    first = yesterday
     code, out, err = label("--anew")
     assert code == 0, err
     assert cost(out) == (0, ROWS)
@@ -118,11 +134,7 @@ def test_anew_means_every_row_and_stays_published(working_folder: Path, label: J
     assert job("verify", "--output", "labels")[0] == 0
 
 
-def test_labels_by_other_code_are_not_carried_over(
-    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0
+def test_labels_by_other_code_are_not_carried_over(yesterday: str, label: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     before = published()[0]
     shop(range(ROWS + 3))
     code, out, _ = label()
@@ -136,7 +148,7 @@ def test_labels_by_other_code_are_not_carried_over(
 
 
 def test_an_mlflow_that_is_down_from_the_start_costs_no_labels(
-    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
@@ -144,13 +156,13 @@ def test_an_mlflow_that_is_down_from_the_start_costs_no_labels(
         shop(range(ROWS))
         code, _, err = label()
     assert code == 0, err
-    assert "labelling goes on without MLflow" in err
+    assert "labelling goes on without MLflow" in caplog.text
     assert published()[0]["labelled"] == ROWS
     assert published()[0]["mlflow_run"] is None
 
 
 def test_an_mlflow_that_goes_away_before_the_run_is_opened_costs_no_labels(
-    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop(range(ROWS))
     planned = labeling.plan_units
@@ -162,35 +174,19 @@ def test_an_mlflow_that_goes_away_before_the_run_is_opened_costs_no_labels(
     monkeypatch.setattr(labeling, "plan_units", plan_and_lose)
     code, _, err = label()
     assert code == 0, err
-    assert "does not take metrics" in err
+    assert "does not take metrics" in caplog.text
     assert published()[0]["labelled"] == ROWS
 
 
 def test_a_page_that_cannot_be_drawn_does_not_hide_why_labels_are_held_back(
-    working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch
+    yesterday: str, label: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def page(*_: object) -> str:
         raise RuntimeError("no ink")
 
-    shop(range(ROWS))
-    assert label()[0] == 0
     shop(range(4))
     monkeypatch.setattr(nightly, "page", page)
     code, _, err = label()
     assert code == 3, err
     assert "is held back" in err
-    assert "no ink" in err
-
-
-def test_the_guards_are_told_by_the_page_and_the_manifest(working_folder: Path, label: Job) -> None:
-    shop(range(ROWS))
-    assert label()[0] == 0
-    shop(range(40, ROWS))
-    assert label()[0] == 0
-    run = published()[0]["run"]
-    assert "10.0%</b>of the products before are missing" in Path(f"labels/run={run}/_report.html").read_text()
-    pointer = json.loads(Path("labels/_latest.json").read_text())
-    assert pointer["withdrawn"] == {}
-    part = pq.read_schema(f"labels/run={run}/part-00000.parquet")
-    assert part.field("id").type == pa.int64()
-    assert part.metadata[b"cataloger.code_digest"].decode() == deciding.digest()
+    assert "no ink" in caplog.text
