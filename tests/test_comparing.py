@@ -125,12 +125,14 @@ def test_who_saw_the_rows_is_not_promoted_by_them_however_they_were_copied(
     table = pq.read_table(labelled)
     order = np.random.default_rng(0).permutation(len(table))
     pq.write_table(table.take(pa.array(order)).slice(0, 1_000), "exported-again.parquet")
+    MlflowClient().set_registered_model_alias(rivals, "champion", "2")
+    names = (f"models:/{rivals}@champion", f"models:/{rivals}/1")
     for catalog in (labelled, Path("exported-again.parquet")):
-        said = job("compare", "champion", "challenger", "--model-name", rivals, "--evaluate", catalog, "--promote")
+        said = job("compare", *names, "--evaluate", catalog, "--promote")
         refused(said, "was trained on ", f"% of the rows of {catalog}", "--split test")
-        assert champion() == "1"
+        assert champion() == "2"
     # All but the fifth that --test-fraction kept from training; none of that.
-    code, out, err = job("compare", "champion", "challenger", "--model-name", rivals)
+    code, out, err = job("compare", *names)
     assert code == 0, err
     assert "was trained on " in out
     flags = ("--model", trained.model_uri, "--predictions", "p.parquet", "--split", "test")
