@@ -180,7 +180,7 @@ def _suspects(rows: pa.Table, given: IntArray, spec: Spec) -> pa.Table:
     """id, text, category, suggested_category, the probability of each; worst first. `given` are the rows' label ids."""
     categories = pa.array(spec.categories)
     others = rows.column("alternatives").combine_chunks().flatten()
-    first = pc.index_in(rows.column("category").combine_chunks(), categories).to_numpy()
+    first = pc.index_in(rows.column("category").combine_chunks().cast(pa.string()), categories).to_numpy()
     labels = pc.index_in(others.field("category"), categories).to_numpy().reshape(len(rows), -1)
     labels = np.column_stack([first, labels]).astype(np.int64)
     best = rows.column("confidence").to_numpy()

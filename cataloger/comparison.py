@@ -10,7 +10,8 @@ from cataloger.effect import Effect
 from cataloger.errors import ConfigError
 from cataloger.gate import Check
 from cataloger.paired import Difference, McNemar, Scored, differences, mcnemar
-from cataloger.predictions import Predictions
+from cataloger.predictions import Predictions, sides
+from cataloger.sets import Sets
 from cataloger.slices import CategoryChange, Slice, by_category, frequency_groups, slices
 
 # Of two evaluations of a whole catalog this share of rows must be in both: a few may lack the text columns of one model. Of
@@ -125,12 +126,10 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     ]
     first, second = first.take(left), second.take(right)
     first, second, unknown = _common_categories(first, second, names)
-    true, answers = first.true, (first.given, second.given)
-    categories = sorted({path for rows in (true, *answers) for row in rows for path in row})
+    true, *answers = sides(first, second)
     tail = [path for path, group in frequency_groups(true).items() if group == "tail"]
     one, other = (
-        Scored(true, given, model.confidence, categories, tail)
-        for model, given in zip((first, second), answers, strict=True)
+        Scored(true, given, model.confidence, tail) for model, given in zip((first, second), answers, strict=True)
     )
     return Pair(
         *names,
@@ -151,7 +150,8 @@ def _common_categories(
     only = one ^ other
     if not only:
         return first, second, []
-    kept = np.flatnonzero([not only & set(row) for row in first.true])
+    (true,) = Sets.of(first.table.column(f"true_{first.answer}"))
+    kept = np.flatnonzero(true.rows @ np.isin(true.names, list(only)).astype(int) == 0)
     if not len(kept):
         raise ConfigError(f"{names[0]} and {names[1]} have no category of these rows in common")
     told = (

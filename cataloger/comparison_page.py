@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from cataloger import metrics, plots
 from cataloger.comparison import Comparison
 from cataloger.pages import render, svg
-from cataloger.predictions import Predictions, exact
+from cataloger.predictions import Predictions, sides
+from cataloger.sets import exact
 
 SHOWN_CATEGORIES = 10
 
@@ -13,7 +14,7 @@ SHOWN_CATEGORIES = 10
 def comparison_page(result: Comparison, said: Sequence[Predictions]) -> str:
     """`said` is what each contender said about the rows."""
     curves = {
-        name: metrics.precision_by_coverage(one.confidence, exact(one.true, one.given))
+        name: metrics.precision_by_coverage(one.confidence, exact(*sides(one)))
         for name, one in zip(result.names, said, strict=True)
     }
     pictures = []

@@ -1,7 +1,6 @@
 """Measure a model on a labelled catalog; metrics, report and pictures go to MLflow."""
 
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.labels import count_labels, normalise_labels
 from cataloger.metrics import Scores
 from cataloger.predicting import predict_rows
-from cataloger.predictions import FILE, SLICE, About, Predictions, Sets, exact
+from cataloger.predictions import FILE, SLICE, About, Predictions, sides
+from cataloger.sets import Sets, exact
 from cataloger.storage import check_writable, locate
 from cataloger.stream import TEXT
 
@@ -117,7 +117,7 @@ def _open(config: EvaluateConfig, spec: Spec, text_columns: tuple[str, ...]) -> 
 
 
 def _score(predictions: Predictions, run_id: str) -> Evaluation:
-    true, given, confidence = predictions.true, predictions.given, predictions.confidence
+    (true, given), confidence = sides(predictions), predictions.confidence
     correct = exact(true, given)
     levels = tuple(metrics.level_scores(true, given))
     return Evaluation(
@@ -157,9 +157,9 @@ def _log(result: Evaluation, predictions: Predictions) -> None:
             f"level_{number}_macro_f1": level.macro_f1,
         }
     tracking.log_metrics(values)
-    true, given = predictions.true, predictions.given
+    true, given = sides(predictions)
     tracking.log_text(classification_report(true, given).to_csv(index=False), "classification_report.csv")
-    support = Counter(path for row in true for path in row)
+    support = dict(zip(true.names, true.counts.tolist(), strict=True))
     tracking.log_figure(plots.confused_pairs(_confused(true, given), support), "confused_pairs.png")
     curve = metrics.precision_by_coverage(predictions.confidence, exact(true, given))
     tracking.log_figure(plots.coverage({"": curve}), "coverage.png")
@@ -167,13 +167,10 @@ def _log(result: Evaluation, predictions: Predictions) -> None:
 
 def _confused(true: Sets, given: Sets) -> list[tuple[str, str, int]]:
     """(true category that was missed, category given in its place, rows), the commonest first."""
-    pairs = Counter(
-        (missed, wrong)
-        for left, right in zip(true, given, strict=True)
-        for missed in set(left) - set(right)
-        for wrong in set(right) - set(left)
-    )
-    return [(*pair, count) for pair, count in pairs.most_common(CONFUSED_PAIRS)]
+    both = true.rows.multiply(given.rows)
+    pairs = ((true.rows - both).T @ (given.rows - both)).tocoo()
+    worst = np.lexsort((pairs.col, pairs.row, -pairs.data))[:CONFUSED_PAIRS]
+    return [(true.names[pairs.row[i]], true.names[pairs.col[i]], int(pairs.data[i])) for i in worst]
 
 
 def classification_report(true: Sets, given: Sets) -> pd.DataFrame:

@@ -1,18 +1,16 @@
 """Scores of predicted category paths: flat, per level, hierarchical, and how far confidences can be trusted.
 
-A product's categories are a collection of paths, usually of one.
+A product's categories are a set of paths, usually of one; both sides of a score are over one list of names.
 """
 
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import accuracy_score, f1_score
-from sklearn.preprocessing import MultiLabelBinarizer
 
-from cataloger.taxonomy import SEPARATOR, prefix
+from cataloger.sets import Sets, levels
 
 CALIBRATION_BINS = 15
 TEMPERATURES = np.geomspace(0.25, 4.0, 61)
@@ -54,61 +52,43 @@ class Counts:
         return 2 * self.both / (self.true + self.given)
 
 
-def count_sets(true: Sequence[Collection[str]], given: Sequence[Collection[str]]) -> Counts:
+def count_sets(true: Sets, given: Sets) -> Counts:
     """Counts over N rows with any number of categories each."""
-    return _count(*_indicators(true, given))
+    return _count(true, given, true.rows.multiply(given.rows))
 
 
-def set_scores(true: Sequence[Collection[Any]], given: Sequence[Collection[Any]]) -> Scores:
+def set_scores(true: Sets, given: Sets) -> Scores:
     """Scores of N rows with any number of categories each; macro F1 is over the categories that occur in either."""
-    categories, left, right = _indicators(true, given)
-    counts = _count(categories, left, right)
-    sizes = np.asarray(left.sum(axis=1) + right.sum(axis=1)).ravel()
-    shared = np.asarray(left.multiply(right).sum(axis=1)).ravel()
+    both = true.rows.multiply(given.rows)
+    counts = _count(true, given, both)
+    sizes, shared = np.diff(true.rows.indptr) + np.diff(given.rows.indptr), np.diff(both.indptr)
     by_row = np.where(sizes > 0, 2 * shared / np.maximum(sizes, 1), 1.0)
     return Scores(
         accuracy=float((2 * shared == sizes).mean()),
         weighted_f1=float((counts.true * counts.f1).sum() / max(1, counts.true.sum())),
-        macro_f1=float(counts.f1.mean()) if categories else 1.0,
+        macro_f1=float(counts.f1.mean()) if counts.categories else 1.0,
         micro_f1=float(2 * counts.both.sum() / max(1, counts.true.sum() + counts.given.sum())),
         example_f1=float(by_row.mean()),
     )
 
 
-def _indicators(true: Sequence[Collection[Any]], given: Sequence[Collection[Any]]) -> tuple[list[Any], Any, Any]:
-    """(the categories that occur, sorted; for `true` and for `given` a sparse matrix [N, categories] of ones)."""
-    binarizer = MultiLabelBinarizer(sparse_output=True).fit([*true, *given])
-    return list(binarizer.classes_), binarizer.transform(true), binarizer.transform(given)
+def _count(true: Sets, given: Sets, both: Any) -> Counts:
+    numbers = true.counts, given.counts, np.bincount(both.indices, minlength=len(true.names))
+    occurs = np.flatnonzero(numbers[0] + numbers[1])
+    return Counts([true.names[place] for place in occurs], *(one[occurs].astype(float) for one in numbers))
 
 
-def _count(categories: list[Any], left: Any, right: Any) -> Counts:
-    sums = (np.asarray(matrix.sum(axis=0), float).ravel() for matrix in (left, right, left.multiply(right)))
-    return Counts(categories, *sums)
-
-
-def level_scores(true: Sequence[Collection[str]], predicted: Sequence[Collection[str]]) -> list[Scores]:
+def level_scores(true: Sets, given: Sets) -> list[Scores]:
     """Scores of each level's ancestors, top level first; a path that ends above a level stands for itself there."""
-    paths = {path for row in (*true, *predicted) for path in row}
-    scores = []
-    for depth in range(1, max(path.count(SEPARATOR) + 1 for path in paths) + 1):
-        ancestor = {path: prefix(path, depth) for path in paths}
-        scores.append(set_scores(*([{ancestor[path] for path in row} for row in rows] for rows in (true, predicted))))
-    return scores
+    deepest = max(levels(true.names[place]) for place in np.flatnonzero(true.counts + given.counts))
+    return [set_scores(true.at_level(depth), given.at_level(depth)) for depth in range(1, deepest + 1)]
 
 
-def hierarchical_f1(true: Sequence[Collection[str]], predicted: Sequence[Collection[str]]) -> float:
+def hierarchical_f1(true: Sets, given: Sets) -> float:
     """Micro-averaged F1 over categories augmented with their ancestors (Kiritchenko et al. 2006, section 3)."""
-    shared = total = 0
-    for left, right in zip(true, predicted, strict=True):
-        a, b = with_ancestors(left), with_ancestors(right)
-        total += len(a) + len(b)
-        shared += len(a & b)
-    return 2 * shared / total if total else 0.0
-
-
-def with_ancestors(paths: Collection[str]) -> set[str]:
-    """The categories and all that they lie in."""
-    return {prefix(path, depth) for path in paths for depth in range(1, path.count(SEPARATOR) + 2)}
+    left, right = true.with_ancestors().rows, given.with_ancestors().rows
+    total = left.nnz + right.nnz
+    return 2 * left.multiply(right).nnz / total if total else 0.0
 
 
 def expected_calibration_error(

@@ -20,6 +20,8 @@ from cataloger.units import plan_units
 
 log = logging.getLogger(__name__)
 SAMPLED_UNITS = 32
+# Columns of labels that are for those who read them every day.
+UNREAD = ("text_hash", "level_confidences", "confidences", "trusted_category")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,12 @@ def predict_rows(
             labels, rejects = assemble(done.rows, done.answers, spec)
             number = pa.array(labels.column("row").to_numpy() + starts[done.unit])
             known = saw.recognise(labels.column("seen").to_numpy()) if saw else pa.repeat(otherwise, len(labels))
-            labels = labels.drop_columns(["row"] + ["seen"] * bool(saw))
+            unread = [name for name in UNREAD if name in labels.column_names]
+            labels = labels.drop_columns(["row", *unread] + ["seen"] * bool(saw))
+            if not spec.multi_label:
+                # Names by number: among millions of rows they would be most of what the driver holds.
+                place = labels.column_names.index("category")
+                labels = labels.set_column(place, "category", labels.column("category").dictionary_encode())
             tables.append((done.unit, labels.add_column(0, "row", number).append_column("seen", known)))
             rejected += len(rejects)
             effort += done.effort
@@ -85,7 +92,7 @@ def predict_rows(
             shown.advance_to(read)
     if rejected:
         log.info("%s rows could not be labelled and are left out: %s", f"{rejected:,}", NO_TEXT)
-    labels = pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])])
+    labels = pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]).unify_dictionaries()
     return Predicted(labels, rejected, effort)
 
 

@@ -2,23 +2,24 @@
 
 import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cataloger import seen
+from cataloger.catalog import is_list
 from cataloger.errors import CatalogError
+from cataloger.sets import Sets, indicators
 
 log = logging.getLogger(__name__)
 FILE = "predictions.parquet"
 _ABOUT = b"cataloger.evaluation"
 SLICE = "slice."  # before the name of a column to slice by
-
-Sets = Sequence[Collection[str]]
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class Predictions:
         `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
         """
         answer = "categories" if "categories" in labels.column_names else "category"
-        true = [_normalised(written, names) for written in labels.column("written").to_pylist()]
+        true = _normalised(labels.column("written"), names)
         columns = {name: labels.column(name) for name in ("row", "id", "text")}
         columns |= {
             name: labels.column(name).cast(pa.large_string()) for name in labels.column_names if name.startswith(SLICE)
         }
-        columns[f"true_{answer}"] = pa.array(true, labels.schema.field(answer).type)
+        columns[f"true_{answer}"] = true
         columns |= {name: labels.column(name) for name in (answer, "confidence", "needs_review")}
         table = pa.table(columns)
-        known = pa.array([bool(value) for value in true])
+        known = true.is_valid() if answer == "category" else pc.greater(pc.list_value_length(true), 0)
         scored = table.filter(known)
         if len(scored) < len(table):
             log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
@@ -92,16 +93,6 @@ class Predictions:
         return [name for name in self.table.column_names if name.startswith(SLICE)]
 
     @property
-    def true(self) -> Sets:
-        """The true categories of each row."""
-        return self._sets(f"true_{self.answer}")
-
-    @property
-    def given(self) -> Sets:
-        """The categories that the model gave each row."""
-        return self._sets(self.answer)
-
-    @property
     def confidence(self) -> npt.NDArray[np.float64]:
         """[rows]"""
         return np.asarray(self.table.column("confidence").to_numpy(), np.float64)
@@ -124,17 +115,36 @@ class Predictions:
             about["seen"] = 1.0
         return cls(table, About(**{**about, "categories": tuple(about["categories"])}))
 
-    def _sets(self, column: str) -> Sets:
-        values: list[list[str]] = self.table.column(column).to_pylist()
-        return values if self.multi_label else [[path] for path in values]  # type: ignore[list-item]
+
+def sides(first: Predictions, *others: Predictions) -> list[Sets]:
+    """The true categories of each row, and those that each of the models gave it, over one list of names."""
+    answers = [one.table.column(one.answer) for one in (first, *others)]
+    return Sets.of(first.table.column(f"true_{first.answer}"), *answers)
 
 
-def exact(true: Sets, given: Sets) -> npt.NDArray[np.bool_]:
-    """[rows] whether the model gave a row just its true categories."""
-    return np.array([set(left) == set(right) for left, right in zip(true, given, strict=True)], bool)
-
-
-def _normalised(written: str | list[str | None] | None, names: Mapping[str, str]) -> str | list[str] | None:
-    if isinstance(written, list):
-        return sorted({names[path] for path in written if path is not None and path in names})
-    return None if written is None else names.get(written)
+def _normalised(written: pa.ChunkedArray, names: Mapping[str, str]) -> pa.Array:
+    """The category, null where a row has none, or the sorted list of them."""
+    paths = sorted(set(names.values()))
+    place = {path: number for number, path in enumerate(paths)}
+    lists = is_list(written.type)
+    flat = (
+        pa.chunked_array([chunk.flatten() for chunk in written.chunks], written.type.value_type) if lists else written
+    )
+    flat = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
+    flat = flat.unify_dictionaries().combine_chunks()
+    ids = pa.array([place.get(names.get(path, "")) for path in flat.dictionary.to_pylist()], pa.int32()).take(
+        flat.indices
+    )
+    if not lists:
+        return pa.DictionaryArray.from_arrays(ids, pa.array(paths, pa.string()))
+    known = ids.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(written), 0).to_numpy()
+    owners = np.repeat(np.arange(len(lengths)), lengths)[known]
+    rows = indicators(
+        ids.to_numpy(zero_copy_only=False)[known].astype(np.int32),
+        np.bincount(owners, minlength=len(lengths)),
+        len(paths),
+    )
+    return pa.ListArray.from_arrays(
+        pa.array(rows.indptr.astype(np.int32)), pa.array(paths, pa.string()).take(pa.array(rows.indices))
+    )

@@ -11,6 +11,7 @@ from cataloger.batching import IntArray, Ragged
 from cataloger.bundle import Spec
 from cataloger.metrics import coverage_at, expected_calibration_error, set_scores
 from cataloger.scoring import NEVER, Scorer
+from cataloger.sets import Sets, exact, indicators
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: a row is kept as its categories above it, and the confidence that it has none of the others.
@@ -62,10 +63,11 @@ class SetValidation(Scorer):
         thresholds = fit_thresholds(judged.label, judged.probability, true, positives)
         chosen = judged.probability >= thresholds[judged.label]
         predicted = _grouped(judged.row[chosen], judged.label[chosen], len(self.rows))
-        scores = set_scores(_lists(sets), _lists(predicted))
+        true_sets, given_sets = (_sets(rows, size) for rows in (sets, predicted))
+        scores = set_scores(true_sets, given_sets)
         confidence = self._confidence(judged, chosen)
-        exact = np.array([set(a) == set(b) for a, b in zip(_lists(sets), _lists(predicted), strict=True)])
-        coverage, threshold = coverage_at(confidence, exact, self.target_precision)
+        right = exact(true_sets, given_sets)
+        coverage, threshold = coverage_at(confidence, right, self.target_precision)
         metrics = {
             "val_loss": float(judged.loss.mean()),
             "val_accuracy": scores.accuracy,
@@ -73,7 +75,7 @@ class SetValidation(Scorer):
             "val_macro_f1": scores.macro_f1,
             "val_micro_f1": scores.micro_f1,
             "val_example_f1": scores.example_f1,
-            "val_calibration_error": expected_calibration_error(confidence, exact),
+            "val_calibration_error": expected_calibration_error(confidence, right),
             "val_coverage": coverage,
             "val_temperature": temperature,
         }
@@ -129,5 +131,7 @@ def _grouped(rows: IntArray, labels: IntArray, count: int) -> Ragged:
     return Ragged(labels[order].astype(np.int32), offsets)
 
 
-def _lists(sets: Ragged) -> list[list[int]]:
-    return [part.tolist() for part in np.split(sets.flat, sets.offsets[1:-1])]
+def _sets(rows: Ragged, categories: int) -> Sets:
+    """By number; the last one stands for all that the model does not know."""
+    ids = np.where(rows.flat < 0, categories, rows.flat)
+    return Sets([str(number) for number in range(categories + 1)], indicators(ids, rows.lengths, categories + 1))

@@ -1,7 +1,6 @@
 """Where two models differ: by level of the tree, by how common a category is, by language, by category."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,12 +8,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.stats
 
-from cataloger.paired import Array, Difference, Mask, accuracy_difference, at_level, mcnemar
-from cataloger.predictions import SLICE, Predictions, Sets, exact
-from cataloger.taxonomy import SEPARATOR
+from cataloger.paired import Array, Difference, Mask, McNemar, accuracy_difference, mcnemar
+from cataloger.predictions import SLICE, Predictions, sides
+from cataloger.sets import Sets, exact, levels
 
 # Categories by rows, the largest first: half of all rows is the head, what comes after nine tenths the tail.
 HEAD, TORSO = 0.5, 0.9
+FREQUENCIES = ("head", "torso", "tail")
 MOST_VALUES = 12
 EXAMPLES = 3
 # Unicode scripts, as RE2 names them, that tell languages apart; what has none of them is taken as Latin.
@@ -60,8 +60,8 @@ class CategoryChange:
 
 
 def frequency_groups(true: Sets) -> dict[str, str]:
-    """Category → head, torso or tail."""
-    rows = Counter(path for row in true for path in row)
+    """Category that a row has → head, torso or tail."""
+    rows = {name: count for name, count in zip(true.names, true.counts.tolist(), strict=True) if count}
     total, before, groups = sum(rows.values()), 0, {}
     for path, count in sorted(rows.items(), key=lambda pair: (-pair[1], pair[0])):
         groups[path] = "head" if before < HEAD * total else "torso" if before < TORSO * total else "tail"
@@ -69,48 +69,57 @@ def frequency_groups(true: Sets) -> dict[str, str]:
     return groups
 
 
-def scripts(texts: pa.ChunkedArray) -> list[str]:
+def scripts(texts: pa.ChunkedArray) -> pa.ChunkedArray:
     """The writing system of each text."""
-    found = pa.array(["Latin"] * len(texts))
-    for script in reversed(SCRIPTS):
-        name = "Japanese" if script in ("Hiragana", "Katakana") else script
-        has = pc.match_substring_regex(texts.cast(pa.large_string()), rf"\p{{{script}}}").combine_chunks()
-        found = pc.if_else(pc.fill_null(has, False), name, found)
-    return list(found.to_pylist())
+    names = ["Latin", *dict.fromkeys(_system(script) for script in SCRIPTS)]
+    chunks = []
+    for chunk in texts.chunks:
+        found, strings = np.zeros(len(chunk), np.int8), chunk.cast(pa.large_string())
+        for script in reversed(SCRIPTS):
+            has = pc.fill_null(pc.match_substring_regex(strings, rf"\p{{{script}}}"), False)
+            found[has.to_numpy(zero_copy_only=False)] = names.index(_system(script))
+        chunks.append(pa.DictionaryArray.from_arrays(pa.array(found), pa.array(names)))
+    return pa.chunked_array(chunks, pa.dictionary(pa.int8(), pa.string()))
+
+
+def _system(script: str) -> str:
+    return "Japanese" if script in ("Hiragana", "Katakana") else script
 
 
 def slices(first: Predictions, second: Predictions) -> list[Slice]:
     """Both models' accuracy at every level, on head, torso and tail, by writing system and by each slice column."""
-    true, answers = first.true, (first.given, second.given)
+    true, *answers = sides(first, second)
     found = []
-    for depth in range(1, _depth([*true, *answers[0], *answers[1]])):
-        right = [exact(at_level(true, depth), at_level(given, depth)) for given in answers]
+    for depth in range(1, max(map(levels, true.names), default=1)):
+        right = [exact(true.at_level(depth), given.at_level(depth)) for given in answers]
         found.append(_slice("level", f"level {depth}", *right))
     right = [exact(true, given) for given in answers]
     found.append(_slice("level", "whole category", *right))
     groups = frequency_groups(true)
-    rarest = [max((groups[path] for path in row), key=("head", "torso", "tail").index) for row in true]
-    for name, values in {"frequency": rarest, "writing system": scripts(first.table.column("text"))}.items():
-        found += _by_value(name, values, *right)
+    ranks = np.array([FREQUENCIES.index(groups.get(name, "head")) for name in true.names], np.int8)
+    rarest = np.maximum.reduceat(ranks[true.rows.indices], true.rows.indptr[:-1])
+    frequency = pa.DictionaryArray.from_arrays(pa.array(rarest), pa.array(FREQUENCIES))
+    found += _by_value("frequency", pa.chunked_array([frequency]), *right)
+    found += _by_value("writing system", scripts(first.table.column("text")), *right)
     for column in first.slices:
-        values = first.table.column(column).to_pylist()
-        found += _by_value(column.removeprefix(SLICE), ["none" if value is None else value for value in values], *right)
+        found += _by_value(column.removeprefix(SLICE), first.table.column(column), *right)
     return found
 
 
-def _by_value(group: str, values: Sequence[str], first: Mask, second: Mask) -> Iterator[Slice]:
+def _by_value(group: str, values: pa.ChunkedArray, first: Mask, second: Mask) -> Iterator[Slice]:
     """The commonest values; nothing where there is just one."""
-    counts = Counter(values)
-    if len(counts) < 2:
+    values = values if pa.types.is_dictionary(values.type) else values.dictionary_encode(null_encoding="encode")
+    encoded = values.unify_dictionaries().combine_chunks()
+    names = ["none" if name is None else name for name in encoded.dictionary.to_pylist()]
+    places = encoded.indices.to_numpy()
+    counts = np.bincount(places, minlength=len(names))
+    if np.count_nonzero(counts) < 2:
         return
-    order = (
-        ("head", "torso", "tail") if group == "frequency" else [value for value, _ in counts.most_common(MOST_VALUES)]
-    )
-    column = np.array(values, object)
-    for value in order:
-        rows = column == value
-        if rows.any():
-            yield _slice(group, value, first[rows], second[rows])
+    order = range(len(names)) if group == "frequency" else np.argsort(-counts, kind="stable")[:MOST_VALUES].tolist()
+    for place in order:
+        if counts[place]:
+            rows = places == place
+            yield _slice(group, names[place], first[rows], second[rows])
 
 
 def _slice(group: str, name: str, first: Mask, second: Mask) -> Slice:
@@ -119,30 +128,28 @@ def _slice(group: str, name: str, first: Mask, second: Mask) -> Slice:
 
 def by_category(first: Predictions, second: Predictions) -> list[CategoryChange]:
     """Every true category, the one that the second model gained most in first."""
-    places: dict[str, list[int]] = {}
-    for place, row in enumerate(first.true):
-        for path in row:
-            places.setdefault(path, []).append(place)
-    answers = [list(map(set, one.given)) for one in (first, second)]
-    right = {path: [np.array([path in given[i] for i in rows]) for given in answers] for path, rows in places.items()}
-    p_values: Array = np.array([mcnemar(*pair).p_value for pair in right.values()])
-    corrected = dict(zip(right, scipy.stats.false_discovery_control(p_values), strict=True))
-    texts = first.table.column("text").to_pylist()
-    true = first.true
+    true, one, other = sides(first, second)
+    by_one, by_other = (true.rows.multiply(given.rows) for given in (one, other))
+    by_both = by_one.multiply(by_other)
+    # By category: whose rows only one of them won, in the order of the rows.
+    lost, won = (by_one - by_both).tocsc(), (by_other - by_both).tocsc()
+    counts = [np.bincount(matrix.indices, minlength=len(true.names)) for matrix in (by_one, by_other)]
+    rows_of = true.counts
+    present = np.flatnonzero(rows_of)
+    changed = [np.diff(matrix.indptr) for matrix in (lost, won)]
+    p_values: Array = np.array([McNemar(int(changed[0][i]), int(changed[1][i])).p_value for i in present])
+    corrected = scipy.stats.false_discovery_control(p_values)
+    texts = first.table.column("text")
 
     def example(row: int) -> Example:
-        return Example(texts[row], *(" + ".join(sorted(rows[row])) for rows in (true, *answers)))
+        return Example(texts[row].as_py(), *(" + ".join(rows.of_row(row)) for rows in (true, one, other)))
 
     changes = []
-    for path, (one, other) in right.items():
+    for place, p_value in zip(present.tolist(), corrected.tolist(), strict=True):
+        before, after = (int(count[place]) for count in counts)
         # Of what changed, that which shows the direction.
-        shown = (other & ~one) if other.sum() >= one.sum() else (one & ~other)
-        examples = tuple(example(row) for row in np.array(places[path])[shown][:EXAMPLES])
-        changes.append(
-            CategoryChange(path, len(one), int(one.sum()), int(other.sum()), float(corrected[path]), examples)
-        )
+        shown = won if after >= before else lost
+        rows = np.sort(shown.indices[shown.indptr[place] : shown.indptr[place + 1]])[:EXAMPLES]
+        examples = tuple(example(row) for row in rows.tolist())
+        changes.append(CategoryChange(true.names[place], int(rows_of[place]), before, after, p_value, examples))
     return sorted(changes, key=lambda change: (-change.by, change.category))
-
-
-def _depth(rows: Sequence[Sequence[str]] | Sequence[object]) -> int:
-    return max((path.count(SEPARATOR) + 1 for row in rows for path in row), default=1)  # type: ignore[attr-defined]

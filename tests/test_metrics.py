@@ -1,4 +1,5 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cataloger.metrics import (
@@ -10,17 +11,18 @@ from cataloger.metrics import (
     precision_by_coverage,
     set_scores,
 )
+from cataloger.sets import Sets
 
 TRUE = ["A > x", "A > x", "A > y", "B > z"]
 PREDICTED = ["A > x", "A > y", "A > y", "A > x"]
 
 
-def single(paths: list[str]) -> list[list[str]]:
-    return [[path] for path in paths]
+def single(*sides: list[str]) -> list[Sets]:
+    return Sets.of(*map(pa.array, sides))
 
 
 def test_scores_by_level_by_hand() -> None:
-    top, leaf = level_scores(single(TRUE), single(PREDICTED))
+    top, leaf = level_scores(*single(TRUE, PREDICTED))
     assert top.accuracy == 0.75
     assert leaf.accuracy == 0.5
     # F1: x 2*1/(2+2) = .5, y 2*1/(1+2) = 2/3, z 0
@@ -29,18 +31,19 @@ def test_scores_by_level_by_hand() -> None:
 
 
 def test_levels_below_a_short_path_stand_for_the_path() -> None:
-    levels = level_scores(single(["A", "A > x"]), single(["A", "A"]))
+    levels = level_scores(*single(["A", "A > x"], ["A", "A"]))
     assert [level.accuracy for level in levels] == [1.0, 0.5]
 
 
 def test_hierarchical_f1_by_hand() -> None:
     # shared nodes: 2 + 1 + 2 + 0 of 8 on each side
-    assert hierarchical_f1(single(TRUE), single(PREDICTED)) == pytest.approx(5 / 8)
+    assert hierarchical_f1(*single(TRUE, PREDICTED)) == pytest.approx(5 / 8)
 
 
 def test_scores_of_sets_by_hand() -> None:
     true = [["A > x", "B > z"], ["A > y"], []]
     given = [["A > x"], ["A > y", "B > z"], []]
+    true, given = Sets.of(pa.array(true), pa.array(given))
     scores = set_scores(true, given)
     assert scores.accuracy == pytest.approx(1 / 3)
     # A > x and A > y are right once each; B > z was missed once and given once for nothing.
@@ -56,7 +59,7 @@ def test_scores_of_sets_by_hand() -> None:
 
 def test_rows_of_one_category_have_the_same_scores_as_sets() -> None:
     numbers = np.random.default_rng(0).integers(0, 5, (2, 200))
-    assert set_scores(*(row[:, None].tolist() for row in numbers)) == flat_scores(*numbers)
+    assert set_scores(*single(*(row.astype(str) for row in numbers))) == flat_scores(*numbers)
 
 
 def test_calibration_error_by_hand() -> None:

@@ -1,12 +1,14 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
 from cataloger import metrics
 from cataloger.paired import Scored, accuracy_difference, differences, mcnemar
-from cataloger.predictions import exact
+from cataloger.sets import Sets, exact
 
 PATHS = ["A > x", "A > y", "B > z", "B", "C > u > v"]
+KIND = pa.list_(pa.string())
 
 
 def rows(seed: int, count: int, right: float) -> tuple[list[list[str]], list[list[str]], np.ndarray]:
@@ -19,20 +21,25 @@ def rows(seed: int, count: int, right: float) -> tuple[list[list[str]], list[lis
 
 
 def scored(true: list[list[str]], given: list[list[str]], confidence: np.ndarray) -> Scored:
-    return Scored(true, given, confidence, PATHS, ["C > u > v", "B"])
+    return Scored(*sets(true, given), confidence, ["C > u > v", "B"])
+
+
+def sets(true: list[list[str]], given: list[list[str]]) -> list[Sets]:
+    """Over all names, so that models are comparable."""
+    return Sets.of(pa.array(true, KIND), pa.array(given, KIND), pa.array([PATHS], KIND))[:2]
 
 
 def by_metrics(true: list[list[str]], given: list[list[str]], confidence: np.ndarray) -> dict[str, float]:
     """The same scores from the functions that evaluation uses."""
-    flat, right = metrics.set_scores(true, given), exact(true, given)
-    counts = metrics.count_sets(true, given)
+    sides = sets(true, given)
+    flat, right, counts = metrics.set_scores(*sides), exact(*sides), metrics.count_sets(*sides)
     tail = [f1 for path, f1 in zip(counts.categories, counts.f1, strict=True) if path in ("C > u > v", "B")]
     return {
         "accuracy": flat.accuracy,
         "weighted F1": flat.weighted_f1,
         "macro F1": flat.macro_f1,
         "tail macro F1": float(np.mean(tail)),
-        "hierarchical F1": metrics.hierarchical_f1(true, given),
+        "hierarchical F1": metrics.hierarchical_f1(*sides),
         "calibration error": metrics.expected_calibration_error(confidence, right),
         "coverage at 95%": metrics.coverage_at(confidence, right, 0.95)[0],
     }
@@ -66,7 +73,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     for _ in range(1_000):
         drawn = random.integers(0, 400, 400)
         one, other = (
-            metrics.set_scores([true[i] for i in drawn], [given[i] for i in drawn]) for given in (first, second)
+            metrics.set_scores(*sets([true[i] for i in drawn], [given[i] for i in drawn])) for given in (first, second)
         )
         apart.append((other.accuracy - one.accuracy, other.macro_f1 - one.macro_f1))
     for name, values in zip(("accuracy", "macro F1"), np.transpose(apart), strict=True):
@@ -82,7 +89,7 @@ def test_equal_models_do_not_differ_and_the_lower_calibration_error_is_the_bette
     true, given, confidence = rows(4, 500, 0.8)
     one = scored(true, given, confidence)
     assert {d.verdict for d in differences(one, one)} == {"no clear difference"}
-    sure = np.full(500, float(exact(true, given).mean()))
+    sure = np.full(500, float(exact(*sets(true, given)).mean()))
     (calibration,) = [d for d in differences(one, scored(true, given, sure)) if d.name == "calibration error"]
     assert calibration.second == pytest.approx(0, abs=1e-9)
     assert calibration.by < 0

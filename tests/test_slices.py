@@ -4,6 +4,7 @@ import pytest
 
 from cataloger.comparison import compare_predictions
 from cataloger.predictions import About, Predictions
+from cataloger.sets import Sets
 from cataloger.slices import by_category, frequency_groups, scripts, slices
 
 TRUE = ["A > x"] * 50 + ["A > y"] * 35 + ["B > z"] * 10 + ["C"] * 5
@@ -26,7 +27,7 @@ def said(given: list[str], about: About = ABOUT) -> Predictions:
 
 
 def test_head_torso_and_tail_by_hand() -> None:
-    assert frequency_groups([[path] for path in TRUE]) == {
+    assert frequency_groups(*Sets.of(pa.array(TRUE))) == {
         "A > x": "head",
         "A > y": "torso",
         "B > z": "torso",
@@ -66,7 +67,7 @@ def test_categories_that_won_and_lost_with_examples() -> None:
 
 def test_writing_systems() -> None:
     texts = pa.chunked_array([["tea", "茶", "чай", "お茶", "차", None, "τσάι 12", "Tee 茶"]])
-    assert scripts(texts) == ["Latin", "Han", "Cyrillic", "Japanese", "Hangul", "Latin", "Greek", "Han"]
+    assert scripts(texts).to_pylist() == ["Latin", "Han", "Cyrillic", "Japanese", "Hangul", "Latin", "Greek", "Han"]
 
 
 def test_only_what_both_models_know_is_compared() -> None:
