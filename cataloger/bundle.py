@@ -113,13 +113,6 @@ def network_shape(folder: Path) -> tuple[int, int]:
     return int(encoder.get("pad_token_id") or 0), int(encoder["vocab_size"])
 
 
-def encoder_layers(folder: Path) -> int:
-    """How many transformer layers a model folder has."""
-    config = json.loads((folder / "config.json").read_text())
-    encoder = config.get("encoder") or config
-    return int(encoder.get("num_hidden_layers") or encoder["n_layers"])  # the latter is DistilBERT's
-
-
 def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
     """The Rust tokenizer alone, set to cut at `max_tokens` and not to pad."""
     if not (folder / "tokenizer.json").is_file():

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from cataloger.bundle import Spec, read_spec, write_spec
@@ -37,6 +37,15 @@ def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy, multi_label: 
         encoder.pooler = None
         model.encoder = encoder
         return model
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """The base model's encoder in its shape alone, on no device. Raises ModelError."""
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
 
 def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) -> None:

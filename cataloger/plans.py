@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger import lasting, sample
-from cataloger.bundle import Spec, base_model_folder, encoder_layers, load_tokenizer, mask_token, resolve_pooling
+from cataloger.bundle import Spec, base_model_folder, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -96,11 +96,11 @@ def _check_multi_label(config: TrainConfig) -> None:
 
 def _check_base(config: TrainConfig, base: Path) -> None:
     """Whether the base model can be trained in the way that is asked for."""
-    tokenizer, layers, fine_tune = load_tokenizer(base, config.max_tokens), encoder_layers(base), config.fine_tune
-    if fine_tune not in ("all", "head", "lora") and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
-        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
+    tokenizer, fine_tune = load_tokenizer(base, config.max_tokens), config.fine_tune
     if fine_tune == "lora" and importlib.util.find_spec("peft") is None:
         raise ConfigError("--fine-tune lora: needs the package peft; pip install '.[lora]'")
+    if fine_tune not in ("all", "head") or config.layer_decay < 1:
+        _check_layers(config, base)
     if config.adversarial and fine_tune != "all":
         raise ConfigError(
             f"--adversarial: moves the word embeddings, which --fine-tune {fine_tune} leaves as they are; use one of the two"
@@ -109,6 +109,27 @@ def _check_base(config: TrainConfig, base: Path) -> None:
         raise ConfigError(
             f"--pretrain-epochs: base model {config.base_model} has no token that masks a word; leave it out"
         )
+
+
+def _check_layers(config: TrainConfig, base: Path) -> None:
+    """Whether the base model has the layers that are asked for."""
+    # Imported here: only these flags need the network's shape, and nothing else here needs torch.
+    from cataloger.network import without_weights
+    from cataloger.tuning import adaptable, layers_of_their_own
+
+    encoder, fine_tune = without_weights(base), config.fine_tune
+    if fine_tune == "lora" and not adaptable(encoder):
+        raise ConfigError(
+            f"--fine-tune lora: the layers of base model {config.base_model} have no linear maps; leave it out"
+        )
+    layers, numbered = layers_of_their_own(encoder), fine_tune not in ("all", "head", "lora")
+    if not layers and (numbered or config.layer_decay < 1):
+        flag = f"--fine-tune {fine_tune}" if numbered else f"--layer-decay {config.layer_decay}"
+        raise ConfigError(
+            f"{flag}: the layers of base model {config.base_model} share their weights or cannot be told apart; leave it out"
+        )
+    if numbered and not (fine_tune.isdecimal() and 1 <= int(fine_tune) <= layers):
+        raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
 
 
 def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:

@@ -16,6 +16,8 @@ NEW_RATE = 10.0
 LORA_RANK = 16
 # `encoder.layer.0.` of BERT, `layers.0.` of ModernBERT.
 LAYER = re.compile(r"\blayers?\.(\d+)\.")
+# Whatever stands in a list: shared by several layers in ALBERT's `albert_layer_groups.0.albert_layers.0.`.
+LISTED = re.compile(r"\.\d+\.")
 
 
 def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
@@ -31,6 +33,21 @@ def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
         else:
             layers[name] = None
     return layers
+
+
+def layers_of_their_own(encoder: Any) -> int:
+    """How many layers a base model has, 0 where their weights cannot be told apart: they share them, as ALBERT's do."""
+    layers = int(encoder.config.num_hidden_layers)
+    return layers if set(layers_of(encoder).values()) == {-1, *range(layers)} else 0
+
+
+def adaptable(model: Any) -> list[str]:
+    """The linear maps of the encoder's layers, by name: those that low-rank adapters can be put on."""
+    encoder = {id(module) for module in model.base_model.modules()}
+    linear = [
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and id(module) in encoder
+    ]
+    return sorted(name for name in linear if LISTED.search(name))
 
 
 def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -70,12 +87,11 @@ def default_learning_rate(model: torch.nn.Module) -> float:
 
 
 def _add_adapters(model: torch.nn.Module) -> None:
-    """Low-rank adapters (Hu et al. 2022) on every linear map of every encoder layer, in place."""
+    """Low-rank adapters (Hu et al. 2022) on every linear map of every encoder layer, in place; layers that share a map share one."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    linear = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    inside = sorted(name for name in linear if LAYER.search(name))
-    inject_adapter_in_model(LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=inside), model)
+    adapters = LoraConfig(r=LORA_RANK, lora_alpha=2 * LORA_RANK, target_modules=adaptable(model))
+    inject_adapter_in_model(adapters, model)
 
 
 def merged(model: Any) -> Any:

@@ -2,14 +2,23 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModel, DistilBertConfig, ModernBertConfig, PreTrainedConfig
+from transformers import AlbertConfig, AutoModel, AutoTokenizer, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
-from cataloger.bundle import encoder_layers
 from cataloger.config import TrainConfig
 from cataloger.dropout import set_dropout
-from cataloger.network import new_classifier
+from cataloger.errors import ConfigError
+from cataloger.network import new_classifier, without_weights
+from cataloger.plans import _check_base
 from cataloger.taxonomy import Taxonomy
-from cataloger.tuning import adversarial, averaged, default_learning_rate, layers_of, merged, parameter_groups
+from cataloger.tuning import (
+    adversarial,
+    averaged,
+    default_learning_rate,
+    layers_of,
+    layers_of_their_own,
+    merged,
+    parameter_groups,
+)
 
 TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
 
@@ -61,7 +70,7 @@ def test_the_default_rate_falls_with_the_square_of_the_width(model: torch.nn.Mod
 )
 def test_encoders_that_name_their_layers_otherwise(tmp_path: Path, shape: PreTrainedConfig, pooling: str) -> None:
     AutoModel.from_config(shape).save_pretrained(tmp_path)
-    assert encoder_layers(tmp_path) == 3
+    assert layers_of_their_own(without_weights(tmp_path)) == 3
     model = new_classifier(tmp_path, pooling, TREE)
     encoder = dict(model.base_model.named_parameters())
     layers = layers_of(model)
@@ -111,6 +120,47 @@ def test_an_adversarial_step_raises_the_loss_and_is_taken_back() -> None:
     embeddings.weight.grad = None
     with adversarial(embeddings.weight, 0.1):  # frozen embeddings have no gradient
         torch.testing.assert_close(embeddings.weight.detach(), before)
+
+
+@pytest.fixture(scope="module")
+def albert(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
+    """A base model of three layers with the same weights."""
+    folder = tmp_path_factory.mktemp("albert")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    shape = {"embedding_size": 16, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
+    config = AlbertConfig(num_hidden_layers=3, vocab_size=len(tokenizer), pad_token_id=0, **shape)
+    AutoModel.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("flag", [{"fine_tune": "1"}, {"layer_decay": 0.9}])
+def test_what_goes_by_layers_is_refused_where_they_share_their_weights(albert: Path, flag: dict[str, object]) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--(fine-tune 1|layer-decay 0\.9): the layers of base model .* share their"
+    ):
+        _check_base(TrainConfig(base_model=str(albert), **flag), albert)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("fine_tune", ["3", "0", "some"])
+def test_a_number_of_layers_is_one_that_there_is(tiny_model: Path, fine_tune: str) -> None:
+    with pytest.raises(ConfigError, match="must be all, head, lora, or a number of layers from 1 to 2"):
+        _check_base(TrainConfig(base_model=str(tiny_model), fine_tune=fine_tune), tiny_model)
+
+
+@pytest.mark.parametrize("fine_tune", ["all", "head", "lora"])
+def test_the_rest_is_done_with_shared_layers_as_with_others(albert: Path, fine_tune: str) -> None:
+    config = TrainConfig(base_model=str(albert), fine_tune=fine_tune)
+    _check_base(config, albert)
+    model = new_classifier(albert, "mean", TREE)
+    trained = {id(parameter) for group in parameter_groups(model, config) for parameter in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in trained}
+    assert {"classifier.weight", "classifier.bias"} <= names
+    if fine_tune == "lora":
+        assert sum("lora_A" in name for name in names) == 6, "six linear maps, which all layers share"
+        assert all("lora_" in name or name.startswith("classifier") for name in names)
+    else:
+        assert (len(names) == 2) == (fine_tune == "head")
 
 
 def test_adapters_start_at_nothing_are_trained_alone_and_merge_into_the_weights(model: torch.nn.Module) -> None:
