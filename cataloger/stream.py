@@ -136,7 +136,8 @@ class Labeler:
         with effort.timed("forward", self.clock):
             found = self._answer(tokens)
         effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
-        effort.slots, effort.halvings = slots(tokens.lengths, self.bundle.token_budget), self.bundle.halvings
+        effort.slots = slots(tokens.lengths, self.bundle.token_budget, self.bundle.row_budget)
+        effort.halvings = self.bundle.halvings
         if len(carried):
             carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
             found = pa.concat_tables([carried.cast(found.schema), found])
