@@ -64,6 +64,18 @@ class Bundle:
         for done, logits in ahead:
             yield done, logits.result()
 
+    def works(self) -> bool:
+        """Whether the engine answers two tokens that every model has.
+
+        If not, what failed was no fault of its input: a GPU that had a fault fails its process at everything from then on.
+        """
+        try:
+            # Back from the device: a GPU says what went wrong when it is waited for.
+            self._turns.submit(self.engine, np.zeros((1, 2), np.int64), np.ones((1, 2), np.bool_)).result().cpu()
+        except Exception:  # every engine has errors of its own
+            return False
+        return True
+
     def _predict(self, tokens: Tokens, alternatives: int) -> Any:
         # On the device until the end.
         order, batches = [np.empty(0, np.int64)], []

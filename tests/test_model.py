@@ -174,6 +174,31 @@ def test_a_token_that_the_model_does_not_have_is_named(bundle: Path) -> None:
         loaded.predict(beyond)
 
 
+def test_a_bundle_knows_whether_an_input_was_at_fault_or_its_engine_is_broken_for_good(
+    bundle: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Bundle(bundle)
+    engine, longest, broken = loaded.engine, int(tokens.lengths.max()), []
+
+    def dislikes_long_texts(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        if ids.shape[1] == longest:
+            raise RuntimeError("no kernel for this shape")
+        return engine(ids, mask)
+
+    def never_recovers(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        if broken or ids.shape[1] == longest:
+            broken.append(True)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return engine(ids, mask)
+
+    for fails, still_works in ((dislikes_long_texts, True), (never_recovers, False)):
+        monkeypatch.setattr(loaded, "engine", fails)
+        assert loaded.works()
+        with pytest.raises(RuntimeError):
+            loaded.predict(tokens)
+        assert loaded.works() is still_works
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_every_engine_gives_the_same_logits(
     working_folder: Path, tiny_model: Path, labelled: Path, tokens: Tokens, pooling: str
