@@ -40,7 +40,7 @@ def main() -> None:
         }
         rows: list[dict[str, object]] = []
         for way, engine in ways.items():
-            batches = [tokens.padded(chosen, 0) for chosen in pack(tokens.lengths, engine.token_budget)]
+            batches = [tokens.padded(chosen, 0) for chosen in pack(tokens.lengths, engine.token_budget, len(tokens))]
             run_all(engine, batches[::5])
             best = min(seconds(lambda engine=engine, batches=batches: run_all(engine, batches)) for _ in range(2))  # type: ignore[misc]
             first = float(str(rows[0]["rows/s"])) if rows else config.rows / best

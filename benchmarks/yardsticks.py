@@ -77,7 +77,8 @@ def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = MAX_TOKENS) -> To
 def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: Precision = "auto") -> float:
     """Rows/s of the forward pass alone: batches are sorted and padded before the clock starts."""
     bundle = Bundle(folder, device, precision)
-    ready = [tokens.padded(rows, bundle.pad_id) for rows in pack(tokens.lengths, bundle.token_budget)]
+    batches = pack(tokens.lengths, bundle.token_budget, bundle.row_budget)
+    ready = [tokens.padded(rows, bundle.pad_id) for rows in batches]
 
     def forward(chosen: list[tuple[np.ndarray, np.ndarray]]) -> None:
         with ThreadPoolExecutor(bundle.engine.streams) as pool:

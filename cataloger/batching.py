@@ -11,6 +11,8 @@ import pyarrow as pa
 IntArray = npt.NDArray[np.int64]
 # Starting a batch costs as much as this share of a full one: measured on CPUs, about 150 tokens of 8,192.
 BATCHES_PER_START = 64
+# Of all batches that are computed at once: half a gibibyte in float32, of which probabilities need as much again.
+LOGITS = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,13 @@ class Tokens(Ragged):
         return ids.astype(np.int64), mask
 
 
-def pack(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
-    """Row numbers of batches of similar length, longest first, each at most `token_budget` tokens after padding.
+def most_rows(categories: int, at_once: int = 1) -> int:
+    """The row budget of a batch where so many are computed at once: every row has a logit per category."""
+    return max(1, LOGITS // (categories * at_once))
+
+
+def pack(lengths: IntArray, token_budget: int, row_budget: int) -> Iterator[IntArray]:
+    """Row numbers of batches of similar length, longest first, each of at most `row_budget` rows and, after padding, `token_budget` tokens.
 
     A row longer than the budget gets a batch of its own. Every row is in exactly one batch. Of all ways to cut the sorted
     rows where their length changes, this is the one with the least padding plus a fixed cost per batch.
@@ -77,17 +84,17 @@ def pack(lengths: IntArray, token_budget: int) -> Iterator[IntArray]:
     # Lengths are small numbers: as 16 bits they are sorted by radix, five times as fast.
     small = lengths.astype(np.uint16) if len(lengths) and lengths.max() < 1 << 16 else lengths
     order = np.argsort(small, kind="stable")[::-1]
-    for start, stop, longest in _cut(lengths, token_budget):
-        room = max(1, token_budget // longest)
+    for start, stop, longest in _cut(lengths, token_budget, row_budget):
+        room = max(1, min(token_budget // longest, row_budget))
         for first in range(start, stop, room):
             yield order[first : min(stop, first + room)]
 
 
-def _cut(lengths: IntArray, token_budget: int) -> Iterator[tuple[int, int, int]]:
+def _cut(lengths: IntArray, token_budget: int, row_budget: int) -> Iterator[tuple[int, int, int]]:
     """(start, stop, longest) of the stretches of the rows, longest first, that are padded alike: a shortest path over lengths."""
     distinct, counts = np.unique(np.maximum(lengths, 1), return_counts=True)
     distinct, ends = distinct[::-1], np.concatenate([[0], np.cumsum(counts[::-1])])
-    room = np.maximum(1, token_budget // distinct)
+    room = np.clip(token_budget // distinct, 1, row_budget)
     per_batch = token_budget / BATCHES_PER_START
     cheapest, before = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
     for stop in range(1, len(ends)):
@@ -102,9 +109,9 @@ def _cut(lengths: IntArray, token_budget: int) -> Iterator[tuple[int, int, int]]
         yield int(ends[start]), int(ends[stop]), int(distinct[start])
 
 
-def slots(lengths: IntArray, token_budget: int) -> int:
+def slots(lengths: IntArray, token_budget: int, row_budget: int) -> int:
     """Tokens and padding of all batches of `pack`."""
-    return sum(len(rows) * int(lengths[rows[0]]) for rows in pack(lengths, token_budget))
+    return sum(len(rows) * int(lengths[rows[0]]) for rows in pack(lengths, token_budget, row_budget))
 
 
 def shuffled_batches(lengths: IntArray, drawn: IntArray, batch_size: int, rng: np.random.Generator) -> list[IntArray]:

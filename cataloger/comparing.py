@@ -67,7 +67,7 @@ def _compare(config: CompareConfig) -> Comparison:
             sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
             if config.promote:
                 _check_rows(said, names)
-                first, *others = seconds_per_text(sources, said[0].about, use_gpu=config.use_gpu)
+                first, *others = seconds_per_text(sources, said[0].about, config.text_columns, use_gpu=config.use_gpu)
                 pairs = [replace(pair, slowdown=other / first) for pair, other in zip(pairs, others, strict=True)]
             if config.catalog:
                 changes = effects(

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from cataloger import runtime, seen
 from cataloger.batching import IntArray, Tokens, shuffled_batches
-from cataloger.bundle import Spec, base_model_folder, network_shape
+from cataloger.bundle import Spec, checked_base_model, network_shape
 from cataloger.config import TrainConfig
 from cataloger.dropout import set_dropout
 from cataloger.engines import resolve_dtype
@@ -57,7 +57,7 @@ class Loop:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
         self.device = ray.train.torch.get_device()
-        self.base = base_model_folder(config.base_model)
+        self.base = checked_base_model(config.base_model)
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, network_shape(self.base)[0])
         train, held_out, unlabelled = load_examples(blocks)

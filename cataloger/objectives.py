@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cataloger.augmentation import Augmenter, Ids
-from cataloger.batching import IntArray, Ragged, Tokens, pack
+from cataloger.batching import IntArray, Ragged, Tokens, most_rows, pack
 from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.examples import Examples, draw
@@ -126,7 +126,8 @@ class Classification:
         rows = self.unlabelled.take(rng.permutation(len(self.unlabelled))[: len(self.train)])
         labels = np.full(len(rows), -1)
         with torch.inference_mode():
-            for batch in list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))[rank::world]:
+            batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(self.categories)))
+            for batch in batches[rank::world]:
                 probabilities = torch.softmax(logits_of(rows.tokens, batch) / temperature, dim=1)
                 confidence, best = probabilities.max(dim=1)
                 labels[batch] = torch.where(confidence >= self.config.pseudo_labels, best, -1).cpu().numpy()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger import lasting, sample
-from cataloger.bundle import Spec, base_model_folder, load_tokenizer, mask_token, resolve_pooling
+from cataloger.bundle import Spec, checked_base_model, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -33,7 +33,7 @@ def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
     taxonomy, sources = _open(config)
-    folder = base_model_folder(config.base_model)
+    folder = checked_base_model(config.base_model)
     if folder == Path(config.base_model).expanduser():
         # Workers have working folders of their own.
         config = replace(config, base_model=str(folder.resolve()))

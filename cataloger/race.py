@@ -9,8 +9,8 @@ import ray
 
 from cataloger import runtime
 from cataloger.batching import Tokens
-from cataloger.bundle import digest, load_tokenizer, read_spec, tokenize
-from cataloger.catalog import Catalog, open_catalog
+from cataloger.bundle import Spec, digest, load_tokenizer, read_spec, tokenize
+from cataloger.catalog import open_catalog
 from cataloger.predictions import About
 from cataloger.registry import ModelSource
 from cataloger.runtime import ActorShape
@@ -22,16 +22,15 @@ TEXTS = 512
 ROUNDS = 5
 
 
-def seconds_per_text(sources: Sequence[ModelSource], about: About, *, use_gpu: bool) -> list[float]:
+def seconds_per_text(
+    sources: Sequence[ModelSource], about: About, text_columns: tuple[str, ...] | None, *, use_gpu: bool
+) -> list[float]:
     """Of each model the fastest of five rounds on about 512 rows of the catalog it was evaluated on, the same for all.
 
-    Needs a running Ray. Raises CatalogerError.
+    Each reads the `text_columns` it was trained on, where there are no others. Needs a running Ray. Raises CatalogerError.
     """
     models = [Model(read_spec(one.folder), digest(one.folder), [runtime.share_folder(one.folder)]) for one in sources]
-    texts = []
-    for model in models:
-        catalog = open_catalog(about.catalog, about.id_column, model.spec.text_columns)
-        texts.append(_texts(catalog, model))
+    texts = [sampled_texts(about, model.spec, text_columns) for model in models]
     shape = runtime.labelling_shape(use_gpu)
     task = ray.remote(_race).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
     with runtime.errors_of_tasks():
@@ -39,10 +38,13 @@ def seconds_per_text(sources: Sequence[ModelSource], about: About, *, use_gpu: b
     return found
 
 
-def _texts(catalog: Catalog, model: Model) -> pa.Array:
+def sampled_texts(about: About, spec: Spec, text_columns: tuple[str, ...] | None) -> pa.Array:
+    """About 512 texts, spread over the first unit of the catalog; fewer where rows have none. Raises CatalogError."""
+    columns = text_columns or spec.text_columns
+    catalog = open_catalog(about.catalog, about.id_column, columns)
     ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
     table = table.take(pa.array(np.unique(np.linspace(0, len(table) - 1, TEXTS).astype(int))))
-    return compose(table, model.spec.text_columns, model.spec.max_tokens).drop_null()
+    return compose(table, columns, spec.max_tokens).drop_null()
 
 
 def _race(models: list[Model], texts: list[pa.Array], shape: ActorShape) -> list[float]:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from cataloger.batching import IntArray, Tokens, pack
+from cataloger.batching import IntArray, Tokens, most_rows, pack
 from cataloger.bundle import Spec
 from cataloger.examples import Examples
 from cataloger.levels import Levels
@@ -44,7 +44,7 @@ class Scorer(ABC):
 
     def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
         self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
-        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH))
+        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(len(spec.categories))))
         self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(

@@ -32,32 +32,41 @@ class Categorizer:
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
         """`category`, of a multi-label model `categories`, and `confidence` per row of a DataFrame with the model's text columns.
 
-        A row without text gets null.
+        Rows keep their place and their index. A row without text gets None.
         """
         import pandas as pd
 
-        spec = self.bundle.spec
-        table = pa.table(
-            {
-                name: pa.array(frame[name] if name in frame else [None] * len(frame), from_pandas=True)
-                for name in spec.text_columns
-            }
-        )
-        texts = compose(table, spec.text_columns, spec.max_tokens)
-        answer = "categories" if spec.multi_label else "category"
-        result = pd.DataFrame({answer: [None] * len(frame), "confidence": [None] * len(frame)}, dtype=object)
-        readable = texts.is_valid().to_numpy(zero_copy_only=False)
-        if readable.any():
+        spec, rows = self.bundle.spec, len(frame)
+        columns = {name: _column(frame[name]) if name in frame else pa.nulls(rows) for name in spec.text_columns}
+        texts = compose(pa.table(columns), spec.text_columns, spec.max_tokens)
+        given, confidence = np.full(rows, None, object), np.full(rows, None, object)
+        readable = np.flatnonzero(texts.is_valid())
+        if len(readable):
             found = self.bundle.predict(Tokens.from_arrow(tokenize(self.tokenizer, texts.drop_null())))
             names = np.array(spec.categories, dtype=object)
-            given = (
-                np.split(names[found.sets.flat], found.sets.offsets[1:-1]) if spec.multi_label else names[found.labels]
-            )
-            result.loc[readable, answer] = pd.Series(
-                [*map(list, given)] if spec.multi_label else given, dtype=object
-            ).values
-            result.loc[readable, "confidence"] = found.confidence.astype(float)
-        return result
+            if spec.multi_label:
+                for row, one in zip(readable, np.split(names[found.sets.flat], found.sets.offsets[1:-1]), strict=True):
+                    given[row] = one.tolist()
+            else:
+                given[readable] = names[found.labels]
+            confidence[readable] = found.confidence.astype(float)
+        answer = "categories" if spec.multi_label else "category"
+        return pd.DataFrame({answer: given, "confidence": confidence}, index=frame.index, dtype=object)
+
+
+def _column(values: Any) -> pa.Array:
+    """A column of a DataFrame as a catalog would have it: of one type, or of strings where it mixes several."""
+    try:
+        return pa.array(values, from_pandas=True)
+    except (pa.ArrowException, OverflowError):
+        return pa.array(map(_written, values), pa.large_string())
+
+
+def _written(value: Any) -> str | None:
+    """As Arrow writes a column of this type; a whole number of any size."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return pa.array([value], from_pandas=True).cast(pa.large_string())[0].as_py()  # type: ignore[no-any-return]
 
 
 def _load_pyfunc(path: str) -> Categorizer:

@@ -6,14 +6,18 @@ GPU actors get exactly one per call.
 
 import functools
 import json
+import os
+import platform
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray
 import ray.data
 from pyarrow.fs import FileSystem
 
@@ -22,6 +26,7 @@ from cataloger.batching import Tokens, slots
 from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
 from cataloger.effort import Effort, SharedClock
+from cataloger.errors import ResourceError
 from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
 from cataloger.units import Read, Unit, plan_reads, read_units
@@ -129,6 +134,7 @@ class Labeler:
         self.bundle = Bundle(model.folder(), shape.device, precision)
         self.alternatives = alternatives
         self.clock = SharedClock()
+        self.units = 0
         if not isinstance(self.bundle.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)
@@ -141,12 +147,14 @@ class Labeler:
         with effort.timed("forward", self.clock):
             found = self._answer(tokens)
         effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
-        effort.slots, effort.halvings = slots(tokens.lengths, self.bundle.token_budget), self.bundle.halvings
+        effort.slots = slots(tokens.lengths, self.bundle.token_budget, self.bundle.row_budget)
+        effort.halvings = self.bundle.halvings
         if len(carried):
             carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
             found = pa.concat_tables([carried.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
+        self.units += 1
         return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
 
     def _answer(self, tokens: Tokens) -> pa.Table:
@@ -164,7 +172,11 @@ class Labeler:
         try:
             yield self.bundle.predict(tokens.slice(start, stop), self.alternatives).table()
         except (IndexError, ValueError, RuntimeError) as error:
-            if isinstance(error, self.out_of_memory) or len(errors) >= BAD_ROWS_PER_UNIT:
+            if isinstance(error, self.out_of_memory):
+                raise
+            if not self.bundle.works():
+                self._end_process(error)
+            if len(errors) >= BAD_ROWS_PER_UNIT:
                 raise
             if stop - start == 1:
                 errors[start] = f"the model raised {type(error).__name__}: {str(error).splitlines()[0]}"
@@ -173,6 +185,21 @@ class Labeler:
                 middle = (start + stop) // 2
                 yield from self._predict(tokens, start, middle, errors)
                 yield from self._predict(tokens, middle, stop, errors)
+
+    def _end_process(self, error: Exception) -> NoReturn:
+        """The model cannot answer in this process any more: Ray starts another one and gives it the units of this one.
+
+        Raises ResourceError in a process that is such another one and has not finished a unit either: without an end to it,
+        Ray would go on for ever.
+        """
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+        if not self.units and ray.get_runtime_context().was_current_actor_reconstructed:
+            raise ResourceError(
+                f"node {platform.node()}: the model failed at everything twice in a row, the second time in a new process "
+                f"({reason}); look after the device there, then run the same command again"
+            ) from error
+        print(f"the model fails at everything, this process ends: {reason}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:

@@ -5,30 +5,31 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cataloger.batching import BATCHES_PER_START, Tokens, pack, shuffled_batches
+from cataloger.batching import BATCHES_PER_START, Tokens, pack, shuffled_batches, slots
 
 lengths = st.lists(st.integers(1, 200), max_size=300).map(lambda values: np.array(values, np.int64))
 
 
-@given(lengths, st.integers(1, 1_000))
-def test_every_row_is_packed_once_within_the_budget(lengths: np.ndarray, budget: int) -> None:
-    batches = list(pack(lengths, budget))
+@given(lengths, st.integers(1, 1_000), st.integers(1, 400))
+def test_every_row_is_packed_once_within_both_budgets(lengths: np.ndarray, budget: int, most: int) -> None:
+    batches = list(pack(lengths, budget, most))
     rows = np.concatenate(batches) if batches else np.array([], int)
     assert sorted(rows) == list(range(len(lengths)))
     for batch in batches:
-        assert len(batch) == 1 or len(batch) * lengths[batch].max() <= budget
+        assert len(batch) == 1 or (len(batch) * lengths[batch].max() <= budget and len(batch) <= most)
+    assert slots(lengths, budget, most) == sum(len(batch) * lengths[batch].max() for batch in batches)
 
 
-@given(lengths, st.integers(64, 2_000))
-def test_no_simpler_cut_costs_less(lengths: np.ndarray, budget: int) -> None:
+@given(lengths, st.integers(64, 2_000), st.integers(1, 400))
+def test_no_simpler_cut_costs_less(lengths: np.ndarray, budget: int, most: int) -> None:
     def cost(batches: list[np.ndarray]) -> float:
         return sum(len(batch) * lengths[batch].max() + budget / BATCHES_PER_START for batch in batches)
 
     def cut(rows: np.ndarray) -> list[np.ndarray]:
-        room = max(1, budget // lengths[rows].max(initial=1))
+        room = max(1, min(budget // lengths[rows].max(initial=1), most))
         return [rows[start : start + room] for start in range(0, len(rows), room)]
 
-    packed = cost(list(pack(lengths, budget)))
+    packed = cost(list(pack(lengths, budget, most)))
     without_padding = [batch for length in np.unique(lengths) for batch in cut(np.flatnonzero(lengths == length))]
     assert packed <= cost(without_padding) + 1e-9
     assert packed <= cost(cut(np.argsort(-lengths))) + 1e-9

@@ -48,6 +48,13 @@ def test_a_row_has_the_categories_that_reach_their_own_thresholds(splits: list[i
     assert table.column("alternatives").to_pylist()[2] == []
 
 
+def test_nothing_waits_for_the_numbers_of_a_batch() -> None:
+    """Tensors of the device "meta" have none: whatever would need one raises."""
+    one = replace(SPEC, categories=("A > x", "A > y", "B"), multi_label=False, category_thresholds=())
+    labels, scores, levels = head_of(one, "meta").read(torch.empty(5, 3, device="meta"), 1)
+    assert (labels.shape, scores.shape, levels.shape) == ((5, 2), (5, 2), (5, 2))
+
+
 def test_answers_become_labels_and_labels_the_same_answers_again() -> None:
     found = predictions(2, [3]).table().append_column("error", pa.nulls(3, pa.string()))
     rows = pa.table(

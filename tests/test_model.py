@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger import engines
+from cataloger import batching, engines
 from cataloger.batching import Tokens
 from cataloger.bundle import Spec, digest, load_tokenizer, read_spec, resolve_pooling, tokenize, write_spec
 from cataloger.errors import ModelError
@@ -128,12 +128,33 @@ def test_out_of_memory_halves_the_batches_and_changes_no_label(
     np.testing.assert_array_equal(loaded.predict(tokens).labels, expected.labels)
     assert loaded.halvings > 0
     assert loaded.token_budget < engine.token_budget
+    assert loaded.row_budget < Bundle(bundle).row_budget, "short texts of many categories fill a GPU by their rows"
     before = loaded.halvings
     loaded.predict(tokens)
     assert loaded.halvings == before, "the smaller batches are kept"
     monkeypatch.setattr(loaded, "engine", without_memory)
     with pytest.raises(torch.OutOfMemoryError):
         loaded.predict(tokens)
+
+
+def test_batches_have_as_few_rows_as_many_categories_leave_memory_for(
+    bundle: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, sizes = Bundle(bundle).predict(tokens), []
+    # Room for four rows of logits, on whatever number of batches are computed at once.
+    monkeypatch.setattr(batching, "LOGITS", 4 * len(read_spec(bundle).categories) * Bundle(bundle).engine.streams)
+    loaded = Bundle(bundle)
+    engine = loaded.engine
+
+    def watched(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        sizes.append(len(ids))
+        return engine(ids, mask)
+
+    monkeypatch.setattr(loaded, "engine", watched)
+    assert loaded.row_budget == 4
+    np.testing.assert_array_equal(loaded.predict(tokens).labels, expected.labels)
+    assert sum(sizes) == len(tokens)
+    assert max(sizes) <= 4
 
 
 def test_several_threads_may_predict_at_once(bundle: Path, tokens: Tokens) -> None:
@@ -151,6 +172,31 @@ def test_a_token_that_the_model_does_not_have_is_named(bundle: Path) -> None:
     beyond = Tokens(np.array([101, 40_000, 102], np.int32), np.array([0, 3]))
     with pytest.raises(IndexError, match="token 40000 is not in the model's vocabulary of 30522"):
         loaded.predict(beyond)
+
+
+def test_a_bundle_knows_whether_an_input_was_at_fault_or_its_engine_is_broken_for_good(
+    bundle: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Bundle(bundle)
+    engine, longest, broken = loaded.engine, int(tokens.lengths.max()), []
+
+    def dislikes_long_texts(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        if ids.shape[1] == longest:
+            raise RuntimeError("no kernel for this shape")
+        return engine(ids, mask)
+
+    def never_recovers(ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        if broken or ids.shape[1] == longest:
+            broken.append(True)
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return engine(ids, mask)
+
+    for fails, still_works in ((dislikes_long_texts, True), (never_recovers, False)):
+        monkeypatch.setattr(loaded, "engine", fails)
+        assert loaded.works()
+        with pytest.raises(RuntimeError):
+            loaded.predict(tokens)
+        assert loaded.works() is still_works
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

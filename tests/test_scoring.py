@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger import scoring
+from cataloger import batching, scoring
 from cataloger.batching import IntArray, Tokens
 from cataloger.bundle import Spec
 from cataloger.examples import Examples
@@ -52,6 +52,18 @@ def test_rows_beyond_those_that_fit_the_temperature_are_scored_alike(monkeypatch
     for name in ("val_accuracy", "val_weighted_f1", "val_macro_f1", "val_loss"):
         assert some_kept[name] == pytest.approx(all_kept[name])
     assert spec.temperature == pytest.approx(2.5, rel=0.15)
+
+
+def test_many_categories_are_scored_in_batches_of_fewer_rows_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits, labels = overconfident(500, 2.5)
+    expected, _ = score(logits, labels)
+    monkeypatch.setattr(batching, "LOGITS", 7 * len(TREE.categories))
+    found, spec = score(logits, labels)
+    assert found == pytest.approx(expected)
+    batches = Validation(rows(labels), spec, 0.9, 0, 1).batches
+    assert max(map(len, batches)) == 7
 
 
 def test_each_level_has_the_threshold_of_its_own_precision() -> None:

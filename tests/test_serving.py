@@ -1,20 +1,25 @@
 """The registered model in other people's hands gives the labels that the nightly job publishes."""
 
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
 import urllib.request
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import LabelConfig
 from cataloger.labeling import label
+from cataloger.serving import Categorizer
 from conftest import free_of_ray
 from servers import BIN, free_port, kill_with_descendants, wait_for
 
@@ -37,6 +42,53 @@ def published(trained, labelled: Path, tmp_path_factory: pytest.TempPathFactory)
     products = table.to_pandas().merge(labels[["id", "category", "confidence"]], on="id", suffixes=("_true", ""))
     assert len(products) == ROWS
     return trained.model_uri, products
+
+
+@pytest.fixture(scope="module")
+def categorizer(bundle: Path) -> Categorizer:
+    return Categorizer(bundle)
+
+
+def test_answers_keep_the_index_of_the_frame_that_was_given(categorizer: Categorizer) -> None:
+    words = ["tea", "shoes", "jeans", "pan", "lamp", "phone", "apple", "yoga", "chair", "razor", "drill", "novel"]
+    titles = [word if row % 3 else None for row, word in enumerate(words)]
+    frame = pd.DataFrame({"title": titles, "brand": ["Acme" if row % 6 == 3 else None for row in range(12)]})
+    expected = categorizer.predict(frame)
+    assert expected["category"].isna().tolist() == [row % 6 == 0 for row in range(12)]
+    assert expected["category"].nunique() > 2
+    filtered = frame[frame.index % 4 > 0].sort_index(ascending=False)
+    filtered["category"] = categorizer.predict(filtered)["category"]
+    pd.testing.assert_series_equal(filtered["category"], expected["category"].loc[filtered.index])
+    repeated = frame.set_axis([7] * len(frame))
+    answers = categorizer.predict(repeated)
+    assert answers.index.tolist() == [7] * len(frame)
+    assert answers["category"].tolist() == expected["category"].tolist()
+
+
+def test_answers_of_many_categories_keep_the_index_too(bundle: Path, working_folder: Path) -> None:
+    folder = shutil.copytree(bundle, working_folder / "many")
+    spec = read_spec(folder)
+    write_spec(folder, dataclasses.replace(spec, multi_label=True, thresholds=(0.5,)))
+    frame = pd.DataFrame({"title": ["tea", None, "red shoes"]}, index=["c", "b", "a"])
+    answers = Categorizer(folder).predict(frame)
+    assert answers.index.tolist() == ["c", "b", "a"]
+    assert [type(found) for found in answers["categories"]] == [list, type(None), list]
+    assert set(answers["categories"]["a"]) <= set(spec.categories)
+
+
+def test_a_column_of_strings_and_numbers_is_read_as_the_catalog_that_has_them_as_strings(
+    categorizer: Categorizer,
+) -> None:
+    mixed = ["tea", 5, None, 2.5, np.nan, 7.0, pd.NA, np.int64(12), 1e20, "5", True, Decimal("1.50"), 2**70, ""]
+    strings = ["tea", "5", None, "2.5", None, "7", None, "12", "1e+20", "5", "true", "1.50", str(2**70), None]
+    numbers = pa.array([5, 2.5, 7.0, 1e20]).cast(pa.string()).to_pylist()
+    assert [strings[place] for place in (1, 3, 5, 8)] == numbers, "as Arrow writes a whole column"
+    expected = categorizer.predict(pd.DataFrame({"title": strings}))
+    assert expected["category"].nunique() > 2
+    for column in (pd.Series(mixed, dtype=object), pd.Series(mixed[::-1], dtype=object)[::-1].reset_index(drop=True)):
+        pd.testing.assert_frame_equal(categorizer.predict(pd.DataFrame({"title": column})), expected)
+    categories = pd.DataFrame({"title": pd.Categorical(["tea", 5, None, "tea"])})
+    assert categorizer.predict(categories)["category"].tolist() == expected["category"].iloc[[0, 1, 2, 0]].tolist()
 
 
 def same(answers: pd.DataFrame, products: pd.DataFrame) -> None:

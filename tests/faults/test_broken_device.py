@@ -1,0 +1,67 @@
+"""Promise: a device that fails for good costs time, and no healthy row its label."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from cataloger import stream
+from cataloger.config import LabelConfig
+from cataloger.errors import ResourceError
+from cataloger.labeling import LabelResult, label
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
+ROWS = 3_000
+SAYS = "CUDA error: an illegal memory access was encountered"
+
+
+def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch: pytest.MonkeyPatch) -> LabelResult:
+    """The first processes that load the model break; in the marker every one has a line."""
+
+    class Breaking:
+        """Answers once; from then on it fails at everything, as a process does after a fault of its GPU."""
+
+        def __init__(self, engine: Any) -> None:
+            self.engine, self.calls = engine, 0
+
+        def __call__(self, ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+            self.calls += 1
+            if self.calls > 1:
+                raise RuntimeError(SAYS)
+            return self.engine(ids, mask)
+
+    class Labeler(stream.Labeler):
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given)
+            with marker.open("a+") as file:
+                file.write("loaded\n")
+                file.seek(0)
+                if len(file.readlines()) <= how_many:
+                    self.bundle.engine = Breaking(self.bundle.engine)
+
+    patch.setattr(stream, "Labeler", Labeler)
+    pq.write_table(
+        pa.table({"id": range(ROWS), "title": [f"product {i} of {i % 97}" for i in range(ROWS)]}), "c.parquet"
+    )
+    return label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+
+
+def test_a_process_whose_device_breaks_is_replaced_and_no_row_is_rejected(
+    working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = working_folder / "marker"
+    result = label_where_processes_break(marker, 1, bundle, monkeypatch)
+    assert (result.labelled, result.rejects) == (ROWS, 0)
+    assert len(marker.read_text().splitlines()) >= 2, "the model was loaded again"
+
+
+def test_a_device_that_breaks_every_time_ends_the_run_and_is_named(
+    working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ResourceError, match=f"twice in a row.*{SAYS}.*run the same command again"):
+        label_where_processes_break(working_folder / "marker", 100, bundle, monkeypatch)
+    assert not Path("labels/_latest.json").exists()
