@@ -11,6 +11,7 @@ crash between them, leaves readers with a run that is not whole; tests/test_prot
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,23 @@ PRUNED = "_pruned"
 
 
 @dataclass(frozen=True)
+class Pointer:
+    """What a pointer says at least: a run, and where it lies, which is beside the pointer. Raises ValueError."""
+
+    run: str
+    path: str
+    manifest: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.run):
+            raise ValueError("run: is not the id of a run")
+        if self.path != f"run={self.run}":
+            raise ValueError("path: is not the folder of its run")
+        if self.manifest != f"run={self.run}/{snapshot.MANIFEST}":
+            raise ValueError("manifest: is not the one of its run")
+
+
+@dataclass(frozen=True)
 class Seen:
     """The pointer as it was: its version in the store and the run it names; both None before the first publication."""
 
@@ -35,7 +53,7 @@ class Seen:
 def look(output: Location) -> Seen:
     """Raises StorageError when the pointer is damaged."""
     version = (output / LATEST).version()
-    return Seen(version, None if version is None else str(snapshot.read_json(output / LATEST)["run"]))
+    return Seen(version, None if version is None else _read(output)["run"])
 
 
 def published(output: Location, seen: Seen) -> dict[str, Any] | None:
@@ -85,7 +103,7 @@ def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:
         return False
     for run in runs:
         (output / PRUNED / run).write(b"")
-    if not _turn(output, {**snapshot.read_json(output / LATEST), "pruned": _now()}, seen):
+    if not _turn(output, {**_read(output), "pruned": _now()}, seen):
         return False  # perhaps one of them was published just before its tombstone: that one stays
     for run in runs:
         snapshot.run_folder(output, run).delete()
@@ -94,6 +112,10 @@ def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:
 
 def tombstones(output: Location) -> set[str]:
     return {info.base_name for info in (output / PRUNED).files()}
+
+
+def _read(output: Location) -> dict[str, Any]:
+    return snapshot.read_record(output / LATEST, Pointer)
 
 
 def _turn(output: Location, pointer: Mapping[str, str], seen: Seen) -> bool:
