@@ -112,7 +112,8 @@ def _put_if(path: str, data: bytes, condition: Mapping[str, str]) -> OSError | N
     while True:
         attempt += 1
         try:
-            filesystem.pipe_file(path, data, **condition)
+            # One PUT up to the 5 GiB that S3 takes: of a multipart upload s3fs would forget the condition.
+            filesystem.pipe_file(path, data, chunksize=5 << 30, **condition)
             return None
         except OSError as error:
             status, code = _answer(error)

@@ -126,6 +126,14 @@ def test_a_conditional_write_whose_answer_is_lost_was_written(s3: str, through: 
     assert pointer.read() == b"two"
 
 
+def test_a_conditional_write_is_one_put_however_large(s3: str) -> None:
+    large = locate(f"{s3}/large/part-00000.parquet")
+    large.write(b"one")
+    with pytest.raises(ConflictError):
+        large.replace(bytes(101 << 20), None)
+    assert large.read() == b"one"
+
+
 def answering(status: int, times: int, puts: list[str]) -> Fault:
     """The first PUTs are answered so, and without a word of explanation."""
 
