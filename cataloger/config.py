@@ -189,7 +189,7 @@ class CompareConfig:
     """Compare models on the same rows, see what a change would do to the catalog, and promote the better one."""
 
     runs: tuple[str, ...]
-    """Two or more, the first is compared with all others: aliases (champion challenger), models:/NAME/VERSION, run ids or names."""
+    """Two or more, the first is compared with all others: aliases (champion challenger), models:/NAME/VERSION, run ids, or parts of ids and names of the newest 1,000 runs."""
     model_name: str = "product-category"
     """Registered model that plain aliases, and --rollback, refer to."""
     evaluate: str | None = None

@@ -1,13 +1,14 @@
 """What a person calls a run or a model on the command line, and what MLflow knows of it."""
 
 import difflib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import LifecycleStage, Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -16,7 +17,7 @@ from cataloger.bundle import digest
 from cataloger.errors import ConfigError, TrackingError
 from cataloger.predictions import FILE, Predictions
 
-RECENT = 1_000
+RECENT = 1_000  # runs among which parts of names and of ids are looked for
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,10 @@ class Contender:
 
 
 def find(name: str, model_name: str) -> Contender:
-    """By model URI, folder, alias of `model_name`, run id, beginning of one, or part of a run's name. Raises TrackingError."""
+    """By model URI, folder, alias of `model_name`, run id, beginning of one, or part of a run's name. Raises TrackingError.
+
+    The last two are looked for among the newest runs.
+    """
     if name.startswith("runs:/"):
         name = name.split("/")[1]
     if name.startswith("models:/"):
@@ -142,7 +146,7 @@ def _aliases(model_name: str) -> dict[str, str]:
 
 
 def _evaluations(model: str) -> tuple[Run, ...]:
-    query = f"tags.job = 'evaluate' AND tags.model = '{model}' AND attributes.status = 'FINISHED'"
+    query = f"tags.job = 'evaluate' AND tags.model = {tracking.quoted(model)} AND attributes.status = 'FINISHED'"
     found: Sequence[Run] = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=query,
@@ -154,9 +158,9 @@ def _evaluations(model: str) -> tuple[Run, ...]:
 
 
 def _run(name: str, aliases: dict[str, str], model_name: str) -> Run:
+    if whole := _by_id(name):
+        return whole
     recent: Sequence[Run] = mlflow.search_runs(search_all_experiments=True, max_results=RECENT, output_format="list")
-    if exact := [run for run in recent if run.info.run_id == name]:
-        return exact[0]
     # The names of comparisons are those of what they compared.
     models = [run for run in recent if run.data.tags.get("job") != "compare"]
     found = [run for run in models if name in str(run.info.run_name) or run.info.run_id.startswith(name)]
@@ -166,9 +170,27 @@ def _run(name: str, aliases: dict[str, str], model_name: str) -> Run:
         shown = ", ".join(f"{run.info.run_id} ({run.info.run_name})" for run in found[:5])
         raise TrackingError(f"{name!r} fits {len(found)} runs; name one of {shown}")
     known = [*aliases, *(str(run.info.run_name) for run in recent), *(run.info.run_id for run in recent)]
-    raise TrackingError(
-        f"{name!r}: no such run, nor an alias of model {model_name} (--model-name); {_nearest(name, known)}"
+    older = (
+        f" (parts of names and ids are looked for among the newest {RECENT:,} runs alone)"
+        if len(recent) == RECENT
+        else ""
     )
+    raise TrackingError(
+        f"{name!r}: no such run{older}, nor an alias of model {model_name} (--model-name); {_nearest(name, known)}"
+    )
+
+
+def _by_id(name: str) -> Run | None:
+    """The run of a whole id, however old it is."""
+    if not re.fullmatch("[0-9a-f]{32}", name):
+        return None
+    try:
+        run = tracking.find_run(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:

@@ -68,7 +68,7 @@ def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
         with quiet_transformers():
             return cls.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # the last where weights are not of the shape of config.json
         raise ModelError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
 
 

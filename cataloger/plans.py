@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger import lasting, sample
-from cataloger.bundle import Spec, checked_base_model, load_tokenizer, mask_token, resolve_pooling
+from cataloger.bundle import MOST_TOKENS, Spec, checked_base_model, load_tokenizer, mask_token, resolve_pooling
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.errors import CatalogError, ConfigError
@@ -72,8 +72,10 @@ def _check(config: TrainConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
     if config.level_weights != "auto" and min(config.level_weights, default=0) < 0:
         raise ConfigError(f"--level-weights {min(config.level_weights)}: must be at least 0")
-    if config.max_tokens < 3:
-        raise ConfigError(f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens")
+    if not 3 <= config.max_tokens <= MOST_TOKENS:
+        raise ConfigError(
+            f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens, and at most {MOST_TOKENS}"
+        )
     if config.unlabelled_catalog and not wants_unlabelled(config):
         raise ConfigError(
             "--unlabelled-catalog: is of use with --pretrain-epochs or --pseudo-labels only; add one of them"

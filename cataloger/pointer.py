@@ -12,6 +12,7 @@ crash between them, leaves readers with a run that is not whole; tests/test_prot
 
 import itertools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,24 @@ from cataloger.storage import Location
 
 LATEST = "_latest.json"
 PRUNED = "_pruned"
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a pointer says at least: a run, and where it lies, which is beside the pointer. Raises ValueError."""
+
+    run: str
+    path: str
+    manifest: str
+    withdrawn: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.run):
+            raise ValueError("run: is not the id of a run")
+        if self.path != f"run={self.run}":
+            raise ValueError("path: is not the folder of its run")
+        if self.manifest != f"run={self.run}/{snapshot.MANIFEST}":
+            raise ValueError("manifest: is not the one of its run")
 
 
 @dataclass(frozen=True)
@@ -42,8 +61,8 @@ def look(output: Location) -> Seen:
     version = (output / LATEST).version()
     if version is None:
         return Seen(None, None)
-    found = snapshot.read_json(output / LATEST)
-    return Seen(version, str(found["run"]), dict(found.get("withdrawn", {})))
+    found = _read(output)
+    return Seen(version, found["run"], found.get("withdrawn", {}))
 
 
 def published(output: Location, seen: Seen) -> dict[str, Any] | None:
@@ -109,7 +128,7 @@ def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:
         return False
     for run in runs:
         (output / PRUNED / run).write(b"")
-    if not _turn(output, {**snapshot.read_json(output / LATEST), "pruned": _now()}, seen):
+    if not _turn(output, {**_read(output), "pruned": _now()}, seen):
         return False  # perhaps one of them was published just before its tombstone: that one stays
     for run in runs:
         snapshot.run_folder(output, run).delete()
@@ -118,6 +137,10 @@ def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:
 
 def tombstones(output: Location) -> set[str]:
     return {info.base_name for info in (output / PRUNED).files()}
+
+
+def _read(output: Location) -> dict[str, Any]:
+    return snapshot.read_record(output / LATEST, Pointer)
 
 
 def _turn(output: Location, pointer: Mapping[str, Any], seen: Seen) -> bool:

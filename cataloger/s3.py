@@ -7,6 +7,9 @@ https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html.
 """
 
 import os
+import random
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from pyarrow import fs as pafs
@@ -15,6 +18,7 @@ from pyarrow import fs as pafs
 ATTEMPTS = 6
 CONNECT_SECONDS = 5
 READ_SECONDS = 60
+CONFLICT, PRECONDITION_FAILED = 409, 412
 
 _MEANINGS = (
     (
@@ -26,6 +30,7 @@ _MEANINGS = (
         ("permanentredirect", "moved permanently", "status 301", "(301)", "authorizationheadermalformed"),
         "the bucket lies in another region; set AWS_REGION to its region",
     ),
+    (("conditionalrequestconflict",), "S3 is busy with other writes there; run the same command again"),
     (
         ("network_connection", "could not connect", "connection was closed", "connect timeout", "timed out"),
         f"the S3 endpoint does not answer ({ATTEMPTS} attempts); check AWS_ENDPOINT_URL and the network",
@@ -83,21 +88,51 @@ def put(path: str, data: bytes) -> None:
 def put_if(path: str, data: bytes, expected: str | None) -> bool:
     """Conditional PUT: only if the object is still the version `expected`, or absent (None). Whether it was written.
 
-    A PUT whose answer was lost is retried and then meets its own object: that counts as written.
+    A PUT whose answer was lost is retried and then meets its own object: that counts as written. One that meets another
+    PUT (409) is tried again, as S3 asks for. Raises `errors()`, also where it meets others every time and none of them lands.
     """
-    condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
-    filesystem = for_writing()
+    refusal = _put_if(path, data, {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected})
+    if refusal is None:
+        return True
     try:
-        filesystem.pipe_file(path, data, **condition)
-    except OSError as error:
-        if "pre-condition" not in str(error).lower() and not isinstance(error, FileExistsError):
-            raise
-        return bool(filesystem.cat_file(path) == data)
-    return True
+        if for_writing().cat_file(path) == data:
+            return True
+        unchanged = etag(path) == expected
+    except FileNotFoundError:
+        unchanged = expected is None
+    if unchanged and _answer(refusal)[0] == CONFLICT:
+        raise refusal
+    return False
+
+
+def _put_if(path: str, data: bytes, condition: Mapping[str, str]) -> OSError | None:
+    """None once it is written, or the error that says that the condition does not hold, or that others write there."""
+    filesystem = for_writing()
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            # One PUT up to the 5 GiB that S3 takes: of a multipart upload s3fs would forget the condition.
+            filesystem.pipe_file(path, data, chunksize=5 << 30, **condition)
+            return None
+        except OSError as error:
+            status, code = _answer(error)
+            # An object that is gone (NoSuchKey) has no version to match.
+            if status not in (CONFLICT, PRECONDITION_FAILED) and code != "NoSuchKey":
+                raise
+            if status != CONFLICT or attempt >= ATTEMPTS:
+                return error
+        time.sleep(random.uniform(0, 0.1 * 2**attempt))
 
 
 def etag(path: str) -> str:
     return str(for_writing().info(path, refresh=True)["ETag"])
+
+
+def _answer(error: OSError) -> tuple[int | None, str | None]:
+    """(HTTP status, error code) of the answer that s3fs made an error of."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
 
 
 def abort_uploads(path: str) -> None:

@@ -94,7 +94,17 @@ def example(folder: Path) -> dict[str, list[str]]:
 
 def requirements() -> list[str]:
     """What answering needs, at the versions that trained it; neither Ray nor anything else that trains."""
-    packages = ["mlflow", "torch", "transformers", "tokenizers", "safetensors", "pyarrow", "numpy", "pandas"]
+    packages = [
+        "mlflow",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "pyarrow",
+        "numpy",
+        "pandas",
+        "pydantic",
+    ]
     if importlib.util.find_spec("openvino"):
         packages.append("openvino")
     return [f"{name}=={version(name).split('+')[0]}" for name in packages]

@@ -22,10 +22,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger import ids
+from cataloger import ids, strict
 from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.storage import Location
-from cataloger.units import Unit
+from cataloger.units import MAX_UNIT_ROWS, Unit
 
 MANIFEST = "_manifest.json"
 REJECTS = "_rejects"
@@ -58,6 +58,48 @@ class Part:
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":
         return cls(**{**part, "files": tuple(File(**file) for file in part["files"])})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of the flags of a run, those that are needed to read it again."""
+
+    id_column: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest says at least: the files are the parts of its run, and their rows add up.
+
+    So nobody follows it out of the run's folder, or makes room for more than it lists. Raises ValueError.
+    """
+
+    run: str
+    catalog: str
+    catalog_fingerprint: str
+    model: str
+    model_digest: str
+    config: Settings
+    rows: int
+    labelled: int
+    rejects: int
+    units: int
+    created: str
+    files: tuple[File, ...]
+
+    def __post_init__(self) -> None:
+        names = [file.name for file in self.files]
+        parts = {part_name(unit) for unit in range(min(self.units, len(names)))}
+        missing, others = parts - set(names), set(names) - parts - {f"{REJECTS}/{name}" for name in parts}
+        if len(parts) != self.units or missing or others or len(names) != len(set(names)):
+            raise ValueError("files: are not the parts of its units")
+        if not all(0 <= file.rows <= MAX_UNIT_ROWS for file in self.files):
+            raise ValueError("files: have more rows than a unit, or less than none")
+        labelled = sum(file.rows for file in self.files if file.name in parts)
+        rejects = sum(file.rows for file in self.files) - labelled
+        for name, rows in (("labelled", labelled), ("rejects", rejects), ("rows", labelled + rejects)):
+            if getattr(self, name) != rows:
+                raise ValueError(f"{name}: its files have {rows:,}")
 
 
 def part_name(unit: int) -> str:
@@ -177,7 +219,12 @@ def each(files: Sequence[Location], read: Callable[[Location], Read]) -> Iterato
 
 
 def read_manifest(output: Location, run: str) -> dict[str, Any]:
-    return read_json(run_folder(output, run) / MANIFEST)
+    """All that a run's manifest says, of which `Manifest` holds. Raises StorageError when it is damaged."""
+    location = run_folder(output, run) / MANIFEST
+    manifest = read_record(location, Manifest)
+    if manifest["run"] != run:
+        raise StorageError(damaged(location, "run: is not the run it lies in"))
+    return manifest
 
 
 def inputs_of(output: Location, run: str) -> str:
@@ -190,14 +237,18 @@ def is_complete(output: Location, run: str) -> bool:
     return (run_folder(output, run) / MANIFEST).exists()
 
 
-def read_json(location: Location) -> dict[str, Any]:
-    """Raises StorageError when it cannot be read, or is damaged."""
+def read_record(location: Location, kind: type[Any]) -> dict[str, Any]:
+    """A JSON file that is a `kind` and may say more. Raises StorageError when it cannot be read, or is damaged."""
+    data = location.read()
     try:
-        return dict(json.loads(location.read()))
+        strict.parse(kind, data)
+        return strict.parse(dict[str, Any], data)
     except ValueError as error:
-        raise StorageError(
-            f"{location}: not valid JSON; remove it and publish a run again: python jobs/publish.py --run ID"
-        ) from error
+        raise StorageError(damaged(location, str(error))) from error
+
+
+def damaged(location: Location, why: str) -> str:
+    return f"{location}: {why}; remove it and publish a run again: python jobs/publish.py --run ID"
 
 
 def _describe(name: str, data: pa.Buffer) -> File:

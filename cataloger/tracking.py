@@ -135,8 +135,16 @@ def find_run(run_id: str) -> Run:
 
 def children(run_id: str) -> list[Run]:
     """The nested runs of a run."""
-    query = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    query = f"tags.`mlflow.parentRunId` = {quoted(run_id)}"
     return list(mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list"))
+
+
+def quoted(value: str) -> str:
+    """For a filter of MLflow, which knows both quotes and no way to escape one. Raises TrackingError where neither will do."""
+    quote = '"' if "'" in value or value.endswith("\\") else "'"
+    if quote in value:
+        raise TrackingError(f"{value}: MLflow cannot look for a name with both kinds of quotes in it; rename it")
+    return f"{quote}{value}{quote}"
 
 
 @contextlib.contextmanager

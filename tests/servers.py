@@ -26,14 +26,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 60) -> None:
+def wait_for(url: str, server: subprocess.Popen[bytes] | None, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()
             return
         except OSError:
-            assert server.poll() is None, f"the server for {url} ended with {server.returncode}"
+            assert server is None or server.poll() is None, f"the server for {url} has ended"
             assert time.monotonic() < deadline, f"nothing answers at {url}"
             time.sleep(0.1)
 
@@ -117,6 +117,13 @@ def mlflow_server(folder: Path, store: str | None = None) -> Iterator[tuple[str,
         kill()
 
 
+CODES = {
+    301: "PermanentRedirect",
+    404: "NoSuchKey",
+    409: "ConditionalRequestConflict",
+    412: "PreconditionFailed",
+    503: "SlowDown",
+}
 # What a fault does to one request: None lets it pass, a status answers it, "reset" cuts the line before the server
 # hears of it, "lose" after the server has done it.
 Fault = Callable[[web.Request], int | str | None]
@@ -136,7 +143,7 @@ def fault_proxy(target: str, fault: Fault) -> Iterator[str]:
             return web.Response()
         if isinstance(todo, int):
             headers = {"x-amz-bucket-region": "eu-west-3"} if todo == 301 else {}
-            code = {301: "PermanentRedirect", 503: "SlowDown"}.get(todo, "InternalError")
+            code = CODES.get(todo, "InternalError")
             return web.Response(status=todo, headers=headers, text=f"<Error><Code>{code}</Code></Error>")
         headers = {key: value for key, value in request.headers.items() if key.lower() != "transfer-encoding"}
         async with (

@@ -20,6 +20,7 @@ NOT_DECIDING = {
     "seen",
     "snapshot",
     "storage",
+    "strict",
     "units",
 }
 

@@ -79,7 +79,7 @@ def test_answers_become_labels_and_labels_the_same_answers_again() -> None:
 
 
 def test_no_rows_have_no_answers() -> None:
-    for spec in (SPEC, replace(SPEC, multi_label=False)):
+    for spec in (SPEC, Spec(SPEC.categories, ("title",), 64, "mean", "")):
         head = head_of(spec, "cpu")
         found = head.join([head.read(torch.empty(0, 4), 2)], np.empty(0, np.int64))
         assert len(found.table()) == 0

@@ -1,4 +1,6 @@
 import importlib.util
+import json
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -251,3 +253,15 @@ print(mebibytes() - before)
 def test_without_openvino_pytorch_answers(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert isinstance(Bundle(bundle).engine, engines.Torch)
+
+
+def test_a_bundle_whose_weights_have_other_categories_than_it_says_is_named(working_folder: Path, bundle: Path) -> None:
+    folder = Path(shutil.copytree(bundle, working_folder / "bundle"))
+    spec, config = read_spec(folder), json.loads((folder / "config.json").read_text())
+    fewer = spec.categories[:-1]
+    write_spec(folder, Spec(**{**vars(spec), "categories": fewer}))
+    with pytest.raises(ModelError, match=f"the network of config.json has {len(spec.categories)}"):
+        Bundle(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "id2label": dict(enumerate(fewer))}))
+    with pytest.raises(ModelError, match="bundle: cannot be loaded"):
+        load_network(folder, torch.float32)

@@ -26,7 +26,7 @@ from cataloger.units import Segment, Unit
 
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 IDS = [[0, 1, 2], [3, 4]]
-ABOUT = {"model": "m", "config": {}}
+ABOUT = {"catalog": "c", "catalog_fingerprint": "f", "model": "m", "model_digest": "d", "config": {"id_column": "id"}}
 
 
 class Crash(BaseException):

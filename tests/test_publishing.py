@@ -25,7 +25,13 @@ def make(run: str, publish: bool = True) -> Path:
         labels = pa.table({"id": range(rows), "category": ["A"] * rows})
         rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
         parts[unit] = snapshot.write_part(folder, unit, labels, rejects, rows, {"run": run})
-    about = {"model": "m", "catalog": "gone", "catalog_fingerprint": "f", "config": {"id_column": "id"}}
+    about = {
+        "model": "m",
+        "model_digest": "d",
+        "catalog": "gone",
+        "catalog_fingerprint": "f",
+        "config": {"id_column": "id"},
+    }
     snapshot.write_manifest(output, run, UNITS, parts, about)
     if publish:
         pointer.publish(output, run, pointer.look(output))

@@ -11,6 +11,7 @@ from cataloger.snapshot import Part
 from cataloger.storage import Location, locate
 from cataloger.units import Segment, Unit
 
+ABOUT = {"catalog": "c", "catalog_fingerprint": "f", "model": "m", "model_digest": "d", "config": {"id_column": "id"}}
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 
 
@@ -28,7 +29,7 @@ def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path
     found = snapshot.finished_parts(folder, UNITS, 1)
     assert {unit: part for unit, (part, _) in found.items()} == parts
     assert [len(hashes) for _, hashes in found.values()] == [3, 2], "an id of each row, labelled or rejected"
-    snapshot.write_manifest(output, "r", UNITS, parts, {"model": "m"})
+    snapshot.write_manifest(output, "r", UNITS, parts, ABOUT)
     assert pointer.published(output, pointer.look(output)) is None
     pointer.publish(output, "r", pointer.look(output))
     manifest = pointer.published(output, pointer.look(output))

@@ -126,6 +126,69 @@ def test_a_conditional_write_whose_answer_is_lost_was_written(s3: str, through: 
     assert pointer.read() == b"two"
 
 
+def test_a_conditional_write_is_one_put_however_large(s3: str) -> None:
+    large = locate(f"{s3}/large/part-00000.parquet")
+    large.write(b"one")
+    with pytest.raises(ConflictError):
+        large.replace(bytes(101 << 20), None)
+    assert large.read() == b"one"
+
+
+def answering(status: int, times: int, puts: list[str]) -> Fault:
+    """The first PUTs are answered so, and without a word of explanation."""
+
+    def fault(request: web.Request) -> int | str | None:
+        if request.method != "PUT":
+            return None
+        puts.append(request.path)
+        return status if len(puts) <= times else None
+
+    return fault
+
+
+@pytest.mark.parametrize("status", [412, 404])
+def test_a_conditional_write_that_is_refused_is_a_conflict_whatever_the_words(
+    s3: str, through: Callable[[Fault], str], status: int
+) -> None:
+    pointer = locate(f"{s3}/refused-{status}/_latest.json")
+    pointer.write(b"one")
+    version, puts = pointer.version(), []  # type: ignore[var-annotated]
+    through(answering(status, 9, puts))
+    with pytest.raises(ConflictError):
+        locate(pointer.uri).replace(b"two", version)
+    assert len(puts) == 1, "what was refused is not tried again"
+
+
+def test_a_conditional_write_that_meets_another_one_is_tried_again(s3: str, through: Callable[[Fault], str]) -> None:
+    puts: list[str] = []
+    through(answering(409, 2, puts))
+    pointer = locate(f"{s3}/again/_latest.json")
+    pointer.replace(b"one", None)
+    assert (pointer.read(), len(puts)) == (b"one", 3)
+
+
+def test_a_conditional_write_that_meets_others_again_and_again_looks_what_stands_there(
+    s3: str, through: Callable[[Fault], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "ATTEMPTS", 2)
+    puts: list[str] = []
+    pointer = locate(f"{s3}/busy/_latest.json")
+    pointer.write(b"one")
+    version = pointer.version()
+    pointer.write(b"two")
+    through(answering(409, 99, puts))
+    pointer = locate(pointer.uri)
+    pointer.replace(b"two", version)  # it was written after all
+    with pytest.raises(ConflictError):
+        pointer.replace(b"three", version)
+    # Nothing has changed there, so it is no conflict: to look and try again might never end.
+    for free, expected in ((pointer, pointer.version()), (pointer.parent / "new.json", None)):
+        with pytest.raises(StorageError, match="cannot be written: S3 is busy with other writes there") as caught:
+            free.replace(b"three", expected)
+        assert not isinstance(caught.value, ConflictError)
+    assert len(puts) == 4 * 2
+
+
 @pytest.mark.parametrize(
     ("flags", "environment", "answer", "sentence"),
     [
