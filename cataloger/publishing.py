@@ -64,7 +64,8 @@ def publish(config: PublishConfig) -> list[Run]:
 def list_runs(output: Location) -> list[Run]:
     """Every run folder, the newest first, unfinished ones last."""
     current, dead = pointer.look(output).run, pointer.tombstones(output)
-    names = {match.group(1) for info in output.files() if (match := re.search(r"/run=([^/]+)/", info.path))}
+    below = (info.path.removeprefix(output.path + "/") for info in output.files())
+    names = {match.group(1) for path in below if (match := re.match(r"run=([^/]+)/", path))}
     runs = []
     for name in names:
         if not snapshot.is_complete(output, name) or (name in dead and name != current):
