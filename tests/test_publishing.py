@@ -124,3 +124,14 @@ def test_an_empty_or_damaged_output_is_named(working_folder: Path, job: Job) -> 
         code, _, err = job(name, "--output", "nowhere")
         assert code == 2
         assert "nowhere" in err
+
+
+def test_an_output_that_lies_in_a_folder_named_like_a_run_is_listed_by_its_own(
+    working_folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("run=x").mkdir()
+    monkeypatch.chdir("run=x")
+    make("monday")
+    code, out, err = job("publish", "--output", "labels")
+    assert code == 0, err
+    assert [line.split("│")[1].strip() for line in out.splitlines() if "│" in line] == ["monday"]
