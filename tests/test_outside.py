@@ -187,7 +187,7 @@ def test_a_manifest_lists_the_parts_of_its_own_run_and_their_rows(
         ({"test_fraction": 1.5}, "test_fraction: "),
         ({"group_column": 3}, "group_column: "),
         ({"format_version": 1}, "format_version: "),
-        ({"format_version": 3}, "newer version of cataloger"),
+        ({"format_version": 4}, "newer version of cataloger"),
         ({"tomorrow": 1}, "newer version of cataloger.*tomorrow"),
     ],
 )

@@ -1,7 +1,6 @@
 """Listing, rollback, pruning and verification of an output folder, through the jobs."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,17 +66,6 @@ def test_prune_keeps_the_newest_and_the_published_and_removes_orphans(working_fo
     assert not list(Path("labels").rglob("_writing*"))
     assert current() == "a"
     assert "dead" not in out
-
-
-def test_an_output_may_lie_within_a_folder_that_is_called_like_a_run(working_folder: Path, job: Job) -> None:
-    Path("run=prod").mkdir()
-    os.chdir("run=prod")
-    make("monday"), make("tuesday")
-    os.chdir("..")
-    code, out, err = job("publish", "--output", "run=prod/labels", "--run", "monday")
-    assert code == 0, err
-    assert "tuesday" in out
-    assert "prod " not in out.replace("run=prod/labels", "")
 
 
 def test_verify_finds_every_kind_of_damage(working_folder: Path, job: Job) -> None:
