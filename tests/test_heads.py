@@ -50,7 +50,7 @@ def test_a_row_has_the_categories_that_reach_their_own_thresholds(splits: list[i
 
 def test_nothing_waits_for_the_numbers_of_a_batch() -> None:
     """Tensors of the device "meta" have none: whatever would need one raises."""
-    one = replace(SPEC, categories=("A > x", "A > y", "B"), multi_label=False, category_thresholds=())
+    one = replace(SPEC, categories=("A > x", "A > y", "B"), multi_label=False, thresholds=(), category_thresholds=())
     labels, scores, levels = head_of(one, "meta").read(torch.empty(5, 3, device="meta"), 1)
     assert (labels.shape, scores.shape, levels.shape) == ((5, 2), (5, 2), (5, 2))
 

@@ -23,7 +23,14 @@ def labels(working_folder: Path) -> None:
     folder = snapshot.run_folder(locate("labels"), "r")
     rejects = pa.table({"id": [3], "reason": ["no text"]})
     part = snapshot.write_part(folder, 0, pa.table({"id": [1, 2], "category": ["A", "A"]}), rejects, 2, {})
-    snapshot.write_manifest(locate("labels"), "r", units, {0: part}, {})
+    about = {
+        "model": "m",
+        "model_digest": "d",
+        "catalog": "c",
+        "catalog_fingerprint": "f",
+        "config": {"id_column": "id"},
+    }
+    snapshot.write_manifest(locate("labels"), "r", units, {0: part}, about)
     pointer.publish(locate("labels"), "r", pointer.look(locate("labels")))
 
 
