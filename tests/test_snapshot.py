@@ -78,7 +78,7 @@ def test_anything_decisive_gives_another_run_id() -> None:
 def test_a_published_run_that_was_removed_by_hand_is_named_with_a_way_out(working_folder: Path) -> None:
     output = locate("labels")
     folder = snapshot.run_folder(output, "r")
-    snapshot.write_manifest(output, "r", UNITS[:1], {0: write(folder, 0, 3, 0)}, {})
+    snapshot.write_manifest(output, "r", UNITS[:1], {0: write(folder, 0, 3, 0)}, ABOUT)
     pointer.publish(output, "r", pointer.look(output))
     folder.delete()
     with pytest.raises(StorageError, match="run r is published and has no manifest; publish another one .* --run ID"):
