@@ -23,7 +23,7 @@ from cataloger.errors import ConflictError, TrainingError
 from cataloger.loop import Loop
 from cataloger.model import Bundle
 from cataloger.storage import locate
-from cataloger.training import train
+from cataloger.training import TrainResult, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -48,12 +48,25 @@ def losses(run_id: str) -> np.ndarray:
     return np.array([metric.value for metric in sorted(history, key=lambda metric: metric.step)])
 
 
-def left_unfinished(storage: str) -> Path:
-    """The folder of the training in this storage, as if its driver had been killed before its last step."""
-    (folder,) = Path(storage).glob("train-*")
-    owner = locate(str(folder / claims.OWNER))
+@pytest.fixture(scope="module")
+def finished(
+    ray_session: None, tiny_model: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[TrainConfig, TrainResult, Path]:
+    """A training, what it found, and its folder."""
+    config = small(tiny_model, labelled, experiment="finished", model_name="finished", storage="finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("finished"))
+        result = train(config)
+        (folder,) = Path("finished").resolve().glob("train-*")
+    return config, result, folder
+
+
+def left_unfinished(folder: Path) -> Path:
+    """A copy of the training's folder here, as if its driver had been killed before its last step."""
+    copy = shutil.copytree(folder, Path("finished") / folder.name)
+    owner = locate(str(copy / claims.OWNER))
     owner.write(replace(claims.read(owner), state="left").as_bytes())
-    return folder
+    return copy
 
 
 def test_two_workers_have_the_loss_curve_of_one(tiny_model: Path, labelled: Path) -> None:
@@ -91,13 +104,15 @@ def test_training_stops_where_validation_no_longer_improves(tiny_model: Path, la
     assert len(epochs) == 3, "the first, and two that are no better"
 
 
-def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, labelled: Path) -> None:
+def test_every_option_at_once_learns_and_keeps_the_average(
+    tiny_model: Path, labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     table = pq.read_table(labelled)
     unlabelled = table.drop_columns("category_path").slice(0, 300)
-    names = [f"{name} of another kind" for name in unlabelled.column("title").to_pylist()]
-    pq.write_table(
-        unlabelled.set_column(unlabelled.schema.get_field_index("title"), "title", pa.array(names)), "more.parquet"
-    )
+    names = [f"{name} of another kind".encode() for name in unlabelled.column("title").to_pylist()]
+    names[7] = b"caf\xe9"
+    titles = pa.array(names, pa.binary()).view(pa.string())
+    pq.write_table(unlabelled.set_column(unlabelled.schema.get_field_index("title"), "title", titles), "more.parquet")
     options = {
         "unlabelled_catalog": "more.parquet",
         "pretrain_epochs": 1,
@@ -112,6 +127,8 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
     }
     relative = Path(os.path.relpath(tiny_model))
     result = train(small(relative, labelled, num_workers="1:2", epochs=2, model_name="options", **options))
+    product, file = unlabelled.column("id")[7], Path("more.parquet").resolve()
+    assert f"1 row(s) left out, whose text is not valid UTF-8; the first is product {product} in {file}" in caplog.text
     curve = losses(result.run_id)
     assert curve[-20:].mean() < curve[:20].mean() - 0.1, "it learns"
     values = mlflow.get_run(result.run_id).data.metrics
@@ -123,8 +140,8 @@ def test_every_option_at_once_learns_and_keeps_the_average(tiny_model: Path, lab
     assert words[-5:].mean() < words[:5].mean()
     base = load_file(tiny_model / "model.safetensors")
     kept = load_file(registry.fetch_model(result.model_uri).folder / "model.safetensors")
-    for checkpoint in Path("checkpoints").glob("*/checkpoint_*"):
-        state = torch.load(checkpoint / "state.pt", weights_only=True)
+    for file in Path("checkpoints").glob("*/checkpoint_*/state.pt"):
+        state = torch.load(file, weights_only=True)
         average = {key.removeprefix("module."): value for key, value in state["average"].items()}
         if all(torch.equal(average[name], weight) for name, weight in kept.items()):
             break
@@ -206,10 +223,9 @@ def test_a_worker_without_memory_stops_training_with_a_remedy(
     assert reason == f"the {place} ran out of memory at step 42; {remedy}"
 
 
-def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, labelled: Path) -> None:
-    config = small(tiny_model, labelled, experiment="late", model_name="late", storage="late")
-    first = train(config)
-    folder = left_unfinished("late")
+def test_a_driver_killed_after_the_last_epoch_only_registers(finished: tuple[TrainConfig, TrainResult, Path]) -> None:
+    config, first, folder = finished
+    folder = left_unfinished(folder)
     MlflowClient().set_terminated(first.run_id, "KILLED")
     whole = set(folder.glob("checkpoint_*"))
     half = folder / "checkpoint_half_written"
@@ -224,13 +240,12 @@ def test_a_driver_killed_after_the_last_epoch_only_registers(tiny_model: Path, l
 
 
 def test_a_training_begins_anew_where_what_an_earlier_command_left_is_of_no_use(
-    tiny_model: Path, labelled: Path, caplog: pytest.LogCaptureFixture
+    finished: tuple[TrainConfig, TrainResult, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     """In the first folder a crash cut off Ray's list of checkpoints, in the second they are of another version."""
-    config = small(tiny_model, labelled, experiment="anew", model_name="anew", storage="anew")
-    first = train(config)
-    folder = left_unfinished("anew")
-    second = shutil.copytree(folder, folder.with_name(folder.name.replace("-1", "-2")))
+    config, first, folder = finished
+    folder = left_unfinished(folder)
+    second = shutil.copytree(folder, folder.with_name(folder.name.removesuffix("-1") + "-2"))
     kept = folder / "checkpoint_manager_snapshot.json"
     kept.write_bytes(kept.read_bytes()[: kept.stat().st_size // 2])
     for file in second.glob("checkpoint_*/state.pt"):
@@ -241,7 +256,7 @@ def test_a_training_begins_anew_where_what_an_earlier_command_left_is_of_no_use(
     assert caplog.text.count("cannot be restored: KeyError: 'stage'; beginning anew") == 1
     assert again.run_id != first.run_id
     assert again.metrics == first.metrics, "the same training, whole"
-    states = [claims.read(locate(str(file))).state for file in Path("anew").glob("*/_owner")]
+    states = [claims.read(locate(str(file))).state for file in folder.parent.glob("*/_owner")]
     assert states == ["done"] * 3, "nobody looks at them again"
 
 
