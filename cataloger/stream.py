@@ -134,7 +134,7 @@ class Labeler:
         self.bundle = Bundle(model.folder(), shape.device, precision)
         self.alternatives = alternatives
         self.clock = SharedClock()
-        self.units = 0
+        self.has_answered = False
         if not isinstance(self.bundle.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)
@@ -154,7 +154,7 @@ class Labeler:
             found = pa.concat_tables([carried.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
-        self.units += 1
+        self.has_answered |= len(tokens) > 0
         return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
 
     def _answer(self, tokens: Tokens) -> pa.Table:
@@ -179,7 +179,7 @@ class Labeler:
             if len(errors) >= BAD_ROWS_PER_UNIT:
                 raise
             if stop - start == 1:
-                errors[start] = f"the model raised {type(error).__name__}: {str(error).splitlines()[0]}"
+                errors[start] = f"the model raised {_said(error)}"
                 yield self.bundle.predict(tokens.slice(0, 0), self.alternatives).table()
             else:
                 middle = (start + stop) // 2
@@ -189,17 +189,21 @@ class Labeler:
     def _end_process(self, error: Exception) -> NoReturn:
         """The model cannot answer in this process any more: Ray starts another one and gives it the units of this one.
 
-        Raises ResourceError in a process that is such another one and has not finished a unit either: without an end to it,
-        Ray would go on for ever.
+        Raises ResourceError in a process that is such another one and has not answered for a unit either: Ray would go on
+        for ever.
         """
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        if not self.units and ray.get_runtime_context().was_current_actor_reconstructed:
+        if not self.has_answered and ray.get_runtime_context().was_current_actor_reconstructed:
             raise ResourceError(
                 f"node {platform.node()}: the model failed at everything twice in a row, the second time in a new process "
-                f"({reason}); look after the device there, then run the same command again"
+                f"({_said(error)}); look after the device there, then run the same command again"
             ) from error
-        print(f"the model fails at everything, this process ends: {reason}", file=sys.stderr, flush=True)
+        print(f"the model fails at everything, this process ends: {_said(error)}", file=sys.stderr, flush=True)
         os._exit(1)
+
+
+def _said(error: Exception) -> str:
+    message, *_ = str(error).split("\n")
+    return f"{type(error).__name__}: {message}"
 
 
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
