@@ -166,8 +166,9 @@ def _overlap(spec: Spec, other: Spec) -> bool:
 
 def _known(rows: pa.Table, names: dict[str, str], spec: Spec) -> tuple[pa.Table, IntArray]:
     """The rows whose category the models know, and its label ids; says how many have another one or none."""
-    written = rows.column("true_category").to_pylist()
-    given = pc.index_in(pa.array([names.get(path) for path in written], pa.string()), pa.array(spec.categories))
+    written = rows.column("true_category").cast(pa.large_string())
+    labels = pc.index_in(pa.array(list(names.values()), pa.string()), pa.array(spec.categories))
+    given = labels.take(pc.index_in(written, pa.array(list(names), pa.large_string())).combine_chunks())
     known = given.is_valid()
     if not pc.any(known).as_py():
         raise CatalogError("no row to audit: none with text and a category that the models know; check --label-column")

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 from cleanlab.filter import find_label_issues
 
-from cataloger.audit import _check, _check_seen, find_suspects
+from cataloger.audit import _check, _check_seen, _known, find_suspects
 from cataloger.bundle import Spec
-from cataloger.errors import ConfigError
+from cataloger.errors import CatalogError, ConfigError
 from cataloger.registry import ModelSource
 
 
@@ -85,6 +85,18 @@ def test_models_that_saw_the_rows_are_refused_and_such_as_may_have_are_named(
     else:
         _check_seen(source, spec, labels, {"A": "A"})
     assert ("may have seen" in caplog.text) == (share is None)
+
+
+def test_rows_with_a_category_that_the_models_know_are_looked_at_by_its_label() -> None:
+    written = pa.chunked_array([["B", None], ["", " A", "C", "A"]])
+    rows = pa.table({"id": np.arange(6), "true_category": written})
+    found, labels = _known(
+        rows, {"B": "B", " A": "A", "A": "A", "C": "C"}, Spec(("A", "B"), ("title",), 32, "mean", "")
+    )
+    assert found.column("id").to_pylist() == [0, 3, 5]
+    assert labels.tolist() == [1, 0, 0]
+    with pytest.raises(CatalogError, match="no row to audit"):
+        _known(rows.slice(1, 2), {"B": "B"}, Spec(("A", "B"), ("title",), 32, "mean", ""))
 
 
 @pytest.mark.parametrize(("other", "what"), [((("A", "B"), ("name",)), "read"), ((("A", "C"), ("title",)), "know")])
