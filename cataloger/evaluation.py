@@ -95,6 +95,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 texts_per_second=found.effort.forwarded / max(1e-9, found.effort.forward_seconds),
             )
             predictions = Predictions.of(found.labels, names, described)
+            if predictions.about.knows_the_answers:
+                log.warning(
+                    "%s was trained on %.0f%% of these rows: its scores are too good",
+                    source.uri,
+                    100 * (predictions.about.seen or 0),
+                )
             data = predictions.to_parquet()
             if config.predictions:
                 locate(config.predictions).write(data)
@@ -150,6 +156,8 @@ def _log(result: Evaluation, predictions: Predictions) -> None:
         "needs_review_share": result.needs_review,
         "texts_per_second": result.texts_per_second,
     }
+    if predictions.about.seen is not None:
+        values["seen_share"] = predictions.about.seen
     for number, level in enumerate(result.levels, 1):
         values |= {
             f"level_{number}_accuracy": level.accuracy,
