@@ -14,6 +14,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import tyro
 
 from cataloger import comparison, evaluation, paired, slices
@@ -60,7 +61,7 @@ def said(rows: int, seed: int) -> Predictions:
     columns = {
         "row": pa.array(np.arange(rows)),
         "id": pa.array(np.arange(rows)),
-        "text": pa.array([f"product {i}" for i in range(rows)]),
+        "text": pc.binary_join_element_wise("product", pa.array(np.arange(rows)).cast(pa.string()), " "),
         "written": pa.array(names).take(pa.array(true)),
         "category": pa.array(names).take(pa.array(given)),
         "confidence": pa.array(random.random(rows).astype(np.float32)),
