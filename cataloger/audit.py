@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger import registry, runtime, seen, tracking
+from cataloger import lasting, registry, runtime, seen, tracking
 from cataloger.bundle import Spec, read_spec
 from cataloger.catalog import grouped, is_list, open_catalog
 from cataloger.config import AuditConfig
@@ -61,7 +61,7 @@ def audit(config: AuditConfig) -> Audit:
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
     )
-    output = locate(config.output)
+    output = locate(lasting.place(config.output, "--output"))
     check_writable(output.parent)
     with runtime.session():
         tracking.check_nodes(tracking_uri)

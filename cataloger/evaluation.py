@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
-from cataloger import metrics, plots, registry, runtime, tracking, vitals
+from cataloger import lasting, metrics, plots, registry, runtime, tracking, vitals
 from cataloger.bundle import Spec, digest, read_spec
 from cataloger.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.config import EvaluateConfig
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     written = count_labels(catalog, config.label_column, config.id_column)
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
-        check_writable(locate(config.predictions).parent)
+        check_writable(locate(lasting.place(config.predictions, "--predictions")).parent)
     about = {"model": source.uri, "model_digest": digest(source.folder), "split": config.split}
     kept = {"id": config.id_column, "text": TEXT, "written": config.label_column}
     with runtime.session():
