@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger import carry
+from cataloger import carry, units
 from cataloger.bundle import read_spec
 from cataloger.config import LabelConfig
 from cataloger.labeling import label
@@ -31,14 +31,15 @@ def run(bundle: Path, output: str, **changes: object):  # type: ignore[no-untype
 
 
 def test_changed_rows_alone_go_through_the_model_and_the_labels_are_those_of_a_full_run(
-    ray_session: None, working_folder: Path, bundle: Path
+    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(9_000)]
+    monkeypatch.setattr(units, "MIN_UNIT_ROWS", 500)
+    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(900)]
     write_catalog("c", titles)
     first = run(bundle, "labels")
-    assert (first.effort.carried, first.effort.forwarded) == (0, 9_000)
+    assert (first.effort.carried, first.effort.forwarded) == (0, 900)
     # Some new, some gone, some moved, one without text, one that is in the catalog twice now.
-    tonight = [None, "quite new", *titles[5:4_000], "new as well", *titles[4_500:], titles[7]]
+    tonight = [None, "quite new", *titles[5:400], "new as well", *titles[450:], titles[7]]
     write_catalog("c", tonight)
     second = run(bundle, "labels")
     assert second.effort.forwarded == 2
@@ -74,15 +75,15 @@ def test_another_setting_carries_nothing_over(ray_session: None, working_folder:
 def test_texts_are_found_in_any_number_of_buckets(
     ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    titles: list[str | None] = [f"product {i}" for i in range(5_000)]
+    titles: list[str | None] = [f"product {i}" for i in range(900)]
     write_catalog("c", titles)
     result = run(bundle, "labels")
     folder, spec = locate("labels") / f"run={result.run}", read_spec(bundle)
     units = len(list(Path(f"labels/run={result.run}").glob("part-*")))
     labels = published("labels")
-    wanted = pa.array([f"product {i}" for i in range(4_990, 5_010)][::-1])
-    expected = [row["category"] for row in labels.slice(4_990).to_pylist()][::-1]
-    for size, buckets in [(1 << 22, 1), (1_000, 8), (10, 512)]:
+    wanted = pa.array([f"product {i}" for i in range(890, 910)][::-1])
+    expected = [row["category"] for row in labels.slice(890).to_pylist()][::-1]
+    for size, buckets in [(1 << 22, 1), (225, 4), (10, 128)]:
         monkeypatch.setattr(carry, "ROWS_PER_BUCKET", size)
         source = carry.Published(f"{working_folder.name}-{size}", folder, units, len(labels), 3)
         known, answers = carry.find(source, spec, hash_texts(wanted))

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from cataloger import snapshot
+from cataloger import snapshot, units
 from cataloger.batching import Tokens
 from cataloger.bundle import load_tokenizer, tokenize
 from cataloger.config import LabelConfig
@@ -22,6 +22,7 @@ from cataloger.taxonomy import prefix
 from cataloger.text import compose
 from conftest import free_of_ray, make_bundle
 
+UNIT = 600
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
@@ -31,16 +32,17 @@ def published(output: str = "labels") -> pa.Table:
 
 
 @pytest.fixture
-def catalog(working_folder: Path) -> Path:
-    """Three files, 9,000 rows, two units; some rows without text, many repeats."""
+def catalog(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three files, 900 rows, two units; some rows without text, many repeats."""
+    monkeypatch.setattr(units, "MIN_UNIT_ROWS", UNIT)
     folder = working_folder / "catalog"
     folder.mkdir()
     for part in range(3):
-        ids = np.arange(part * 3_000, (part + 1) * 3_000)
-        title = [None if i % 150 == 0 else f"product {i % 700} of brand {i % 13}" for i in ids]
+        ids = np.arange(part * 300, (part + 1) * 300)
+        title = [None if i % 150 == 0 else f"product {i % 400} of brand {i % 13}" for i in ids]
         brand = [None if i % 3 == 0 or i % 150 == 0 else f"brand {i % 13}" for i in ids]
         table = pa.table({"sku": ids, "title": title, "brand": brand, "description": pa.nulls(len(ids))})
-        pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=1_000)
+        pq.write_table(table, folder / f"part-{part}.parquet", row_group_size=100)
     return folder
 
 
@@ -48,7 +50,7 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     result = label(
         LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku", precision="fp32")
     )
-    assert (result.rows, result.labelled, result.rejects) == (9_000, 8_940, 60)
+    assert (result.rows, result.labelled, result.rejects) == (900, 894, 6)
     labels = published()
     source = pq.read_table(catalog)
     texts = compose(source, ("title", "brand", "description"), 32)
@@ -75,17 +77,17 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert None in trusted, "some rows are trusted at no level"
     assert trusted - set(labels.column("category").to_pylist()) - {None}, "some rows back off"
     assert len(row["text_hash"]) == 32
-    distinct = texts.slice(0, 8_192).drop_null().unique(), texts.slice(8_192).drop_null().unique()
+    distinct = texts.slice(0, UNIT).drop_null().unique(), texts.slice(UNIT).drop_null().unique()
     assert result.effort.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
 
 
 def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> None:
     result = label(LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku"))
     rejects = pq.read_table(f"labels/run={result.run}/_rejects")
-    assert rejects.column("id").to_pylist() == list(range(0, 9_000, 150))
+    assert rejects.column("id").to_pylist() == list(range(0, 900, 150))
     assert set(rejects.column("reason").to_pylist()) == {NO_TEXT}
     manifest = json.loads(Path(f"labels/run={result.run}/_manifest.json").read_text())
-    assert manifest["rows"] == manifest["labelled"] + manifest["rejects"] == 9_000
+    assert manifest["rows"] == manifest["labelled"] + manifest["rejects"] == 900
     assert sum(file["rows"] for file in manifest["files"]) == manifest["rows"]
 
 
