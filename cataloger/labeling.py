@@ -15,7 +15,6 @@ from cataloger import (
     lasting,
     nightly,
     pointer,
-    progress,
     registry,
     runtime,
     snapshot,
@@ -29,12 +28,11 @@ from cataloger.config import LabelConfig
 from cataloger.effort import Effort
 from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.nightly import Night
-from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
 from cataloger.storage import Location, check_writable, locate
-from cataloger.stream import Model, Reading, predict_units
+from cataloger.stream import Model, Reading
 from cataloger.units import Unit, plan_units
-from cataloger.writing import read_written, write_units
+from cataloger.writing import label_units
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
@@ -104,7 +102,11 @@ def label(config: LabelConfig) -> LabelResult:
             reading = Reading(filesystem, schema, kept, text_columns, published=_to_carry_over(night))
             todo = [unit for unit in units if unit.index not in parts]
             effort = Effort()
-            for part, sample, spent in _stream(night, reading, model, shape, todo, every):
+            settings = (config.precision, config.alternatives)
+            about_part = {"run": run, **night.decided_by}
+            for part, sample, spent in label_units(
+                reading, model, todo, shape, *settings, night.folder, about_part, every
+            ):
                 parts[part.unit] = part
                 samples.append(sample)
                 effort += spent
@@ -196,31 +198,6 @@ def _to_carry_over(night: _Night) -> Published | None:
         return None
     folder = snapshot.run_folder(night.output, before["run"])
     return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
-
-
-def _stream(
-    night: _Night, reading: Reading, model: Model, shape: ActorShape, units: Sequence[Unit], every: int
-) -> Iterator[tuple[Part, ids.Hashes, Effort]]:
-    """Run the stream over the units that are left; each one's part, sample of ids and effort.
-
-    Raises the CatalogerError a task met.
-    """
-    if not units:
-        return
-    stream = predict_units(reading, model, units, shape, night.config.precision, night.config.alternatives)
-    stream = write_units(stream, model.spec, night.folder, {"run": night.run, **night.decided_by}, every)
-    total, rejects, effort = sum(unit.rows for unit in units), 0, Effort()
-    with runtime.errors_of_tasks(), progress.meter("label", total) as shown:
-        for row in stream.iter_rows():
-            part, sample, spent = read_written(row)
-            if spent.halvings > effort.halvings:
-                log.warning(
-                    "a GPU ran out of memory: fewer tokens per forward pass from now on; the labels stay the same"
-                )
-            effort, rejects = effort + spent, rejects + part.rejects
-            rejected = f"{rejects:,} rejected, " if rejects else ""
-            shown.advance_to(effort.rows, rejected + effort.describe(shown.seconds))
-            yield part, sample, spent
 
 
 def _publish(

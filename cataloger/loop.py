@@ -7,8 +7,7 @@ its last checkpoint with as many workers as there are then: all randomness is a 
 
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from cataloger import runtime, seen
 from cataloger.batching import IntArray, Tokens, shuffled_batches
 from cataloger.bundle import Spec, checked_base_model, network_shape
+from cataloger.checkpoint import is_out_of_memory, restoring
 from cataloger.config import TrainConfig
 from cataloger.dropout import set_dropout
 from cataloger.engines import resolve_dtype
@@ -88,7 +88,7 @@ class Loop:
         except TrainingError as problem:  # on every rank alike: the losses are summed over all
             ray.get(self.board.give_up.remote(problem))
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             remedy = "lower --batch-size or --max-tokens, or use more workers"
             place = "GPU" if self.device.type == "cuda" else "machine"
@@ -290,21 +290,3 @@ class Loop:
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
             self.board.post.remote(0, "", self.recent)
-
-
-@contextmanager
-def restoring(checkpoint: str) -> Iterator[None]:
-    """What does not fit this code in a state that another one wrote is a CheckpointError; a disk or a GPU that fails is not."""
-    try:
-        yield
-    except Exception as error:
-        failed = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        if failed or isinstance(error, torch.AcceleratorError) or _is_out_of_memory(error):
-            raise
-        why = (str(error).splitlines() or [""])[0]
-        raise CheckpointError(f"checkpoint {checkpoint}: cannot be restored: {type(error).__name__}: {why}") from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has a class for GPUs' allocators only; its one for CPUs says so in words."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

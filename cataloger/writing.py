@@ -2,34 +2,58 @@
 
 import functools
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import ray.data
 
-from cataloger import ids, runtime, snapshot
+from cataloger import ids, progress, runtime, snapshot
 from cataloger.answers import assemble
 from cataloger.bundle import Spec
+from cataloger.config import Precision
 from cataloger.effort import Effort
+from cataloger.runtime import ActorShape
 from cataloger.snapshot import Part
 from cataloger.storage import Location
-from cataloger.stream import Done
+from cataloger.stream import Done, Model, Reading, predict_units
+from cataloger.units import Unit
+
+log = logging.getLogger(__name__)
 
 
-def write_units(
-    stream: ray.data.Dataset, spec: Spec, folder: Location, about: Mapping[str, str], every: int
-) -> ray.data.Dataset:
-    """Write each unit of `predict_units` to the run's folder; rows that `read_written` reads. `every` samples the ids."""
-    write = functools.partial(_write, spec=spec, folder=folder, about=about, every=every)
-    return stream.map(write, num_cpus=runtime.TASK_CPUS)
+def label_units(
+    reading: Reading,
+    model: Model,
+    units: Sequence[Unit],
+    shape: ActorShape,
+    precision: Precision,
+    alternatives: int,
+    folder: Location,
+    about: Mapping[str, str],
+    every: int,
+) -> Iterator[tuple[Part, ids.Hashes, Effort]]:
+    """Write each unit to the run's folder, and show how far it is: its part, the hashes of the ids that `every` samples, its effort.
 
-
-def read_written(row: dict[str, Any]) -> tuple[Part, ids.Hashes, Effort]:
-    """A unit's part, the hashes of its sampled ids, and what it took."""
-    part, effort = Part.from_dict(json.loads(row["part"])), Effort(**json.loads(row["effort"]))
-    return part, np.frombuffer(row["ids"], np.uint64), effort
+    Units come in any order. Raises the CatalogerError a task met.
+    """
+    if not units:
+        return
+    write = functools.partial(_write, spec=model.spec, folder=folder, about=about, every=every)
+    stream = predict_units(reading, model, units, shape, precision, alternatives).map(write, num_cpus=runtime.TASK_CPUS)
+    rejects, effort = 0, Effort()
+    with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
+        for row in stream.iter_rows():
+            part, spent = Part.from_dict(json.loads(row["part"])), Effort(**json.loads(row["effort"]))
+            if spent.halvings > effort.halvings:
+                log.warning(
+                    "a GPU ran out of memory: fewer tokens per forward pass from now on; the labels stay the same"
+                )
+            effort, rejects = effort + spent, rejects + part.rejects
+            rejected = f"{rejects:,} rejected, " if rejects else ""
+            shown.advance_to(effort.rows, rejected + effort.describe(shown.seconds))
+            yield part, np.frombuffer(row["ids"], np.uint64), spent
 
 
 def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str, str], every: int) -> dict[str, Any]:

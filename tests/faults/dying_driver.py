@@ -22,7 +22,7 @@ moment = sys.argv.pop(1)
 if moment.startswith("parts="):
     from cataloger import labeling
 
-    stream, wanted = labeling._stream, int(moment.removeprefix("parts="))
+    stream, wanted = labeling.label_units, int(moment.removeprefix("parts="))
 
     def dying_stream(*arguments: Any) -> Iterator[Any]:
         for number, item in enumerate(stream(*arguments)):
@@ -30,7 +30,7 @@ if moment.startswith("parts="):
                 die()
             yield item
 
-    labeling._stream = dying_stream
+    labeling.label_units = dying_stream
 else:
     module, _, function = moment.partition(".")
     found = importlib.import_module(f"cataloger.{module}")

@@ -4,8 +4,8 @@ from pickle import UnpicklingError
 import pytest
 import torch
 
+from cataloger.checkpoint import restoring
 from cataloger.errors import CheckpointError
-from cataloger.loop import restoring
 
 
 @pytest.mark.parametrize(
