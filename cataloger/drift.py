@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger import ids, snapshot
-from cataloger.storage import Location
+from cataloger.errors import StorageError
+from cataloger.storage import Location, explain
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
 COMPARED_PRODUCTS = 1_000_000
@@ -164,9 +166,14 @@ class _Part:
 
 
 def _read_part(part: Location, every: int | None) -> _Part:
-    with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
-        found = {"category", "categories"} & set(file.schema_arrow.names)
-        table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
+    try:
+        with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
+            found = {"category", "categories"} & set(file.schema_arrow.names)
+            table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{part}: cannot be read, to compare labels: {explain(error)}; see jobs/verify.py"
+        ) from error
     frame = table.drop_columns(["id", "text_hash"]).to_pandas()
     single = frame["category"] if "category" in found else frame["categories"].explode().dropna()
     if "categories" in found:  # whether a product moved is asked of all of them together

@@ -8,6 +8,7 @@ import pytest
 
 from cataloger import drift, snapshot
 from cataloger.drift import Drift, compare, sample_every, summarise
+from cataloger.errors import StorageError
 from cataloger.storage import Location, locate
 
 
@@ -99,3 +100,12 @@ def test_no_more_parts_are_held_than_are_read_at_a_time(working_folder: Path, mo
     parts = [part(f"p{number}", [number], ["A"], 0.9) for number in range(100)]
     assert summarise(parts, 1).counts == {"A": 100}
     assert most <= 2 * snapshot.AT_ONCE
+
+
+def test_a_published_part_that_cannot_be_read_is_named(working_folder: Path) -> None:
+    before = [part("a", [1], ["A"], 0.9), locate("gone.parquet")]
+    with pytest.raises(StorageError, match=r"gone.parquet: cannot be read, to compare labels"):
+        summarise(before, 1)
+    Path("torn.parquet").write_bytes(Path("a").read_bytes()[:-9])
+    with pytest.raises(StorageError, match=r"torn.parquet: cannot be read"):
+        summarise([locate("torn.parquet")], 1)
