@@ -124,7 +124,7 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
     for number, (source, spec) in enumerate(zip(sources, specs, strict=True)):
         if not spec.test_fraction and spec.catalog_fingerprint == fingerprint:
             raise _saw(source, 1.0)
-        for name, what in (("categories", "know"), ("text_columns", "read")):
+        for name, what in (("categories", "know"), ("text_columns", "read"), ("group_column", "were split by")):
             if getattr(spec, name) != getattr(specs[0], name):
                 raise ConfigError(
                     f"models {sources[0].uri} and {source.uri} {what} different {name.replace('_', ' ')}; audit with one of them"

@@ -45,9 +45,9 @@ class Seen:
         return pa.array(np.isin(keys, self.keys), mask=keys % np.uint64(self.every) != 0)
 
 
-def keys(table: pa.Table, texts: pa.Array, group_column: str | None) -> Keys:
+def keys(table: pa.Table, texts: pa.Array, group_column: str | None, format_version: int = FORMAT) -> Keys:
     """Of each row what decides its side of the split, as a number: equal for equal normalised texts, or groups."""
-    return split_hash(split_keys(table, texts, group_column), FORMAT)
+    return split_hash(split_keys(table, texts, group_column), format_version)
 
 
 def share(recognised: pa.Array | pa.ChunkedArray) -> float | None:

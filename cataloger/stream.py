@@ -229,7 +229,7 @@ def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model
         if TEXT in reading.kept.values():
             table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
         if KEY in reading.kept.values():
-            table = table.append_column(KEY, pa.array(seen.keys(table, texts, spec.group_column)))
+            table = table.append_column(KEY, pa.array(seen.keys(table, texts, spec.group_column, spec.format_version)))
         chosen = np.ones(len(table), bool)
         if reading.held_out:
             hashes = split_hash(split_keys(table, texts, spec.group_column), spec.format_version)

@@ -4,7 +4,7 @@ import pytest
 from scipy.stats import binom
 
 from cataloger import metrics
-from cataloger.paired import Scored, accuracy_difference, differences, mcnemar
+from cataloger.paired import Scored, accuracy_difference, differences, enough_samples, mcnemar
 from cataloger.sets import Sets, exact
 
 PATHS = ["A > x", "A > y", "B > z", "B", "C > u > v"]
@@ -104,3 +104,11 @@ def test_mcnemar_by_hand() -> None:
     assert found.p_value == pytest.approx(2 * binom.cdf(2, 12, 0.5))
     assert mcnemar(first, first).p_value == 1.0
     assert accuracy_difference("", first, second).by == pytest.approx(8 / 20)
+
+
+def test_of_more_rows_fewer_samples_are_drawn() -> None:
+    assert [enough_samples(rows) for rows in (0, 3_107, 100_000, 200_000, 10**6, 10**9)] == [1_000] * 3 + [
+        500,
+        200,
+        200,
+    ]
