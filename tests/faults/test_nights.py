@@ -1,6 +1,7 @@
 """Promises about nights that look fine and are not: a broken export, a rollback that a job would undo, labels by other code."""
 
 import contextlib
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -59,7 +60,6 @@ def cost(out: str) -> tuple[int, int]:
         pytest.param(range(4), 396, 4, id="a hundredth is left"),
         pytest.param(range(ROWS, 2 * ROWS), 400, 0, id="all ids are new"),
         pytest.param([*range(ROWS), *range(ROWS)], 400, 0, id="all rows are there twice"),
-        pytest.param([*range(300), *range(ROWS, 5 * ROWS)], 100, 300, id="a quarter is gone among many new ones"),
     ],
 )
 def test_a_broken_export_is_held_back(
@@ -136,9 +136,6 @@ def test_anew_means_every_row_and_stays_published(yesterday: str, label: Job, jo
 
 def test_labels_by_other_code_are_not_carried_over(yesterday: str, label: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     before = published()[0]
-    shop(range(ROWS + 3))
-    code, out, _ = label()
-    assert (code, cost(out)) == (0, (ROWS + 3, 0))
     monkeypatch.setattr(deciding, "digest", lambda: "mended")
     code, out, err = label()
     assert code == 0, err
@@ -165,6 +162,7 @@ def test_an_mlflow_that_goes_away_before_the_run_is_opened_costs_no_labels(
     working_folder: Path, label: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     shop(range(ROWS))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", os.environ["MLFLOW_TRACKING_URI"])  # MLflow sets it, too
     planned = labeling.plan_units
 
     def plan_and_lose(*arguments: object) -> object:
