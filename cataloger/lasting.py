@@ -81,4 +81,6 @@ def _is_network(path: Path) -> bool:
         return False
     holding = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
     _, kind = max(holding, key=lambda mount: len(mount[0]), default=("", ""))
-    return kind.removeprefix("fuse.").startswith(NETWORK_FILE_SYSTEMS) or kind.startswith("fuse.")
+    # What a user's own program mounts is as good as always remote; not so the root of a container without privileges.
+    own = kind.startswith("fuse.") and "overlay" not in kind
+    return own or kind.startswith(NETWORK_FILE_SYSTEMS)

@@ -42,9 +42,8 @@ def connect() -> str:
     """
     if not os.environ.get("MLFLOW_TRACKING_URI") and lasting.is_submitted():
         raise TrackingError(
-            "MLFLOW_TRACKING_URI is not set, and what is written to the working folder of a submitted job is gone with it; "
-            "set it to a server's address where the cluster is started (see cluster.yaml), or for this job: ray job submit "
-            '--runtime-env-json \'{"env_vars": {"MLFLOW_TRACKING_URI": "http://HOST:5000"}}\' …'
+            "MLFLOW_TRACKING_URI is not set, and what is written to the working folder of a submitted job is gone with it; set it "
+            "where the cluster is started: to a server's address, on one machine to sqlite:////ABSOLUTE/PATH/mlflow.db"
         )
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
     if uri.startswith(("http://", "https://")):
