@@ -19,6 +19,8 @@ UNITS_OF_A_SMALL_CATALOG = 16
 # Of the named columns as they lie in memory: what a unit may take of a node, and of what is decoded at once.
 MAX_UNIT_BYTES = 256 << 20
 MAX_BATCH_BYTES = 64 << 20
+# Of a larger row group than that, another task fetches the chunks again: what a lost task has to repeat is bounded.
+MOST_UNITS_PER_READ = 16
 
 
 @dataclass(frozen=True)
@@ -60,29 +62,40 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
     """Cut a catalog into units in file order; a function of the catalog and its named columns, so that every run cuts it alike.
 
     A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units, and fewer
-    where the named columns of so many would come to more than 256 MiB, by the footers. Small files and row groups share a
-    unit, large row groups are cut.
+    where the named columns of so many would come to more than 256 MiB, by the footers. Whole row groups share a unit; one that
+    is larger than a unit is cut into units of its own, so that reading needs no more than one task for it.
     """
     if unit_rows is None:
         unit_rows = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-catalog.rows // UNITS_OF_A_SMALL_CATALOG)))
     units: list[Unit] = []
-    segments: list[Segment] = []
-    room, bytes_left = unit_rows, float(MAX_UNIT_BYTES)
+    shared: list[Segment] = []
+    room, bytes_left = unit_rows, MAX_UNIT_BYTES
+
+    def close(segments: Sequence[Segment]) -> None:
+        if segments:
+            units.append(Unit(len(units), tuple(segments)))
+
     for file in catalog.files:
         for row_group, (rows, size) in enumerate(zip(file.row_groups, file.sizes, strict=True)):
-            start, per_row = 0, max(size, 1) / max(rows, 1)
-            while start < rows:
-                taken = min(room, rows - start, int(bytes_left // per_row))
-                if taken or not segments:
-                    taken = max(1, taken)
-                    segments.append(Segment(file.path, row_group, start, taken, file.size, file.modified_ns))
-                    start, room, bytes_left = start + taken, room - taken, bytes_left - taken * per_row
-                if not room or not taken or bytes_left < per_row:
-                    units.append(Unit(len(units), tuple(segments)))
-                    segments, room, bytes_left = [], unit_rows, float(MAX_UNIT_BYTES)
-    if segments:
-        units.append(Unit(len(units), tuple(segments)))
+            if rows > room or size > bytes_left:
+                close(shared)
+                shared, room, bytes_left = [], unit_rows, MAX_UNIT_BYTES
+            most = min(unit_rows, max(1, MAX_UNIT_BYTES * rows // max(1, size)))
+            pieces = _pieces(rows, most)
+            segments = [Segment(file.path, row_group, start, n, file.size, file.modified_ns) for start, n in pieces]
+            if len(segments) > 1:
+                for segment in segments:
+                    close([segment])
+            else:
+                shared, room, bytes_left = shared + segments, room - rows, bytes_left - size
+    close(shared)
     return units
+
+
+def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
+    """(first row, rows) of pieces of at most so many rows, about alike."""
+    step = -(-rows // max(1, -(-rows // most)))
+    return [(start, min(step, rows - start)) for start in range(0, rows, step or 1)]
 
 
 @dataclass(frozen=True)
@@ -104,7 +117,8 @@ def plan_reads(units: Sequence[Unit]) -> list[Read]:
     reads: list[list[Unit]] = []
     for unit in units:
         first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
-        if last and (first.path, first.row_group) == (last.path, last.row_group):
+        same = last is not None and (first.path, first.row_group) == (last.path, last.row_group)
+        if same and len(reads[-1]) < MOST_UNITS_PER_READ:
             reads[-1].append(unit)
         else:
             reads.append([unit])

@@ -30,11 +30,27 @@ def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: 
     assert planned == [
         (f"/x/{i}", g, row) for i, groups in enumerate(files) for g, rows in enumerate(groups) for row in range(rows)
     ]
-    assert all(unit.rows == unit_rows for unit in units[:-1])
+    assert all(0 < unit.rows <= unit_rows for unit in units)
+    assert all(len(unit.segments) == 1 or all(s.start == 0 for s in unit.segments) for unit in units), "whole groups"
     assert [unit.index for unit in units] == list(range(len(units)))
     reads = plan_reads(units)
     assert all(Read.from_dict(read.as_dict()) == read for read in reads)
     assert [unit for read in reads for unit in read.units] == units
+
+
+@pytest.mark.parametrize(
+    ("group", "reads"), [(100_000, 1_000), (1_048_576, 100), (122_880, 814), (3_000_000, 99), (1_000, 1_539)]
+)
+def test_a_large_catalog_is_read_by_many_tasks(group: int, reads: int) -> None:
+    """Units that had a row group in common with the next one would be one task from the first row to the last."""
+    location, per_file = Location(pafs.LocalFileSystem(), "/x", "/x"), 100_000_000 // 10 // group
+    groups = (group,) * per_file
+    files = tuple(CatalogFile(f"/x/{i}", 1, 1, groups, groups, pa.schema([])) for i in range(10))
+    units = plan_units(Catalog(location, files, pa.schema([]), ""))
+    found = plan_reads(units)
+    assert len(found) == pytest.approx(reads, rel=0.15)
+    assert max(len(read.units) for read in found) <= 16
+    assert len(units) < 1.6 * 10 * per_file * group / 65_536 + 10, "and units stay large"
 
 
 def test_units_are_read_in_input_order_across_files_and_row_groups(working_folder: Path) -> None:
