@@ -165,6 +165,10 @@ def read_spec(folder: Path) -> Spec:
                 f"model {folder}: {SPEC} was made by a newer version of cataloger ({newer[0][:80]!r} is not known here); "
                 "install that version, or train the model again with this one"
             )
+        if isinstance(version, int) and version < READABLE[0]:
+            raise ModelError(
+                f"model {folder}: {SPEC} was made by an older version of cataloger (format_version {version}); train the model again"
+            )
         spec, labels = strict.parse(Spec, data), strict.parse(_Labels, config).id2label
     except ValueError as error:
         raise ModelError(

@@ -197,7 +197,8 @@ def _check_columns(
 
 
 def _common_type(types: set[pa.DataType]) -> pa.DataType:
-    """The type to read a column as that has these in its files."""
+    """The type to read a column as that has these in its files; dictionaries as their values, for all parts of a run alike."""
+    types = {kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types}
     types = types - {pa.null()} or types
     if len(types) == 1:
         return next(iter(types))

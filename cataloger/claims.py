@@ -87,7 +87,9 @@ class Claim:
         file = self.folder / OWNER
         with self._writing:
             version = file.version()
-            if version is None or read(file).token != self.entry.token:
+            if version is None:
+                raise ConflictError(f"{self.folder}: was removed while this process worked in it")
+            if read(file).token != self.entry.token:
                 raise ConflictError(
                     f"{self.folder}: another process works here now, since this one was silent for {LEASE_SECONDS:.0f} seconds"
                 )

@@ -12,8 +12,10 @@ from pathlib import Path
 
 MODULES = (
     "answers",
+    "batching",
     "bundle",
     "carry",
+    "catalog",
     "engines",
     "heads",
     "levels",
@@ -23,6 +25,7 @@ MODULES = (
     "stream",
     "taxonomy",
     "text",
+    "units",
 )
 LIBRARIES = ("numpy", "openvino", "pyarrow", "tokenizers", "torch", "transformers")
 

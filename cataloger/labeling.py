@@ -73,7 +73,8 @@ def label(config: LabelConfig) -> LabelResult:
     decisive += [config.precision, deciding.digest()]
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
-    run = pointer.choose(output, snapshot.run_id(*decisive, "anew") if config.anew else inputs, seen, anew=config.anew)
+    # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
+    run = pointer.choose(output, snapshot.run_id(*decisive, "anew", seen.run) if config.anew else inputs, seen)
     if published and published.get("inputs") == inputs and not config.anew:
         run = published["run"]  # it may have been labelled anew
     else:

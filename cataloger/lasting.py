@@ -80,7 +80,8 @@ def _is_network(path: Path) -> bool:
     except OSError:
         return False
     holding = [(point, kind) for point, kind in mounts if path.resolve().is_relative_to(point)]
-    _, kind = max(holding, key=lambda mount: len(mount[0]), default=("", ""))
+    # Of several at one point the last one is seen, such as an NFS that was mounted when somebody looked.
+    _, kind = max(reversed(holding), key=lambda mount: len(mount[0]), default=("", ""))
     # What a user's own program mounts is as good as always remote; not so the root of a container without privileges.
     own = kind.startswith("fuse.") and "overlay" not in kind
     return own or kind.startswith(NETWORK_FILE_SYSTEMS)

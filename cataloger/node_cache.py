@@ -22,6 +22,7 @@ SETTING = "CATALOGER_CACHE"
 KEPT_SECONDS = 36 * 3600
 # Between the kind of a working folder, its owner, and a token that makes its name unique.
 MARK = "~"
+OTHERS_MAY_WRITE = 0o022
 
 
 def once_per_node(kind: str, key: str, make: Callable[[Path], None], kept_seconds: float = KEPT_SECONDS) -> Path:
@@ -39,13 +40,33 @@ def once_per_node(kind: str, key: str, make: Callable[[Path], None], kept_second
     lock_folder.mkdir(exist_ok=True)
     with locked(lock_folder):
         if not folder.is_dir():
-            for old in parent.glob(f"{kind}-*"):
-                if _age(old) > kept_seconds:
-                    shutil.rmtree(old, ignore_errors=True)
+            _sweep(parent, kind, kept_seconds)
             with working_folder(kind) as aside:
-                make(aside)
-                aside.rename(folder)
+                try:
+                    make(aside)
+                    aside.rename(folder)
+                except OSError as error:
+                    raise StorageError(
+                        f"{parent}: cannot be filled: {explain(error)}; or set {SETTING} to another folder on this node"
+                    ) from error
     return folder
+
+
+def first_time(kind: str, key: str) -> bool:
+    """Whether no process of this node has asked this before, within a night and a half. Raises StorageError."""
+    parent = _parent()
+    _sweep(parent, kind, KEPT_SECONDS)
+    try:
+        (parent / f"{kind}-{key}").mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sweep(parent: Path, kind: str, kept_seconds: float) -> None:
+    for old in parent.glob(f"{kind}-*"):
+        if _age(old) > kept_seconds:
+            shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -57,7 +78,10 @@ def working_folder(kind: str) -> Iterator[Path]:
         # Of processes elsewhere, in other containers or before the last boot, nothing but the age is known.
         if dead or (dead is None and _age(left) > KEPT_SECONDS):
             shutil.rmtree(left, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=MARK.join([kind, quote(identity(), safe=""), ""]), dir=parent))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=MARK.join([kind, quote(identity(), safe=""), ""]), dir=parent))
+    except OSError as error:
+        raise StorageError(f"{parent}: cannot be written: {explain(error)}") from error
     try:
         yield folder
     finally:
@@ -69,10 +93,15 @@ def _parent() -> Path:
     try:
         parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = parent.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and found.st_mode & OTHERS_MAY_WRITE:
+            # Ours, but others could put something in: as earlier versions made it under a generous umask.
+            shutil.rmtree(parent, ignore_errors=True)
+            parent.mkdir(mode=0o700, exist_ok=True)
+            found = parent.lstat()
     except OSError as error:
         raise StorageError(f"{parent}: cannot be made: {explain(error)}; or set {SETTING} to another folder") from error
     # Models are loaded from here: in a folder for everybody's files, somebody else may have been first.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & OTHERS_MAY_WRITE:
         raise StorageError(
             f"{parent}: is not a folder of yours that nobody else may write to; remove it, or set {SETTING} to another folder"
         )

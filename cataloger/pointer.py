@@ -10,7 +10,6 @@ sees the tombstone; one that comes later sees it at once and takes the next free
 crash between them, leaves readers with a run that is not whole; tests/test_protocol.py tries them.
 """
 
-import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -77,34 +76,32 @@ def published(output: Location, seen: Seen) -> dict[str, Any] | None:
     return snapshot.read_manifest(output, seen.run)
 
 
-def choose(output: Location, run: str, seen: Seen, *, anew: bool = False) -> str:
-    """The id to make this run under: its own, or the next (`ID-2`, …) where that one was pruned, or `anew` is complete."""
+def choose(output: Location, run: str, seen: Seen) -> str:
+    """The id to make this run under: its own, or the next (`ID-2`, …) where that one was pruned."""
     dead = tombstones(output) - {seen.run}
-    for attempt in itertools.count(1):
-        name = run if attempt == 1 else f"{run}-{attempt}"
-        if name not in dead and not (anew and snapshot.is_complete(output, name)):
-            return name
-    raise AssertionError("itertools.count has no end")
+    names = [run, *(f"{run}-{attempt}" for attempt in range(2, len(dead) + 3))]
+    return next(name for name in names if name not in dead)
 
 
 def publish(output: Location, run: str, seen: Seen) -> None:
     """Point readers at a complete run, unless the pointer names another one than when it was `seen`. Raises PublishError."""
-    _publish(output, run, seen, seen.withdrawn)
+    _publish(output, run, seen, {})
 
 
 def replace(output: Location, run: str, seen: Seen) -> None:
     """The same, as a person's decision: no job is to publish what was published until now, unless it is asked to."""
     whole = seen.run is not None and snapshot.is_complete(output, seen.run)
     until_now = {snapshot.inputs_of(output, str(seen.run)): _now()} if whole else {}
-    _publish(output, run, seen, {**seen.withdrawn, **until_now})
+    _publish(output, run, seen, until_now)
 
 
 def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str]) -> None:
+    """`withdrawn` are inputs that were not so before."""
     while True:
         if run != seen.run and (output / PRUNED / run).exists():
             raise PublishError(f"run {run} was pruned while it was being made; run the same command again")
         mine = snapshot.inputs_of(output, run)
-        others = {inputs: when for inputs, when in withdrawn.items() if inputs != mine}
+        others = {inputs: when for inputs, when in {**seen.withdrawn, **withdrawn}.items() if inputs != mine}
         named = {"run": run, "path": f"run={run}", "manifest": f"run={run}/{snapshot.MANIFEST}"}
         if _turn(output, {**named, "published": _now(), "withdrawn": others}, seen):
             return

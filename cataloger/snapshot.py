@@ -12,8 +12,9 @@ The first part of a unit stands: whoever comes second, be it a retry or what is 
 import hashlib
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -213,9 +214,14 @@ def label_files(folder: Location, units: int) -> list[Location]:
 
 def each(files: Sequence[Location], read: Callable[[Location], Read]) -> Iterator[Read]:
     """What `read` makes of each file, in their order; a few files are read at a time, and no more are held than these."""
-    with ThreadPoolExecutor(4) as pool:
-        for start in range(0, len(files), AT_ONCE):
-            yield from pool.map(read, files[start : start + AT_ONCE])
+    ahead: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        for file in files:
+            ahead.append(pool.submit(read, file))
+            if len(ahead) == AT_ONCE:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 def read_manifest(output: Location, run: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from cataloger.bundle import Spec, load_tokenizer, tokenize
 from cataloger.config import Precision
 from cataloger.effort import Effort, SharedClock
 from cataloger.errors import ResourceError
+from cataloger.node_cache import first_time
 from cataloger.runtime import ActorShape
 from cataloger.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
 from cataloger.units import Read, Unit, plan_reads, read_units
@@ -189,10 +190,10 @@ class Labeler:
     def _end_process(self, error: Exception) -> NoReturn:
         """The model cannot answer in this process any more: Ray starts another one and gives it the units of this one.
 
-        Raises ResourceError in a process that is such another one and has not answered for a unit either: Ray would go on
-        for ever.
+        Raises ResourceError where a process of this actor has ended so before on this node, and this one has not answered for a
+        unit either: Ray would go on for ever.
         """
-        if not self.has_answered and ray.get_runtime_context().was_current_actor_reconstructed:
+        if not self.has_answered and not first_time("broken", str(ray.get_runtime_context().get_actor_id())):
             raise ResourceError(
                 f"node {platform.node()}: the model failed at everything twice in a row, the second time in a new process "
                 f"({_said(error)}); look after the device there, then run the same command again"

@@ -4,11 +4,9 @@ import sys
 from cataloger.deciding import MODULES, _meaning
 from conftest import ROOT
 
-# Loaded on the way from a row to its label, and without a say in it: what is read, where it is kept, what it cost.
+# Loaded on the way from a row to its label, and without a say in it: where it is kept, what it cost.
 NOT_DECIDING = {
     "alive",
-    "batching",
-    "catalog",
     "config",
     "deciding",
     "effort",
@@ -21,7 +19,6 @@ NOT_DECIDING = {
     "snapshot",
     "storage",
     "strict",
-    "units",
 }
 
 

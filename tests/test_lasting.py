@@ -53,7 +53,9 @@ def test_a_cluster_that_may_grow_needs_a_shared_file_system(
     with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
         check_shared(locate("labels"), "--output")
     mounts = working_folder / "mounts"
-    mounts.write_text(f"overlay / overlay rw 0 0\nfs-1:/shop {working_folder} nfs4 rw 0 0\n")
+    mounts.write_text(
+        f"overlay / overlay rw 0 0\nauto {working_folder} autofs rw 0 0\nfs-1:/shop {working_folder} nfs4 rw 0 0\n"
+    )
     monkeypatch.setattr(lasting, "MOUNTS", mounts)
     check_shared(locate("labels"), "--output")
     with pytest.raises(ResourceError, match="is a folder of this machine"):

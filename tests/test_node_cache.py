@@ -8,7 +8,7 @@ import pytest
 
 from cataloger import node_cache
 from cataloger.errors import StorageError
-from cataloger.node_cache import once_per_node, working_folder
+from cataloger.node_cache import first_time, once_per_node, working_folder
 from conftest import ROOT
 
 KILLED = """
@@ -61,14 +61,32 @@ def test_what_nobody_asked_for_goes_when_something_new_is_made(cache: Path) -> N
 def test_a_folder_that_others_may_write_to_is_not_trusted(cache: Path) -> None:
     once_per_node("model", "m", make)
     assert cache.stat().st_mode & 0o777 == 0o700
+    (cache / "model-planted").mkdir()
     cache.chmod(0o777)
-    with pytest.raises(StorageError, match=r"is not a folder of yours.*CATALOGER_CACHE"):
-        once_per_node("model", "m", make)
-    cache.chmod(0o700)
+    once_per_node("model", "m", make)
+    assert (cache.stat().st_mode & 0o777, os.listdir(cache / "model-m")) == (0o700, ["made"])
+    assert not (cache / "model-planted").exists()
     cache.rename(cache.with_name("elsewhere"))
     cache.symlink_to(cache.with_name("elsewhere"))
-    with pytest.raises(StorageError, match="is not a folder of yours"):
+    with pytest.raises(StorageError, match=r"is not a folder of yours.*CATALOGER_CACHE"):
         once_per_node("model", "m", make)
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(cache: Path) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StorageError, match=r"cannot be filled: .*make room .*CATALOGER_CACHE"):
+        once_per_node("carry", "large", fill)
+    assert os.listdir(cache) == ["carry.lock"]
+
+
+def test_something_is_done_for_the_first_time_once(cache: Path) -> None:
+    assert [first_time("broken", key) for key in ("a", "b", "a")] == [True, True, False]
+    past = time.time() - 2 * 24 * 3600
+    os.utime(cache / "broken-a", (past, past))
+    assert first_time("broken", "a"), "a night and a half later it is another matter"
 
 
 def test_somebody_elses_folder_is_not_trusted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

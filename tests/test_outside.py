@@ -186,7 +186,7 @@ def test_a_manifest_lists_the_parts_of_its_own_run_and_their_rows(
         ({"multi_label": True, "thresholds": [], "category_thresholds": [0.5]}, "category_thresholds: "),
         ({"test_fraction": 1.5}, "test_fraction: "),
         ({"group_column": 3}, "group_column: "),
-        ({"format_version": 1}, "format_version: "),
+        ({"format_version": 1}, "older version of cataloger"),
         ({"format_version": 4}, "newer version of cataloger"),
         ({"tomorrow": 1}, "newer version of cataloger.*tomorrow"),
     ],
