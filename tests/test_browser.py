@@ -147,6 +147,7 @@ def test_the_night(opened: Callable[[str], str]) -> None:
         "Labels of s3://shop/catalog",
         "by models:/shop/4",
         "1,234 rows/s",
+        "0.0% of the products before are missing",
         f"{found.drift.changed:.1%} changed category",
         f"{found.drift.stability:.3f} population stability index",
         f"{now.review_share:.1%} need review",
@@ -168,7 +169,8 @@ def summary(seed: int) -> drift.Summary:
     labels = pd.DataFrame({"id": np.arange(ROWS, dtype=np.uint64), "category": categories, "text": 0})
     histogram = np.histogram(one.column("confidence"), 20, (0, 1))[0]
     review = int(np.sum(one.column("needs_review").to_numpy()))
-    return drift.Summary(ROWS, Counter(categories), ROWS / 2, histogram, review, labels)
+    nobody = np.empty(0, np.uint64)
+    return drift.Summary(ROWS, Counter(categories), ROWS / 2, histogram, review, labels, nobody, 1)
 
 
 def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(

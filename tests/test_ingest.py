@@ -60,7 +60,7 @@ def test_rows_come_in_catalog_order_and_what_runs_later_is_not_held_to_it(write:
         write(f"{number}.parquet", id=range(20_000), title=titles, category_path=["A", "B"] * 10_000)
     catalogs = [open_catalog(f"{number}.parquet", "id", ["title"], "category_path") for number in (1, 2)]
     tables = ray.get(ingest([Source(catalog, {"A": 0, "B": 1}, TRAINING) for catalog in catalogs], config()))
-    assert len(tables) > 4
+    assert len(tables) > 1
     labels = pa.concat_tables(tables).column("labels").combine_chunks()
     assert labels.flatten().to_pylist() == [0, 1] * 20_000
     assert not ray.data.DataContext.get_current().execution_options.preserve_order

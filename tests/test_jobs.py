@@ -162,7 +162,7 @@ def test_an_mlflow_server_that_is_not_there(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hush@127.0.0.1:9")
     flags = {
         "train": ("--catalog", catalog, "--text-columns", "title"),
-        "label": ("--catalog", catalog, "--output", "labels", "--model", bundle),
+        "label": ("--catalog", catalog, "--output", "labels", "--model", "models:/shop@champion"),
         "evaluate": ("--catalog", catalog, "--model", bundle),
         "compare": ("a", "b"),
     }[name]
