@@ -22,9 +22,9 @@ BIN = Path(sys.executable).parent
 
 
 def free_port() -> int:
-    """A port for later: not one of those that the kernel gives to whoever asks for any, as Ray's processes do all the time."""
+    """A port for later: not one of those that the kernel gives to whoever asks for any, nor one of Ray's workers."""
     while True:
-        port = random.SystemRandom().randrange(12_000, 32_000)
+        port = random.SystemRandom().randrange(20_000, 32_000)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
