@@ -4,23 +4,39 @@ import hashlib
 import json
 import subprocess
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.types import ColSpec, DataType, Schema
 
-from cataloger.catalog import Catalog
+from cataloger.storage import Location
 
 PACKAGE = Path(__file__).parent
+
+
+class Dataset(Protocol):
+    """What MLflow is told of a catalog."""
+
+    @property
+    def location(self) -> Location: ...
+    @property
+    def files(self) -> Sequence[object]: ...
+    @property
+    def schema(self) -> pa.Schema: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
 
 
 class CatalogDataset(MetaDataset):
     """A catalog by its location, fingerprint, columns and number of rows: MLflow has no class for Parquet that nobody loads."""
 
-    def __init__(self, catalog: Catalog) -> None:
+    def __init__(self, catalog: Dataset) -> None:
         self._profile = {"rows": catalog.rows, "files": len(catalog.files)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # two names for one kind of source
@@ -39,8 +55,8 @@ class CatalogDataset(MetaDataset):
 def code_version() -> dict[str, str]:
     """Tags: a digest of the library's files, and the git commit where there is a repository (a submitted job has none)."""
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.glob("*.py")):
-        digest.update(file.name.encode() + file.read_bytes())
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + file.read_bytes())
     tags = {"code_digest": digest.hexdigest()[:12]}
     try:
         found = subprocess.run(

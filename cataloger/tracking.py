@@ -21,9 +21,8 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from cataloger import alive, lasting
-from cataloger.catalog import Catalog
 from cataloger.errors import TrackingError
-from cataloger.lineage import CatalogDataset, code_version
+from cataloger.lineage import CatalogDataset, Dataset, code_version
 from cataloger.storage import locked
 
 log = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ def check_nodes(uri: str) -> None:
 
 @contextlib.contextmanager
 def run(
-    kind: str, name: str, config: Any, catalog: Catalog | None, tags: Mapping[str, str], again: str | None = None
+    kind: str, name: str, config: Any, catalog: Dataset | None, tags: Mapping[str, str], again: str | None = None
 ) -> Iterator[str]:
     """An MLflow run around a job: parameters, catalog and code version in, FINISHED or FAILED out, whatever happens.
 

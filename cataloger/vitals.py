@@ -1,6 +1,7 @@
 """How busy every node of the cluster is while a job runs, in the `System metrics` of its MLflow run."""
 
 import contextlib
+import itertools
 import logging
 import threading
 import time
@@ -42,7 +43,7 @@ class Probe:
 
 @contextlib.contextmanager
 def watch(run_id: str) -> Iterator[None]:
-    """Log the metrics of every node to the run for as long as the block runs. Needs a running Ray.
+    """Log the metrics of every node to the run, every ten seconds for as long as the block runs. Needs a running Ray.
 
     Workers reach the driver through Ray alone: the MLflow server may listen on the driver's localhost only. Nodes may come
     and go. The names of metrics are those of MLflow, with the node's address between where there is more than one.
@@ -70,10 +71,10 @@ def watch(run_id: str) -> Iterator[None]:
         tracking.log_steps(run_id, metrics)
 
     def follow() -> None:
-        step = 0
-        while not stop.wait(SECONDS_BETWEEN if step else 0):
+        for step in itertools.count():
+            if stop.wait(SECONDS_BETWEEN):
+                return
             measure(step)
-            step += 1
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()

@@ -49,6 +49,10 @@ def test_the_commit_is_that_of_the_working_tree_and_absent_without_one(
     assert set(alone) == {"code_digest"}
     (package / "a.py").write_text("2")
     assert lineage.code_version() != alone
+    alone = lineage.code_version()
+    (package / "below").mkdir()
+    (package / "below" / "b.py").write_text("")
+    assert lineage.code_version() != alone, "packages within the package count"
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"], ["tag", "v1"]):
         subprocess.run([*git, *command], cwd=tmp_path, check=True)
