@@ -1,11 +1,13 @@
 """One Ray, one MLflow store, one tiny model for all tests; every test has a working folder of its own."""
 
+import json
 import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,6 +173,41 @@ def shared_data(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"needs ../shared/data/{name}, which is not part of the project")
     return path
+
+
+def refused(outcome: tuple[int, str, str], *sentence: str, code: int = 2) -> None:
+    """Exit code, one sentence on stderr that says all of this, and no traceback."""
+    exit_code, _out, err = outcome
+    assert exit_code == code, err
+    problem = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(problem) == 1, err
+    assert "Traceback" not in err
+    for part in sentence:
+        assert part in problem[0]
+    assert not Path("labels").exists(), "nothing half-written"
+    assert not list(Path().glob("checkpoints/*/*")), "nothing half-written"
+
+
+def upload(folder: Path, uri: str) -> None:
+    from cataloger.storage import locate
+
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (locate(uri) / str(file.relative_to(folder))).write(file.read_bytes())
+
+
+def losses(run_id: str) -> np.ndarray:
+    """Of a training, step by step."""
+    from mlflow import MlflowClient
+
+    history = MlflowClient().get_metric_history(run_id, "train_loss")
+    return np.array([metric.value for metric in sorted(history, key=lambda metric: metric.step)])
+
+
+def published(output: str = "labels") -> pa.Table:
+    """The labels that `_latest.json` names."""
+    pointer = json.loads((Path(output) / "_latest.json").read_text())
+    return pq.read_table(Path(output) / pointer["path"])
 
 
 def on_ray(address: str, **more: str) -> dict[str, str]:

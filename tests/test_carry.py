@@ -14,7 +14,7 @@ from cataloger.config import LabelConfig
 from cataloger.labeling import label
 from cataloger.storage import locate
 from cataloger.text import hash_texts
-from test_labeling import published
+from conftest import published
 
 
 def write_catalog(folder: str, titles: list[str | None]) -> None:

@@ -16,7 +16,7 @@ from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, SampleConfig
 from cataloger.predictions import Predictions
 from cataloger.sample import generate
-from test_jobs import refused
+from conftest import refused
 
 Job = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from conftest import ROOT
+from conftest import ROOT, refused
 
 Job = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
@@ -26,19 +26,6 @@ def catalog(write: Write) -> Path:
         title=["red shoe", "green tea", "blue shoe"],
         category_path=["A > x", "B > y", "A > x"],
     )
-
-
-def refused(outcome: tuple[int, str, str], *sentence: str, code: int = 2) -> None:
-    """Exit code, one sentence on stderr that says all of this, and no traceback."""
-    exit_code, _out, err = outcome
-    assert exit_code == code, err
-    problem = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(problem) == 1, err
-    assert "Traceback" not in err
-    for part in sentence:
-        assert part in problem[0]
-    assert not Path("labels").exists(), "nothing half-written"
-    assert not list(Path().glob("checkpoints/*/*")), "nothing half-written"
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -20,15 +20,10 @@ from cataloger.storage import locate
 from cataloger.stream import NO_TEXT
 from cataloger.taxonomy import prefix
 from cataloger.text import compose
-from conftest import free_of_ray, make_bundle
+from conftest import free_of_ray, make_bundle, published
 
 UNIT = 600
 pytestmark = pytest.mark.usefixtures("ray_session")
-
-
-def published(output: str = "labels") -> pa.Table:
-    pointer = json.loads((Path(output) / "_latest.json").read_text())
-    return pq.read_table(Path(output) / pointer["path"])
 
 
 @pytest.fixture

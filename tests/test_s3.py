@@ -8,14 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cataloger.storage import locate
+from conftest import upload
 
 pytestmark = [pytest.mark.s3, pytest.mark.usefixtures("ray_session")]
-
-
-def upload(folder: Path, uri: str) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            (locate(uri) / str(file.relative_to(folder))).write(file.read_bytes())
 
 
 def test_train_and_label_from_and_to_s3(

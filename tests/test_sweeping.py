@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from cataloger.sweeping import read_settings
-from test_jobs import refused
+from conftest import refused
 
 Job = Callable[..., tuple[int, str, str]]
 

@@ -24,6 +24,7 @@ from cataloger.loop import Loop
 from cataloger.model import Bundle
 from cataloger.storage import locate
 from cataloger.training import TrainResult, train
+from conftest import losses
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -41,11 +42,6 @@ def small(tiny_model: Path, labelled: Path, **changes: object) -> TrainConfig:
         "model_name": "small",
     }
     return TrainConfig(**{**settings, **changes})  # type: ignore[arg-type]
-
-
-def losses(run_id: str) -> np.ndarray:
-    history = MlflowClient().get_metric_history(run_id, "train_loss")
-    return np.array([metric.value for metric in sorted(history, key=lambda metric: metric.step)])
 
 
 @pytest.fixture(scope="module")

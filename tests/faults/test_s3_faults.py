@@ -21,9 +21,8 @@ from cataloger.catalog import open_catalog
 from cataloger.errors import ConflictError, StorageError
 from cataloger.storage import Location, locate
 from cataloger.units import plan_units
-from conftest import ROOT, free_of_ray, shared_data
+from conftest import ROOT, free_of_ray, shared_data, upload
 from servers import Fault, fault_proxy, kill_with_descendants
-from test_s3 import upload
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
 Job = Callable[..., tuple[int, str, str]]

@@ -25,9 +25,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 from cataloger.config import TrainConfig
 from cataloger.storage import locate
 from cataloger.training import train
-from conftest import ROOT, on_ray
+from conftest import ROOT, losses, on_ray
 from servers import free_port, mlflow_server
-from test_training import losses
 
 # How soon Ray takes a silent node for lost; by default that is most of a minute.
 NOTICED_SOON = {
