@@ -11,8 +11,8 @@ import numpy as np
 import torch
 import tyro
 
-from cataloger import engines
-from cataloger.batching import pack
+from cataloger.data.batching import pack
+from cataloger.model import engines
 from yardsticks import make_bundle, report, seconds, titles, tokens_of, workroom
 
 

@@ -17,7 +17,7 @@ import torch
 import tyro
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from cataloger import runtime
+from cataloger.infra import runtime
 from yardsticks import (
     MAX_TOKENS,
     forward_rate,

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger import registry, tracking
-from cataloger.model import Bundle
-from cataloger.text import compose
+from cataloger.data.text import compose
+from cataloger.infra import tracking
+from cataloger.model import registry
+from cataloger.model.predictor import Bundle
 from yardsticks import report, tokens_of
 
 

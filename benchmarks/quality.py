@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import tyro
 
 from cataloger.config import EvaluateConfig, TrainConfig
-from cataloger.evaluation import Evaluation, evaluate
-from cataloger.training import train
+from cataloger.evaluation.evaluate import Evaluation, evaluate
+from cataloger.training.job import train
 from yardsticks import report, workroom
 
 REAL = Path(__file__).parents[2] / "shared" / "data"

@@ -21,7 +21,7 @@ from ray._common.utils import get_default_ray_temp_dir
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from cataloger.bundle import Spec, base_model_folder
-from cataloger.network import new_classifier, save_bundle
+from cataloger.model.network import new_classifier, save_bundle
 from cataloger.taxonomy import Taxonomy
 from yardsticks import report, workroom
 

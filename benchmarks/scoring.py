@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from cataloger import comparison, evaluation, paired, slices
-from cataloger.predictions import About, Predictions
+from cataloger.evaluation import comparison, evaluate, paired, slices
+from cataloger.evaluation.predictions import About, Predictions
 
 CATEGORIES = 400
 
@@ -41,8 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
-            scores = step("scores", config.rows, lambda: evaluation._score(first, "none"))
-            step("report and pictures", config.rows, lambda: evaluation._log(scores, first))
+            scores = step("scores", config.rows, lambda: evaluate._score(first, "none"))
+            step("report and pictures", config.rows, lambda: evaluate._log(scores, first))
     for module, name in ((comparison, "differences"), (slices, "accuracy_difference")):
         setattr(module, name, functools.partial(getattr(paired, name), samples=config.samples))
     step(

@@ -16,9 +16,9 @@ from sklearn.metrics import f1_score
 
 from cataloger.bundle import FORMAT
 from cataloger.config import EvaluateConfig, LongTail, TrainConfig
-from cataloger.evaluation import evaluate
-from cataloger.text import compose, split_hash, split_position
-from cataloger.training import train
+from cataloger.data.text import compose, split_hash, split_position
+from cataloger.evaluation.evaluate import evaluate
+from cataloger.training.job import train
 from yardsticks import report, workroom
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "fashion10k.parquet"

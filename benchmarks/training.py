@@ -18,15 +18,15 @@ from mlflow import MlflowClient
 from torch.nn import functional as F
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
-from cataloger.batching import Tokens, shuffled_batches
 from cataloger.bundle import base_model_folder
 from cataloger.config import SampleConfig, TrainConfig
-from cataloger.network import new_classifier
-from cataloger.sample import generate
+from cataloger.data.batching import Tokens, shuffled_batches
+from cataloger.data.sample import generate
+from cataloger.data.text import compose
+from cataloger.model.network import new_classifier
 from cataloger.taxonomy import Taxonomy
-from cataloger.text import compose
-from cataloger.training import train
-from cataloger.tuning import parameter_groups
+from cataloger.training.job import train
+from cataloger.training.tuning import parameter_groups
 from yardsticks import report, tokens_of, workroom
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "mwpd2020" / "train.parquet"

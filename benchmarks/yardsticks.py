@@ -20,13 +20,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cataloger.batching import Tokens, pack
 from cataloger.bundle import Spec, base_model_folder, load_tokenizer, tokenize
 from cataloger.config import LabelConfig, Precision, SampleConfig
-from cataloger.labeling import LabelResult, label
-from cataloger.model import Bundle
-from cataloger.network import new_classifier, save_bundle
-from cataloger.sample import generate
+from cataloger.data.batching import Tokens, pack
+from cataloger.data.sample import generate
+from cataloger.labeling.job import LabelResult, label
+from cataloger.model.network import new_classifier, save_bundle
+from cataloger.model.predictor import Bundle
 from cataloger.taxonomy import Taxonomy
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"

@@ -4,13 +4,14 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cataloger import runtime, sample
 from cataloger.config import EvaluateConfig, LabelConfig, SampleConfig, TrainConfig
+from cataloger.data import sample
+from cataloger.infra import runtime
 
 if TYPE_CHECKING:
-    from cataloger.evaluation import Evaluation
-    from cataloger.labeling import LabelResult
-    from cataloger.training import TrainResult
+    from cataloger.evaluation.evaluate import Evaluation
+    from cataloger.labeling.job import LabelResult
+    from cataloger.training.job import TrainResult
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def demo() -> DemoResult:
     _say(f"jobs/sample.py --rows {UNLABELLED_ROWS} --output {unlabelled} --seed 1")
     sample.generate(SampleConfig(rows=UNLABELLED_ROWS, output=unlabelled, seed=1))
     with runtime.session():
-        from cataloger import training
+        from cataloger.training import job as training
 
         _say(
             f"jobs/train.py --catalog {labelled} --test-fraction {test_fraction} --epochs 2 --storage {FOLDER}/checkpoints"
@@ -46,10 +47,11 @@ def demo() -> DemoResult:
             TrainConfig(catalog=labelled, test_fraction=test_fraction, epochs=2, storage=f"{FOLDER}/checkpoints")
         )
         # Imported when their turn comes: somebody is waiting for the training to start.
-        from cataloger import evaluation, labeling
+        from cataloger.evaluation import evaluate
+        from cataloger.labeling import job as labeling
 
         _say(f"jobs/evaluate.py --catalog {labelled} --split test --model {trained.model_uri}")
-        scores = evaluation.evaluate(EvaluateConfig(catalog=labelled, split="test", model=trained.model_uri))
+        scores = evaluate.evaluate(EvaluateConfig(catalog=labelled, split="test", model=trained.model_uri))
         _say(f"jobs/label.py --catalog {unlabelled} --output {FOLDER}/labels --model {trained.model_uri}")
         labels = labeling.label(LabelConfig(catalog=unlabelled, output=f"{FOLDER}/labels", model=trained.model_uri))
     return DemoResult(trained, scores, labels)

@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from cataloger.comparison import Comparison, Pair
-    from cataloger.evaluation import Evaluation
-    from cataloger.sweeping import SweepResult
+    from cataloger.evaluation.comparison import Comparison, Pair
+    from cataloger.evaluation.evaluate import Evaluation
+    from cataloger.training.sweeping import SweepResult
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:

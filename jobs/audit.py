@@ -13,7 +13,7 @@ def main() -> None:
 
     def job() -> None:
         from _tables import show
-        from cataloger.audit import audit
+        from cataloger.evaluation.audit import audit
 
         result = audit(config)
         title = f"{result.suspects:,} of {result.rows:,} rows are probably in the wrong category: {result.output}"

@@ -13,7 +13,7 @@ def main() -> None:
 
     def job() -> None:
         from _tables import show_evaluation
-        from cataloger.evaluation import evaluate
+        from cataloger.evaluation.evaluate import evaluate
 
         show_evaluation(evaluate(config))
 

@@ -13,7 +13,7 @@ def main() -> None:
 
     def job() -> None:
         from _tables import show
-        from cataloger.labeling import label
+        from cataloger.labeling.job import label
 
         result = label(config)
         rows = [

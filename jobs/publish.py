@@ -14,7 +14,7 @@ def main() -> None:
 
     def job() -> None:
         from _tables import show
-        from cataloger.publishing import publish
+        from cataloger.publishing.upkeep import publish
 
         rows = [
             (

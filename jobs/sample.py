@@ -11,7 +11,7 @@ def main() -> None:
     config = parse(SampleConfig)
 
     def job() -> None:
-        from cataloger.sample import generate
+        from cataloger.data.sample import generate
 
         print(f"{generate(config):,} rows in {config.output}")
 

@@ -15,11 +15,11 @@ def main() -> None:
         from _tables import show, show_sweep
 
         if config.sweep:
-            from cataloger.sweeping import sweep
+            from cataloger.training.sweeping import sweep
 
             show_sweep(sweep(config))
             return
-        from cataloger.training import train
+        from cataloger.training.job import train
 
         result = train(config)
         rows = [(name.removeprefix("val_"), f"{value:.4f}") for name, value in sorted(result.metrics.items())]

@@ -11,7 +11,7 @@ def main() -> None:
     config = parse(VerifyConfig)
 
     def job() -> None:
-        from cataloger.publishing import verify
+        from cataloger.publishing.upkeep import verify
 
         result = verify(config)
         ids = "ids equal to the catalog's" if result.ids_checked else "ids not compared: the catalog has changed since"

@@ -54,7 +54,7 @@ def tracking_store(nothing_left: None, tmp_path_factory: pytest.TempPathFactory)
 @pytest.fixture(scope="session")
 def s3(tracking_store: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An empty bucket on an S3 server of this machine: `s3://shop`."""
-    from cataloger.s3 import for_writing
+    from cataloger.infra.s3 import for_writing
 
     port = int(os.environ["AWS_ENDPOINT_URL"].rsplit(":")[-1])
     key, secret = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
@@ -71,7 +71,7 @@ def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_session(tracking_store: str) -> Iterator[None]:
-    from cataloger import runtime
+    from cataloger.infra import runtime
 
     with runtime.session():
         yield
@@ -103,7 +103,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled sample catalog of 1,500 rows."""
     from cataloger.config import SampleConfig
-    from cataloger.sample import generate
+    from cataloger.data.sample import generate
 
     folder = tmp_path_factory.mktemp("catalog") / "labelled"
     generate(SampleConfig(rows=1_500, output=str(folder), labelled=True))
@@ -120,7 +120,7 @@ def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
     import torch
 
     from cataloger.bundle import Spec
-    from cataloger.network import new_classifier, save_bundle
+    from cataloger.model.network import new_classifier, save_bundle
     from cataloger.taxonomy import Taxonomy
 
     paths = pq.read_table(catalog, columns=["category_path"]).column(0).to_pylist()
@@ -189,7 +189,7 @@ def refused(outcome: tuple[int, str, str], *sentence: str, code: int = 2) -> Non
 
 
 def upload(folder: Path, uri: str) -> None:
-    from cataloger.storage import locate
+    from cataloger.infra.storage import locate
 
     for file in folder.rglob("*"):
         if file.is_file():
@@ -229,7 +229,7 @@ def trained(
 ):  # type: ignore[no-untyped-def]
     """A tiny model trained and registered by the real training code."""
     from cataloger.config import TrainConfig
-    from cataloger.training import train
+    from cataloger.training.job import train
 
     return train(
         TrainConfig(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger.answers import assemble
 from cataloger.bundle import SPEC, Spec, read_spec, write_spec
-from cataloger.snapshot import part_name, write_part
-from cataloger.storage import locate
+from cataloger.heads.answers import assemble
+from cataloger.infra.storage import locate
+from cataloger.publishing.snapshot import part_name, write_part
 
 ONE = Spec(
     ("Fruit > Apple", "Fruit > Pear", "Tool"),

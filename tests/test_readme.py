@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cataloger import pointer, snapshot
-from cataloger.storage import locate
-from cataloger.units import Segment, Unit
+from cataloger.data.units import Segment, Unit
+from cataloger.infra.storage import locate
+from cataloger.publishing import pointer, snapshot
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -69,5 +69,5 @@ def test_every_failure_names_tests_that_exist() -> None:
         file = ""
         for path, test in re.findall(r"`([\w/…]+(?:\.py)?)(?:::(\w+))?`", cell):
             file = file if path == "…" else path
-            source = (ROOT / "tests" / file).read_text()
+            (source,) = (path.read_text() for path in (ROOT / "tests").rglob(Path(file).name))
             assert not test or f"def {test}(" in source, f"{file}::{test}"

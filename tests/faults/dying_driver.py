@@ -20,7 +20,7 @@ def die(*_: Any, **__: Any) -> None:
 
 moment = sys.argv.pop(1)
 if moment.startswith("parts="):
-    from cataloger import labeling
+    from cataloger.labeling import job as labeling
 
     stream, wanted = labeling.label_units, int(moment.removeprefix("parts="))
 

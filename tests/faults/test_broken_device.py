@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from cataloger import stream
 from cataloger.config import LabelConfig
 from cataloger.errors import ResourceError
-from cataloger.labeling import LabelResult, label
+from cataloger.labeling import stream
+from cataloger.labeling.job import LabelResult, label
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 ROWS = 3_000

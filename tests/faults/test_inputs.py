@@ -13,10 +13,11 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import fs as pafs
 from test_bad_rows import published
 
-from cataloger import labeling, units
-from cataloger.catalog import open_catalog
+from cataloger.data import units
+from cataloger.data.catalog import open_catalog
+from cataloger.data.units import plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError
-from cataloger.units import plan_reads, plan_units, read_units
+from cataloger.labeling import job as labeling
 
 pytestmark = pytest.mark.faults
 Job = Callable[..., tuple[int, str, str]]

@@ -22,7 +22,7 @@ import ray
 from mlflow import MlflowClient
 
 from cataloger.config import LabelConfig
-from cataloger.labeling import label
+from cataloger.labeling.job import label
 from conftest import ROOT, on_ray
 from servers import free_port, mlflow_server
 

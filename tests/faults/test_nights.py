@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 from test_bad_rows import Job, flags, published, write
 
-from cataloger import deciding, labeling, nightly
 from cataloger.config import LabelConfig
-from cataloger.labeling import label as run_label
+from cataloger.infra import deciding
+from cataloger.labeling import job as labeling
+from cataloger.labeling.job import label as run_label
+from cataloger.publishing import nightly
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 ROWS = 400

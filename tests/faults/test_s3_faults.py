@@ -16,11 +16,11 @@ import pytest
 import s3fs
 from aiohttp import web
 
-from cataloger import s3 as clients
-from cataloger.catalog import open_catalog
+from cataloger.data.catalog import open_catalog
+from cataloger.data.units import plan_units
 from cataloger.errors import ConflictError, StorageError
-from cataloger.storage import Location, locate
-from cataloger.units import plan_units
+from cataloger.infra import s3 as clients
+from cataloger.infra.storage import Location, locate
 from conftest import ROOT, free_of_ray, shared_data, upload
 from servers import Fault, fault_proxy, kill_with_descendants
 

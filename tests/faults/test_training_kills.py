@@ -23,8 +23,8 @@ from test_kills import descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
 from cataloger.config import TrainConfig
-from cataloger.storage import locate
-from cataloger.training import train
+from cataloger.infra.storage import locate
+from cataloger.training.job import train
 from conftest import ROOT, losses, on_ray
 from servers import free_port, mlflow_server
 
@@ -181,7 +181,7 @@ def test_training_grows_with_the_cluster_and_outlives_a_lost_node(
 
     long = {**settings(tiny_model, labelled, "node-lost"), "epochs": 6, "learning_rate": 5e-4}
     calm = train(TrainConfig(**{**long, "checkpoint_minutes": 10.0, "storage": "undisturbed"}))  # type: ignore[arg-type]
-    script = "import runpy, sys; sys.path.insert(0, sys.argv[1] + '/jobs'); import cataloger.training as training; "
+    script = "import runpy, sys; sys.path.insert(0, sys.argv[1] + '/jobs'); import cataloger.training.job as training; "
     script += "training.LOOK_FOR_WORKERS_SECONDS = 1.0; script = sys.argv.pop(1) + '/jobs/train.py'; "
     script += "runpy.run_path(script, run_name='__main__')"
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in long.items()]

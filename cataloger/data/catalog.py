@@ -1,0 +1,219 @@
+"""The input contract: a Parquet catalog, checked before any work."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from cataloger.errors import CatalogError, StorageError
+from cataloger.infra import s3
+from cataloger.infra.storage import Location, check_reachable, locate
+
+
+@dataclass(frozen=True)
+class CatalogFile:
+    """One Parquet file as it was when the catalog was opened."""
+
+    path: str
+    size: int
+    modified_ns: int
+    row_groups: tuple[int, ...]
+    """Rows of each."""
+    sizes: tuple[int, ...]
+    """Bytes of the named columns of each row group, decompressed."""
+    schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """All files of a catalog, checked to have the named columns. `fingerprint` changes when any file does.
+
+    `schema` has the type that each named column is read as in all files: their common one, or string where they differ.
+    """
+
+    location: Location
+    files: tuple[CatalogFile, ...]
+    schema: pa.Schema
+    fingerprint: str
+
+    @property
+    def rows(self) -> int:
+        return sum(sum(file.row_groups) for file in self.files)
+
+
+def open_catalog(
+    uri: str,
+    id_column: str,
+    text_columns: Sequence[str],
+    label_column: str | None = None,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> Catalog:
+    """List and check a catalog; `others` are further columns of strings or numbers, with the flag that names each.
+
+    Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type.
+    """
+    plain = dict.fromkeys(text_columns, "--text-columns") | dict(others)
+    names = list(dict.fromkeys([id_column, *plain, *filter(None, [label_column])]))
+    location = locate(uri)
+    info = location.info()
+    if info.type == pafs.FileType.NotFound:
+        check_reachable(location)
+        raise CatalogError(f"catalog {uri}: not found; --catalog takes a Parquet file, a folder or an s3:// prefix")
+    infos = [info] if info.is_file else _parquet_files(location)
+    with ThreadPoolExecutor(32) as pool:
+        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
+    if not sum(sum(file.row_groups) for file in files):
+        raise CatalogError(f"catalog {uri}: has no rows")
+    for file in files:
+        _check_columns(file, files[0], id_column, plain, label_column)
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.path.removeprefix(location.path)
+        digest.update(repr((name, file.size, file.modified_ns, file.row_groups)).encode())
+    schema = pa.schema([(name, _common_type({file.schema.field(name).type for file in files})) for name in names])
+    return Catalog(location, files, schema, digest.hexdigest()[:16])
+
+
+def grouped(column: str | None) -> dict[str, str]:
+    """The `others` of a catalog whose split goes by a group column, or by none."""
+    return {column: "--group-column of train.py"} if column else {}
+
+
+def _parquet_files(location: Location) -> list[pafs.FileInfo]:
+    skip = len(location.path)
+    found = location.files()
+    _refuse_table_formats(location, {info.path[skip:].strip("/") for info in found})
+    infos = [info for info in found if not any(part.startswith(("_", ".")) for part in info.path[skip:].split("/"))]
+    files = [info for info in infos if info.path.lower().endswith((".parquet", ".parq", ".pq"))]
+    if not files:
+        held = f"holds {len(infos)} files but none ends in .parquet" if infos else "is empty"
+        raise CatalogError(f"catalog {location}: the folder {held}; --catalog takes Parquet files")
+    return files
+
+
+def _refuse_table_formats(location: Location, names: set[str]) -> None:
+    """A table's folder holds files that are not part of it any more: read as they lie there, products would come back."""
+    folders = {part for name in names for part in name.split("/")[:-1]}
+    kind = "Delta Lake" if "_delta_log" in folders else "Hudi" if ".hoodie" in folders else ""
+    if any(name.endswith(".metadata.json") and "metadata" in name.split("/")[:-1] for name in names):
+        kind = "Iceberg"
+    if kind:
+        raise CatalogError(
+            f"catalog {location}: is a {kind} table, whose folder also holds rows that were deleted or replaced; "
+            "export its current rows to Parquet and name that folder with --catalog"
+        )
+
+
+def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str]) -> CatalogFile:
+    try:
+        with pq.ParquetFile(info.path, filesystem=filesystem) as file:
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            return CatalogFile(
+                path=info.path,
+                size=info.size,
+                modified_ns=info.mtime_ns or 0,
+                row_groups=tuple(group.num_rows for group in groups),
+                sizes=tuple(column_bytes(group, columns) for group in groups),
+                schema=file.schema_arrow.remove_metadata(),
+            )
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(filesystem, info.path, error) from error
+
+
+def column_bytes(row_group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    """Bytes that these columns of a row group take when they are decompressed, as its footer has it."""
+    chunks = (row_group.column(number) for number in range(row_group.num_columns))
+    return sum(
+        chunk.total_uncompressed_size
+        for chunk in chunks
+        if chunk.path_in_schema in columns or chunk.path_in_schema.split(".")[0] in columns
+    )
+
+
+def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> CatalogError | StorageError:
+    """The error to raise for a file that pyarrow could not read."""
+    if not isinstance(filesystem, pafs.LocalFileSystem) and (why := s3.meaning(error)):
+        return StorageError(f"catalog file {path}: cannot be read: {why}")
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    if isinstance(error, FileNotFoundError):
+        return CatalogError(f"catalog file {path}: was removed while the run was going; run the same command again")
+    return CatalogError(
+        f"catalog file {path}: not readable as Parquet: {reason}; replace the file or take it out of the catalog"
+    )
+
+
+def _check_columns(
+    file: CatalogFile,
+    first: CatalogFile,
+    id_column: str,
+    plain: Mapping[str, str],
+    label_column: str | None,
+) -> None:
+    wanted = [(id_column, "--id-column"), *plain.items()]
+    wanted += [(label_column, "--label-column")] if label_column else []
+    for name, flag in wanted:
+        if file.schema.names.count(name) > 1:
+            raise CatalogError(
+                f"catalog file {file.path}: has {file.schema.names.count(name)} columns {name!r}, and which one is meant cannot be told; "
+                f"rename them, or name another one with {flag}"
+            )
+        if name not in file.schema.names:
+            raise CatalogError(
+                f"catalog file {file.path}: no column {name!r}; it has {', '.join(file.schema.names)}; name the right one with {flag}"
+            )
+    for name, flag in plain.items():
+        found = file.schema.field(name).type
+        if not (
+            is_string(found) or pa.types.is_primitive(found) or pa.types.is_decimal(found) or pa.types.is_null(found)
+        ):
+            raise CatalogError(
+                f"catalog file {file.path}: column {name!r} is {found}, expected a string or a number; name another one with {flag}"
+            )
+    if label_column:
+        found, in_first = (one.schema.field(label_column).type for one in (file, first))
+        if not (is_string(found) or (is_list(found) and is_string(found.value_type))):
+            raise CatalogError(
+                f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B', or lists of them; "
+                "name it with --label-column"
+            )
+        if is_list(found) != is_list(in_first):
+            raise CatalogError(
+                f"catalog file {file.path}: column {label_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
+            )
+    found, expected = file.schema.field(id_column).type, first.schema.field(id_column).type
+    if not (is_string(found) or pa.types.is_integer(found)):
+        raise CatalogError(
+            f"catalog file {file.path}: column {id_column!r} is {found}, expected a string or an integer; name it with --id-column"
+        )
+    if is_string(found) != is_string(expected):
+        raise CatalogError(
+            f"catalog file {file.path}: column {id_column!r} is {found}, but {expected} in {first.path}; write one type in all files"
+        )
+
+
+def _common_type(types: set[pa.DataType]) -> pa.DataType:
+    """The type to read a column as that has these in its files; dictionaries as their values, for all parts of a run alike."""
+    types = {kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types}
+    types = types - {pa.null()} or types
+    if len(types) == 1:
+        return next(iter(types))
+    if all(is_list(kind) for kind in types):
+        return pa.list_(pa.large_string())
+    if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
+        return pa.int64()
+    return pa.large_string()
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

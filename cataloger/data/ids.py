@@ -1,0 +1,67 @@
+"""Product ids as 64-bit hashes: a sample of products that is the same in every run, and how many ids are repeated."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.data.text import undecodable
+
+Hashes = npt.NDArray[np.uint64]
+# Up to this many rows all ids are counted, 8 MB of hashes on the driver; beyond it a sample by hash.
+COUNTED = 1_000_000
+# The hash of a missing id.
+NULL = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:
+    """One hash per id; equal ids have equal ones whatever their integer or string width. All nulls have one, too."""
+    ids = ids if isinstance(ids, pa.ChunkedArray) else pa.chunked_array([ids])
+    if pa.types.is_integer(ids.type):
+        kind = pa.uint64() if pa.types.is_unsigned_integer(ids.type) else pa.int64()
+        values = pc.fill_null(ids.cast(kind), 0)
+    else:
+        if pa.types.is_dictionary(ids.type):
+            ids = ids.cast(ids.type.value_type)
+        # As bytes: Parquet readers take strings as they come, UTF-8 or not.
+        values = pc.fill_null(ids.cast(pa.large_string(), safe=False).cast(pa.large_binary()), b"")
+    hashes = np.array(pd.util.hash_array(values.to_numpy()), np.uint64)
+    hashes[ids.is_null().to_numpy()] = NULL
+    return hashes
+
+
+def written(ids: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.bool_]]:
+    """(ids that every reader of Parquet can read, whether each was none before): bytes that are not UTF-8 are spelt `\\xff`."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    bad = undecodable(ids)
+    if not bad.any():
+        return ids, bad
+    values = ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
+    raw = values.cast(pa.large_string(), safe=False).cast(pa.large_binary()).to_pylist()
+    spelt = [None if value is None else value.decode(errors="backslashreplace") for value in raw]
+    return pa.array(spelt, values.type), bad
+
+
+def sample_every(rows: int, wanted: int) -> int:
+    """Keep ids whose hash is a multiple of this, to have about `wanted` of `rows`."""
+    return max(1, -(-rows // wanted))
+
+
+def sample(ids: pa.Array | pa.ChunkedArray, every: int) -> Hashes:
+    """The hashes that `every` keeps: all rows of an id or none of them."""
+    hashes = hash_ids(ids)
+    kept: Hashes = hashes[hashes % np.uint64(every) == 0]
+    return kept
+
+
+def count_repeated(samples: Iterable[Hashes], every: int) -> int:
+    """How many ids are on more than one row: exact when every = 1, else estimated from the sample."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *samples])
+    hashes.sort()
+    same = hashes[1:] == hashes[:-1]
+    first = same & ~np.concatenate([[False], same[:-1]])[: len(same)]
+    return int(first.sum()) * every

@@ -1,0 +1,77 @@
+"""The true categories of a labelled catalog, as written and as the model learns them."""
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.data.catalog import Catalog, is_list
+from cataloger.data.text import undecodable
+from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
+from cataloger.errors import CatalogError
+from cataloger.taxonomy import SEPARATOR, parse_path
+
+
+def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter[str | None]:
+    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one.
+
+    Raises CatalogError naming the first row whose category is not valid UTF-8.
+    """
+    counts: Counter[str | None] = Counter()
+
+    schema = pa.schema([catalog.schema.field(label_column)])
+
+    def count(read: Read) -> Counter[str | None]:
+        found: Counter[str | None] = Counter()
+        for unit, table in read_units(catalog.location.filesystem, read.units, schema):
+            values = table.column(0).combine_chunks()
+            if is_list(values.type):
+                values = values.flatten()
+            if undecodable(values).any():
+                raise _not_utf8(catalog, unit, label_column, id_column)
+            for pair in pc.value_counts(values.cast(pa.large_string())).to_pylist():
+                found[pair["values"]] += pair["counts"]
+        return found
+
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(count, plan_reads(plan_units(catalog))):
+            counts.update(found)
+    return counts
+
+
+def _not_utf8(catalog: Catalog, unit: Unit, label_column: str, id_column: str) -> CatalogError:
+    ((_, table),) = read_units(catalog.location.filesystem, [unit], catalog.schema)
+    written = table.column(label_column).combine_chunks()
+    if is_list(written.type):
+        row = pc.list_parent_indices(written)[int(undecodable(written.flatten()).argmax())].as_py()
+    else:
+        row = int(undecodable(written).argmax())
+    where = unit.name_of(row, table.column(id_column))
+    return CatalogError(
+        f"catalog {catalog.location}: column {label_column!r} of {where} is not valid UTF-8; mend it there"
+    )
+
+
+def normalise_labels(
+    counts: Counter[str | None], catalog: str, label_column: str
+) -> tuple[dict[str, str], Counter[str]]:
+    """(path as written → normalised path, rows per normalised path). Raises CatalogError naming malformed paths."""
+    names: dict[str, str] = {}
+    rows: Counter[str] = Counter()
+    malformed = []
+    for written, count in counts.items():
+        if written is None or not written.strip():
+            continue
+        try:
+            names[written] = SEPARATOR.join(parse_path(written))
+            rows[names[written]] += count
+        except ValueError as problem:
+            malformed.append((written, str(problem), count))
+    if malformed:
+        example, what, _ = malformed[0]
+        raise CatalogError(
+            f"catalog {catalog}: column {label_column!r} has malformed category paths in {sum(m[2] for m in malformed)} rows, "
+            f"for example {example!r} ({what}); write levels as 'A > B > C'"
+        )
+    return names, rows

@@ -1,0 +1,207 @@
+"""Units of work: how a catalog is cut, and how units are read."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs as pafs
+
+from cataloger.data.catalog import Catalog, column_bytes, is_string, unreadable
+from cataloger.errors import CatalogError
+
+# A unit of a large catalog; smaller catalogs are cut finer so that every actor gets some.
+MAX_UNIT_ROWS = 65_536
+MIN_UNIT_ROWS = 8_192
+UNITS_OF_A_SMALL_CATALOG = 16
+# Of the named columns as they lie in memory: what a unit may take of a node, and of what is decoded at once.
+MAX_UNIT_BYTES = 256 << 20
+MAX_BATCH_BYTES = 64 << 20
+# Of a larger row group than that, another task fetches the chunks again: what a lost task has to repeat is bounded.
+MOST_UNITS_PER_READ = 16
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`rows` rows of one row group, from row `start` on; `size` and `modified_ns` are those of the planned file."""
+
+    path: str
+    row_group: int
+    start: int
+    rows: int
+    size: int = 0
+    modified_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The rows that are labelled, written and resumed together."""
+
+    index: int
+    segments: tuple[Segment, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(segment.rows for segment in self.segments)
+
+    def name_of(self, row: int, ids: pa.ChunkedArray) -> str:
+        """A row of this unit for people, by its id and its file; `ids` are those of all the rows."""
+        ends = itertools.accumulate(segment.rows for segment in self.segments)
+        path = next(segment.path for segment, end in zip(self.segments, ends, strict=True) if row < end)
+        product = ids.slice(row, 1).cast(pa.large_string(), safe=False).cast(pa.large_binary())[0].as_py()
+        return f"product {product.decode(errors='backslashreplace') if product else None} in {path}"
+
+    @classmethod
+    def from_dict(cls, unit: dict[str, Any]) -> "Unit":
+        return cls(int(unit["index"]), tuple(Segment(**segment) for segment in unit["segments"]))
+
+
+def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
+    """Cut a catalog into units in file order; a function of the catalog and its named columns, so that every run cuts it alike.
+
+    A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units, and fewer
+    where the named columns of so many would come to more than 256 MiB, by the footers. Whole row groups share a unit; one that
+    is larger than a unit is cut into units of its own, so that reading needs no more than one task for it.
+    """
+    if unit_rows is None:
+        unit_rows = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-catalog.rows // UNITS_OF_A_SMALL_CATALOG)))
+    units: list[Unit] = []
+    shared: list[Segment] = []
+    room, bytes_left = unit_rows, MAX_UNIT_BYTES
+
+    def close(segments: Sequence[Segment]) -> None:
+        if segments:
+            units.append(Unit(len(units), tuple(segments)))
+
+    for file in catalog.files:
+        for row_group, (rows, size) in enumerate(zip(file.row_groups, file.sizes, strict=True)):
+            if rows > room or size > bytes_left:
+                close(shared)
+                shared, room, bytes_left = [], unit_rows, MAX_UNIT_BYTES
+            most = min(unit_rows, max(1, MAX_UNIT_BYTES * rows // max(1, size)))
+            pieces = _pieces(rows, most)
+            segments = [Segment(file.path, row_group, start, n, file.size, file.modified_ns) for start, n in pieces]
+            if len(segments) > 1:
+                for segment in segments:
+                    close([segment])
+            else:
+                shared, room, bytes_left = shared + segments, room - rows, bytes_left - size
+    close(shared)
+    return units
+
+
+def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
+    """(first row, rows) of pieces of at most so many rows, about alike."""
+    step = -(-rows // max(1, -(-rows // most)))
+    return [(start, min(step, rows - start)) for start in range(0, rows, step or 1)]
+
+
+@dataclass(frozen=True)
+class Read:
+    """Neighbouring units that one task reads: those that have a row group in common, whose chunks can only be fetched whole."""
+
+    units: tuple[Unit, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, read: dict[str, Any]) -> "Read":
+        return cls(tuple(Unit.from_dict(unit) for unit in read["units"]))
+
+
+def plan_reads(units: Sequence[Unit]) -> list[Read]:
+    """All units, in their order."""
+    reads: list[list[Unit]] = []
+    for unit in units:
+        first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
+        same = last is not None and (first.path, first.row_group) == (last.path, last.row_group)
+        if same and len(reads[-1]) < MOST_UNITS_PER_READ:
+            reads[-1].append(unit)
+        else:
+            reads.append([unit])
+    return [Read(tuple(read)) for read in reads]
+
+
+def read_units(
+    filesystem: pafs.FileSystem, units: Sequence[Unit], schema: pa.Schema
+) -> Iterator[tuple[Unit, pa.Table]]:
+    """Each unit with its rows in input order, with the columns and types of `schema`. No row group is fetched twice.
+
+    Raises CatalogError naming the file when one cannot be read any more, or is not the one that was planned.
+    """
+    wanted = [(unit, segment) for unit in units for segment in unit.segments]
+    tables: list[pa.Table] = []
+    for path, of_file in itertools.groupby(wanted, key=lambda pair: pair[1].path):
+        pairs = list(of_file)
+        read = _read_segments(filesystem, path, [segment for _, segment in pairs], schema)
+        for (unit, segment), table in zip(pairs, read, strict=True):
+            tables.append(table)
+            if segment is unit.segments[-1]:
+                _check_unchanged(filesystem, unit)
+                yield unit, pa.concat_tables(tables)
+                tables = []
+
+
+def _check_unchanged(filesystem: pafs.FileSystem, unit: Unit) -> None:
+    """After reading: what was read before the file changed is as planned, what changed before is found here."""
+    for path, segment in {segment.path: segment for segment in unit.segments}.items():
+        info = filesystem.get_file_info(path)
+        moved = abs((info.mtime_ns or 0) - segment.modified_ns) > _clock(filesystem)
+        if info.size != segment.size or moved:
+            raise CatalogError(
+                f"catalog file {path}: was replaced while the run was going; run the same command again, it labels the new catalog"
+            )
+
+
+def _read_segments(
+    filesystem: pafs.FileSystem, path: str, segments: Sequence[Segment], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """The rows of each segment; all are of one file, in its order."""
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
+            for row_group, of_group in itertools.groupby(segments, key=lambda segment: segment.row_group):
+                for batches in _cut_row_group(file, row_group, list(of_group), schema.names):
+                    table = pa.Table.from_batches(batches)
+                    yield pa.table([_cast(table.column(field.name), field.type) for field in schema], schema=schema)
+    except (pa.ArrowException, OSError, IndexError, KeyError) as error:
+        raise unreadable(filesystem, path, error) from error
+
+
+def _cut_row_group(
+    file: pq.ParquetFile, row_group: int, segments: Sequence[Segment], columns: list[str]
+) -> Iterator[list[pa.RecordBatch]]:
+    """Walk through a row group once; the batches that make up each segment."""
+    about = file.metadata.row_group(row_group)
+    per_row = max(1, column_bytes(about, columns) // max(1, about.num_rows))
+    batches = file.iter_batches(max(1, min(MAX_UNIT_ROWS, MAX_BATCH_BYTES // per_row)), [row_group], columns)
+    batch, at = None, 0  # the batch that is being cut, and the number of its first row
+    for segment in segments:
+        found, wanted = [], segment.rows
+        while wanted:
+            if batch is None or not len(batch):
+                batch = next(batches, None)
+                if batch is None:
+                    raise pa.ArrowInvalid(f"row group {row_group} has fewer rows than when the run was planned")
+            skipped = min(len(batch), max(0, segment.start + segment.rows - wanted - at))
+            part = batch.slice(skipped, wanted)
+            found += [part] if len(part) else []
+            used = skipped + len(part)
+            batch, at, wanted = batch.slice(used), at + used, wanted - len(part)
+        yield found
+
+
+def _cast(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    # Unchecked where a string becomes a wider one: bytes that are no UTF-8 are a matter of their row, not of the file.
+    return column.cast(kind, safe=not is_string(column.type))
+
+
+def _clock(filesystem: pafs.FileSystem) -> int:
+    """Nanoseconds by which two answers about an unchanged file may differ: S3 tells whole seconds in one, milliseconds in another."""
+    return 0 if isinstance(filesystem, pafs.LocalFileSystem) else 10**9

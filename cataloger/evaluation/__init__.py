@@ -1,0 +1,1 @@
+"""How good a model is, compared with what, and why."""

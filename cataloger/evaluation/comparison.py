@@ -1,0 +1,167 @@
+"""Two models and more, side by side and on the same rows: the figures that the terminal, the page and MLflow show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cataloger.errors import ConfigError
+from cataloger.evaluation.contenders import Contender
+from cataloger.evaluation.effect import Effect
+from cataloger.evaluation.gate import Check
+from cataloger.evaluation.paired import Difference, McNemar, Scored, differences, mcnemar
+from cataloger.evaluation.predictions import Predictions, sides
+from cataloger.evaluation.slices import CategoryChange, Slice, by_category, frequency_groups, slices
+from cataloger.heads.sets import Sets
+
+# Of two evaluations of a whole catalog this share of rows must be in both: a few may lack the text columns of one model. Of
+# the rows that each training left out, those that both did are the fair ones, be they few.
+LEAST_IN_COMMON, LEAST_HELD_OUT = 0.9, 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter or metric of every contender; one that lacks it has an empty string."""
+
+    kind: str
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The second model against the first, on the same rows; categories begin with the one that the second gained most in."""
+
+    first: str
+    second: str
+    rows: int
+    left_out: tuple[str, ...]
+    """Sentences on what is not compared."""
+    differences: tuple[Difference, ...]
+    mcnemar: McNemar
+    slices: tuple[Slice, ...]
+    categories: tuple[CategoryChange, ...]
+    slowdown: float | None = None
+    """How many times as long the second takes for a text, where that was measured."""
+    effect: Effect | None = None
+    checks: tuple[Check, ...] = ()
+
+    @property
+    def winners(self) -> list[CategoryChange]:
+        return [change for change in self.categories if change.by > 0]
+
+    @property
+    def losers(self) -> list[CategoryChange]:
+        """The worst first."""
+        return [change for change in reversed(self.categories) if change.by < 0]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`promoted` is the version that the alias `champion` was given to, None where it stayed."""
+
+    promoted: str | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows hold parameters first, then metrics; the pairs are all others against the first contender."""
+
+    names: tuple[str, ...]
+    rows: tuple[Row, ...]
+    pairs: tuple[Pair, ...] = ()
+    decision: Decision | None = None
+    mlflow_run: str | None = None
+
+
+def side_by_side(found: Sequence[Contender]) -> tuple[Row, ...]:
+    """Parameters of the trainings, or of the runs that were named, and metrics of training and latest evaluation."""
+    runs = [one.training or one.run for one in found]
+    evaluated = [one.evaluations[0] if one.evaluations else None for one in found]
+    tables: list[tuple[str, list[dict[str, object]]]] = [
+        ("model", [{"uri": one.model} for one in found]),
+        ("parameter", [dict(run.data.params) if run else {} for run in runs]),
+        (
+            "metric of training",
+            [dict(run.data.metrics) if run and run.data.tags.get("job") == "train" else {} for run in runs],
+        ),
+        ("metric of evaluation", [dict(run.data.metrics) if run else {} for run in evaluated]),
+    ]
+    rows = [
+        Row(kind, name, tuple(_text(values.get(name)) for values in columns))
+        for kind, columns in tables
+        for name in sorted({name for values in columns for name in values})
+        if not name.startswith("system/")
+    ]
+    return tuple(row for row in rows if any(row.values))
+
+
+def compare_predictions(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pair:
+    """Both models on the rows that both answered and whose categories both know.
+
+    Raises ConfigError when they have too few in common, or one is a multi-label model and the other is not.
+    """
+    if first.multi_label != second.multi_label:
+        raise ConfigError(
+            f"{names[0]} and {names[1]}: one gives a product any number of categories, the other just one"
+        )
+    total = max(len(first.table), len(second.table))
+    _, left, right = np.intersect1d(first.table.column("row"), second.table.column("row"), return_indices=True)
+    whole = "all" in (first.about.split, second.about.split)
+    if len(left) < (LEAST_IN_COMMON * total if whole else min(total, LEAST_HELD_OUT)):
+        raise ConfigError(
+            f"{names[0]} was evaluated on {len(first.table):,} rows, {names[1]} on {len(second.table):,}, and {len(left):,} are the "
+            "same; evaluate both with --evaluate on a catalog that neither was trained on"
+        )
+    left_out = [f"{total - len(left):,} rows have an answer of one model only"] if len(left) < total else []
+    left_out += [
+        f"{name} was trained on {one.about.seen:.0%} of these rows: its scores are too good"
+        for name, one in zip(names, (first, second), strict=True)
+        if one.about.knows_the_answers
+    ]
+    first, second = first.take(left), second.take(right)
+    first, second, unknown = _common_categories(first, second, names)
+    true, *answers = sides(first, second)
+    tail = [path for path, group in frequency_groups(true).items() if group == "tail"]
+    one, other = (
+        Scored(true, given, model.confidence, tail) for model, given in zip((first, second), answers, strict=True)
+    )
+    return Pair(
+        *names,
+        rows=len(first.table),
+        left_out=(*left_out, *unknown),
+        differences=tuple(differences(one, other)),
+        mcnemar=mcnemar(one.correct, other.correct),
+        slices=tuple(slices(first, second)),
+        categories=tuple(by_category(first, second)),
+    )
+
+
+def _common_categories(
+    first: Predictions, second: Predictions, names: tuple[str, str]
+) -> tuple[Predictions, Predictions, list[str]]:
+    """Without the rows whose category only one of the models knows; what that leaves out, in words."""
+    one, other = set(first.about.categories), set(second.about.categories)
+    only = one ^ other
+    if not only:
+        return first, second, []
+    (true,) = Sets.of(first.table.column(f"true_{first.answer}"))
+    kept = np.flatnonzero(true.rows @ np.isin(true.names, list(only)).astype(int) == 0)
+    if not len(kept):
+        raise ConfigError(f"{names[0]} and {names[1]} have no category of these rows in common")
+    told = (
+        f"{len(one - other):,} categories are known to {names[0]} only, {len(other - one):,} to {names[1]} only: "
+        f"{len(first.table) - len(kept):,} rows of these are left out"
+    )
+    return first.take(kept), second.take(kept), [told]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,152 @@
+"""What a model said about rows whose category is known: evaluation writes it, comparison reads it."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cataloger.data import seen
+from cataloger.data.catalog import is_list
+from cataloger.errors import CatalogError
+from cataloger.heads.sets import Sets, indicators
+
+log = logging.getLogger(__name__)
+FILE = "predictions.parquet"
+_ABOUT = b"cataloger.evaluation"
+SLICE = "slice."  # before the name of a column to slice by
+
+
+@dataclass(frozen=True)
+class About:
+    """Which model was asked, and about what."""
+
+    model: str
+    catalog: str
+    catalog_fingerprint: str
+    id_column: str
+    label_column: str
+    split: str
+    categories: tuple[str, ...]
+    """Those that the model can answer."""
+    texts_per_second: float
+    """Of one model actor."""
+    seen: float | None = None
+    """The share of these rows that the model was trained or validated on; None where that cannot be told."""
+
+    @property
+    def knows_the_answers(self) -> bool:
+        """Whether the model saw so many of the rows that its scores are too good."""
+        return (self.seen or 0.0) > seen.TOLERATED
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row per product that has a category: `row` (its number in the catalog), id, text, true_category, category,
+    confidence, needs_review, and the columns to slice by as `slice.NAME`; true_categories and categories of a multi-label model."""
+
+    table: pa.Table
+    about: About
+
+    @classmethod
+    def of(cls, labels: pa.Table, names: Mapping[str, str], about: About) -> "Predictions":
+        """From labels with the columns `written`, the category or list of them as it stands in the catalog, and `seen`.
+
+        `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
+        """
+        answer = "categories" if "categories" in labels.column_names else "category"
+        true = _normalised(labels.column("written"), names)
+        columns = {name: labels.column(name) for name in ("row", "id", "text")}
+        columns |= {
+            name: labels.column(name).cast(pa.large_string()) for name in labels.column_names if name.startswith(SLICE)
+        }
+        columns[f"true_{answer}"] = true
+        columns |= {name: labels.column(name) for name in (answer, "confidence", "needs_review")}
+        table = pa.table(columns)
+        known = true.is_valid() if answer == "category" else pc.greater(pc.list_value_length(true), 0)
+        scored = table.filter(known)
+        if len(scored) < len(table):
+            log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
+        if not len(scored):
+            raise CatalogError(
+                f"catalog {about.catalog}: no row with text and a category to score; check --label-column and --split"
+            )
+        return cls(scored, replace(about, seen=seen.share(labels.column("seen").filter(known))))
+
+    @property
+    def multi_label(self) -> bool:
+        return "categories" in self.table.column_names
+
+    @property
+    def answer(self) -> str:
+        """The name of the column of the model's answers; that of the true ones has `true_` before it."""
+        return "categories" if self.multi_label else "category"
+
+    @property
+    def slices(self) -> list[str]:
+        """The names of the columns to slice by."""
+        return [name for name in self.table.column_names if name.startswith(SLICE)]
+
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]:
+        """[rows]"""
+        return np.asarray(self.table.column("confidence").to_numpy(), np.float64)
+
+    def take(self, rows: npt.NDArray[np.int64]) -> "Predictions":
+        """These places of the table, in this order."""
+        if np.array_equal(rows, np.arange(len(self.table))):
+            return self  # no copy of what may be gigabytes
+        return Predictions(self.table.take(pa.array(rows)), self.about)
+
+    def to_parquet(self) -> bytes:
+        sink = pa.BufferOutputStream()
+        metadata = {_ABOUT: json.dumps(asdict(self.about), ensure_ascii=False).encode()}
+        pq.write_table(self.table.replace_schema_metadata(metadata), sink, compression="zstd")
+        return bytes(sink.getvalue())
+
+    @classmethod
+    def from_parquet(cls, data: bytes) -> "Predictions":
+        table = pq.read_table(pa.BufferReader(data))
+        about = json.loads(table.schema.metadata[_ABOUT])
+        if about.pop("saw_these_rows", False):  # what evaluations said before they knew how many
+            about["seen"] = 1.0
+        return cls(table, About(**{**about, "categories": tuple(about["categories"])}))
+
+
+def sides(first: Predictions, *others: Predictions) -> list[Sets]:
+    """The true categories of each row, and those that each of the models gave it, over one list of names."""
+    answers = [one.table.column(one.answer) for one in (first, *others)]
+    return Sets.of(first.table.column(f"true_{first.answer}"), *answers)
+
+
+def _normalised(written: pa.ChunkedArray, names: Mapping[str, str]) -> pa.Array:
+    """The category, null where a row has none, or the sorted list of them."""
+    paths = sorted(set(names.values()))
+    place = {path: number for number, path in enumerate(paths)}
+    lists = is_list(written.type)
+    flat = (
+        pa.chunked_array([chunk.flatten() for chunk in written.chunks], written.type.value_type) if lists else written
+    )
+    flat = flat if pa.types.is_dictionary(flat.type) else flat.dictionary_encode()
+    flat = flat.unify_dictionaries().combine_chunks()
+    ids = pa.array([place.get(names.get(path, "")) for path in flat.dictionary.to_pylist()], pa.int32()).take(
+        flat.indices
+    )
+    if not lists:
+        return pa.DictionaryArray.from_arrays(ids, pa.array(paths, pa.string()))
+    known = ids.is_valid().to_numpy(zero_copy_only=False)
+    lengths = pc.fill_null(pc.list_value_length(written), 0).to_numpy()
+    owners = np.repeat(np.arange(len(lengths)), lengths)[known]
+    rows = indicators(
+        ids.to_numpy(zero_copy_only=False)[known].astype(np.int32),
+        np.bincount(owners, minlength=len(lengths)),
+        len(paths),
+    )
+    return pa.ListArray.from_arrays(
+        pa.array(rows.indptr.astype(np.int32)), pa.array(paths, pa.string()).take(pa.array(rows.indices))
+    )

@@ -1,0 +1,1 @@
+"""What a model answers, how it learns to, and how right it is."""

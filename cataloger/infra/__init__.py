@@ -1,0 +1,1 @@
+"""The systems around us, in our own words."""

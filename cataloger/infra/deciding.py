@@ -1,0 +1,66 @@
+"""What of the code and its libraries decides a label: part of a run's id and of the keys of what nodes keep.
+
+A mistake that is mended in one of these modules, or another version of one of these libraries, makes another run. Comments
+and docstrings do not count.
+"""
+
+import ast
+import functools
+import hashlib
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1]
+MODULES = (
+    "bundle",
+    "data.batching",
+    "data.catalog",
+    "data.text",
+    "data.units",
+    "heads.answers",
+    "heads.heads",
+    "heads.levels",
+    "labeling.carry",
+    "labeling.stream",
+    "model.engines",
+    "model.mean_pooling",
+    "model.network",
+    "model.predictor",
+    "taxonomy",
+)
+LIBRARIES = ("numpy", "openvino", "pyarrow", "tokenizers", "torch", "transformers")
+
+
+@functools.cache
+def digest() -> str:
+    """16 hex digits that change with the deciding code and with the versions of its libraries."""
+    total = hashlib.sha256(repr(libraries()).encode())
+    for name in MODULES:
+        total.update(name.encode() + _meaning((PACKAGE / f"{name.replace('.', '/')}.py").read_text()))
+    return total.hexdigest()[:16]
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that decide a label; of those that are there."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _meaning(source: str) -> bytes:
+    """A module without its comments and docstrings."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return ast.dump(tree).encode()

@@ -1,0 +1,200 @@
+"""Ray start-up, and shapes: how many workers and actors, with which CPUs, GPUs and threads."""
+
+import gc
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.data
+import ray.data.exceptions
+import ray.exceptions
+import ray.train
+import ray.tune
+from ray._private.state import state as ray_state
+
+from cataloger import errors
+from cataloger.errors import ConfigError, ResourceError
+from cataloger.infra.node_cache import once_per_node
+
+# Threads beyond this give one forward pass little; further cores serve further actors.
+MAX_THREADS_PER_ACTOR = 8
+# An actor declares this much less than the threads it uses. Not a simple fraction: no number of actors fills a node.
+CPU_LEFT_BY_ACTOR = 0.45
+# What a reading or writing task declares, so that at least two fit beside the actors.
+TASK_CPUS = 0.2
+# A unit takes a slow CPU up to an hour; when nothing ends for longer, the cluster is stuck.
+STUCK_SECONDS = 2 * 3600
+
+
+@dataclass(frozen=True)
+class ActorShape:
+    """One labelling actor: its resources, its torch threads, and how many such actors there may be."""
+
+    device: str
+    cpus: float
+    gpus: float
+    threads: int
+    min_actors: int
+    max_actors: int
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """A Ray to work on: the cluster at `RAY_ADDRESS` (set under `ray job submit`), else one on this machine alone.
+
+    What this call started ends with it; a session that was there before is left as it is.
+    """
+    if ray.is_initialized():
+        # A job that failed in this process leaves its actors to the garbage collector, and they hold their CPUs.
+        gc.collect()
+        yield
+        return
+    # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # By default an idle worker ends after a second: every unit would wait for new ones, and pay their imports.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "300000")
+    # (ray.data and ray.train set up their loggers when imported: above, so that this comes last.)
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = cluster_address()
+    local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    try:
+        with _silent_stderr():
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    except ConnectionError as error:
+        if isinstance(error.__cause__, ray.exceptions.AuthenticationError):
+            raise ResourceError(
+                f"RAY_ADDRESS={address}: the Ray cluster wants its token; set RAY_AUTH_MODE=token and put the token into "
+                "~/.ray/auth_token or RAY_AUTH_TOKEN"
+            ) from error
+        raise ResourceError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def cluster_address() -> str:
+    """Where to connect to; "local" starts a Ray of our own. Raises ResourceError for the address of a job server."""
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    if address.startswith("http"):
+        raise ResourceError(
+            f"RAY_ADDRESS={address} is a job server: submit with `ray job submit --working-dir . -- python jobs/…`, "
+            "or unset RAY_ADDRESS to run on this machine"
+        )
+    return address
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray's C++ side announces its log level on file descriptor 2; what goes wrong here comes as an exception."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+@contextmanager
+def errors_of_tasks() -> Iterator[None]:
+    """Raise again, as itself, the CatalogerError that a remote task met: of the original, Ray Data keeps the text only."""
+    try:
+        yield
+    except ray.data.exceptions.ExecutionTimeoutError as error:
+        raise ResourceError(
+            f"nothing has moved for {STUCK_SECONDS // 3600} hours: no node has room for what is next; see `ray status`"
+        ) from error
+    except ray.exceptions.RayError as error:
+        found = re.findall(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
+        if not found:
+            raise
+        name, sentence = found[-1]
+        raise getattr(errors, name)(sentence) from None
+
+
+def capacity(resource: str) -> float:
+    """How much of "CPU" or "GPU" the cluster has now, or can grow to where an autoscaler says so."""
+    now = float(ray.cluster_resources().get(resource, 0.0))
+    at_most = ray_state.get_max_resources_from_cluster_config() or {}
+    return max(now, float(at_most.get(resource, 0.0)))
+
+
+def wants_gpu(use_gpu: bool) -> bool:
+    """Whether to run on GPUs: where there are any. Raises ResourceError when they are asked for and there are none."""
+    if capacity("GPU"):
+        return True
+    if use_gpu:
+        raise ResourceError("--use-gpu: the cluster has no GPU and cannot get one; leave the flag out to run on CPUs")
+    return False
+
+
+def training_workers(num_workers: str, gpu: bool) -> tuple[int, int]:
+    """(least, most) of `--num-workers N` or `MIN:MAX`.
+
+    Raises ConfigError, and ResourceError when the cluster can never hold the least (1 GPU each, or 1 CPU each).
+    """
+    least, _, most = num_workers.partition(":")
+    most = most or least
+    if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
+        raise ConfigError(f"--num-workers {num_workers}: must be a number such as 4, or a range such as 1:4")
+    resource = "GPU" if gpu else "CPU"
+    room = int(capacity(resource))
+    if not 1 <= int(least) <= room:
+        raise ResourceError(
+            f"--num-workers {num_workers}: each worker needs 1 {resource} and the cluster can hold {room}; ask for 1 to {room}"
+        )
+    return int(least), int(most)
+
+
+def labelling_shape(use_gpu: bool) -> ActorShape:
+    """One actor per GPU, or CPU actors of up to 8 threads.
+
+    However many actors of however many jobs are on a node, some CPU stays free for the reading and writing tasks:
+    actors that hold all of it would wait for their input for ever.
+    """
+    if wants_gpu(use_gpu):
+        return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
+    # A head without workload counts no CPU.
+    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+    threads = min(MAX_THREADS_PER_ACTOR, cores)
+    cpus = threads - CPU_LEFT_BY_ACTOR
+    return ActorShape(
+        "cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, int(capacity("CPU") / cpus))
+    )
+
+
+def set_threads(processes_on_this_node: int) -> None:
+    """Share this node's cores among the given number of torch processes; Ray alone would give each worker one thread."""
+    import torch
+
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_node))
+
+
+def share_folder(folder: Path) -> Any:
+    """Put a small folder (a model bundle) into Ray's object store, from where every node gets it once."""
+    return ray.put({str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()})
+
+
+def local_copy(shared: Any, digest: str) -> Path:
+    """The shared folder on this node's disk; the processes of a node write it once. `digest` names its content."""
+
+    def write(folder: Path) -> None:
+        for name, data in ray.get(shared).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+
+    return once_per_node("model", digest, write)

@@ -1,0 +1,1 @@
+"""A model applied, by night or on demand."""

@@ -1,0 +1,127 @@
+"""Never twice: the labels of the published run, found again by the hash of the text they were given to.
+
+Each node keeps them on its disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a
+node map them into memory, so there is one copy per node, in the page cache, bounded by whatever memory is free.
+"""
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cataloger.bundle import Spec
+from cataloger.data.text import hash_words
+from cataloger.errors import StorageError
+from cataloger.heads import answers
+from cataloger.infra import deciding
+from cataloger.infra.node_cache import once_per_node
+from cataloger.infra.storage import Location, explain
+from cataloger.publishing import snapshot
+
+# Sorted in memory one after the other while they are made.
+ROWS_PER_BUCKET = 1 << 22
+# In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 75 GB.
+KEPT_SECONDS = 6 * 3600
+
+
+@dataclass(frozen=True)
+class Published:
+    """The run whose labels are carried over: made by the same model with the same settings. Pinned by the plan."""
+
+    run: str
+    folder: Location
+    units: int
+    rows: int
+    alternatives: int
+
+    @property
+    def bits(self) -> int:
+        """How many leading bits of a hash choose its bucket."""
+        return max(0, (self.rows - 1) // ROWS_PER_BUCKET).bit_length()
+
+
+def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArray[np.bool_], pa.Table]:
+    """(which of the text hashes were labelled in the published run, their answers in the order of `hashes`).
+
+    Raises StorageError when the published run cannot be read.
+    """
+    words = hash_words(hashes)
+    key = f"{published.run}-{deciding.digest()}"
+    folder = once_per_node("carry", key, lambda aside: _build(published, spec, aside), KEPT_SECONDS)
+    buckets = _bucket(words, published.bits)
+    rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
+    for bucket in np.unique(buckets):
+        table, wanted = _open(folder, int(bucket)), np.flatnonzero(buckets == bucket)
+        first, second = (table.column(name).to_numpy() for name in ("first", "second"))
+        at = np.minimum(np.searchsorted(first, words[wanted, 0]), max(0, len(first) - 1))
+        hit = (
+            (first[at] == words[wanted, 0]) & (second[at] == words[wanted, 1])
+            if len(first)
+            else np.zeros(len(at), bool)
+        )
+        rows.append(wanted[hit])
+        tables.append(table.take(pa.array(at[hit])))
+    found = np.concatenate(rows)
+    known = np.zeros(len(words), bool)
+    known[found] = True
+    return known, pa.concat_tables(tables).take(pa.array(np.argsort(found))).drop_columns(["first", "second"])
+
+
+def _build(published: Published, spec: Spec, folder: Path) -> None:
+    """Write the labels to their buckets, part by part, then sort the buckets one by one."""
+    writers: dict[int, Any] = {}
+    for table in _read_parts(published, spec):
+        words = np.stack([table.column("first").to_numpy(), table.column("second").to_numpy()], axis=1)
+        buckets = _bucket(words, published.bits)
+        for bucket in np.unique(buckets):
+            if bucket not in writers:
+                writers[bucket] = pa.ipc.new_stream(str(folder / f"{bucket}.unsorted"), table.schema)
+            writers[bucket].write_table(table.filter(pa.array(buckets == bucket)))
+        schema = table.schema
+    for bucket in range(1 << published.bits):
+        table = schema.empty_table()
+        if bucket in writers:
+            writers[bucket].close()
+            unsorted = folder / f"{bucket}.unsorted"
+            with pa.ipc.open_stream(str(unsorted)) as stream:
+                table = stream.read_all()
+            unsorted.unlink()
+        table = table.take(pc.sort_indices(table, [("first", "ascending"), ("second", "ascending")])).combine_chunks()
+        with pa.ipc.new_file(str(folder / f"{bucket}.arrow"), table.schema) as file:
+            file.write_table(table)
+
+
+def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
+    """Each part's distinct hashes and their answers."""
+
+    def read(location: Location) -> pa.Table:
+        try:
+            labels = pq.read_table(
+                location.path, filesystem=location.filesystem, columns=answers.label_columns(spec), partitioning=None
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
+        hashes = labels.column("text_hash").combine_chunks()
+        words = hash_words(hashes)
+        table = answers.from_labels(labels, spec, published.alternatives)
+        table = table.add_column(0, "first", pa.array(words[:, 0])).add_column(1, "second", pa.array(words[:, 1]))
+        _, once = np.unique(words[:, 0], return_index=True)
+        return table.take(pa.array(once))
+
+    yield from snapshot.each(snapshot.label_files(published.folder, published.units), read)
+
+
+def _bucket(words: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:
+    return words[:, 0] >> np.uint64(64 - bits) if bits else np.zeros(len(words), np.uint64)
+
+
+@functools.cache
+def _open(folder: Path, bucket: int) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(folder / f"{bucket}.arrow"))).read_all().combine_chunks()

@@ -1,0 +1,275 @@
+"""The labelling job: plan, stream, check, publish."""
+
+import contextlib
+import logging
+import time
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cataloger.bundle import digest, read_spec
+from cataloger.config import LabelConfig
+from cataloger.data import ids
+from cataloger.data.catalog import Catalog, open_catalog
+from cataloger.data.units import Unit, plan_units
+from cataloger.errors import ConfigError, PublishError, TrackingError
+from cataloger.infra import deciding, lasting, runtime, tracking, vitals
+from cataloger.infra.storage import Location, check_writable, locate
+from cataloger.labeling.carry import Published
+from cataloger.labeling.effort import Effort
+from cataloger.labeling.stream import Model, Reading
+from cataloger.labeling.writing import label_units
+from cataloger.model import registry
+from cataloger.publishing import fitness, nightly, pointer, snapshot
+from cataloger.publishing.nightly import Night
+from cataloger.publishing.snapshot import Part
+
+log = logging.getLogger(__name__)
+# Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
+LAYOUT = 5
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """A published snapshot and what it took."""
+
+    run: str
+    output: str
+    rows: int
+    labelled: int
+    rejects: int
+    effort: Effort
+    seconds: float
+    mlflow_run: str | None
+
+
+def label(config: LabelConfig) -> LabelResult:
+    """Label a catalog and publish the result; the same call after a crash finishes the same run.
+
+    Raises CatalogerError; PublishError when the labels are complete but not fit to replace the published ones.
+    """
+    started = time.monotonic()
+    _check(config)
+    output = locate(lasting.place(config.output, "--output"))
+    tracking_uri = _connect(config.model)
+    source = registry.fetch_model(config.model)
+    spec = read_spec(source.folder)
+    text_columns = config.text_columns or spec.text_columns
+    catalog = open_catalog(config.catalog, config.id_column, text_columns)
+    model_digest = digest(source.folder)
+    check_writable(output)
+    seen = pointer.look(output)
+    decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives]
+    decisive += [config.precision, deciding.digest()]
+    inputs = snapshot.run_id(*decisive)
+    published = pointer.published(output, seen)
+    # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
+    run = pointer.choose(output, snapshot.run_id(*decisive, "anew", seen.run) if config.anew else inputs, seen)
+    if published and published.get("inputs") == inputs and not config.anew:
+        run = published["run"]  # it may have been labelled anew
+    else:
+        fitness.check_not_withdrawn(run, seen.withdrawn.get(inputs), seen.run, config)
+    night = _Night(config, output, run, inputs, seen, published, catalog.fingerprint, source.uri, model_digest, started)
+    if snapshot.is_complete(output, run):
+        return _publish_again(night)
+    units = plan_units(catalog)
+    every = ids.sample_every(catalog.rows, ids.COUNTED)
+    finished = snapshot.finished_parts(night.folder, units, every)
+    parts, samples = {unit: part for unit, (part, _) in finished.items()}, [sample for _, sample in finished.values()]
+    if parts:
+        log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
+    with runtime.session():
+        lasting.check_shared(output, "--output")
+        if tracking_uri:
+            tracking.check_nodes(tracking_uri)
+        shape = runtime.labelling_shape(config.use_gpu)
+        name = Path(catalog.location.path).stem
+        about: dict[str, Any] = {"catalog": str(catalog.location), "model": source.uri, **night.decided_by}
+        tags = {"model": source.uri, "model_digest": model_digest, "snapshot_run": run}
+        with _tracked(tracking_uri, name, config, catalog, tags) as mlflow_run:
+            model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
+            filesystem, schema = catalog.location.filesystem, catalog.schema
+            kept = {"id": config.id_column}
+            reading = Reading(filesystem, schema, kept, text_columns, published=_to_carry_over(night))
+            todo = [unit for unit in units if unit.index not in parts]
+            effort = Effort()
+            settings = (config.precision, config.alternatives)
+            about_part = {"run": run, **night.decided_by}
+            for part, sample, spent in label_units(
+                reading, model, todo, shape, *settings, night.folder, about_part, every
+            ):
+                parts[part.unit] = part
+                samples.append(sample)
+                effort += spent
+            snapshot.check_complete(run, units, parts)
+            result = _result(night, units, parts, effort, mlflow_run)
+            repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
+            about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
+            _publish(night, units, parts, about, result)
+            tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
+            registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
+    log.info(
+        "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
+    )
+    return result
+
+
+@dataclass(frozen=True)
+class _Night:
+    """One call of the job: what is to be done, where, and what stood there when it began."""
+
+    config: LabelConfig
+    output: Location
+    run: str
+    inputs: str
+    """The run's id, but where these rows are labelled anew or such a run was pruned."""
+    seen: pointer.Seen
+    published: dict[str, Any] | None
+    """The manifest of the published run."""
+    catalog_fingerprint: str
+    model: str
+    model_digest: str
+    started: float
+
+    @property
+    def folder(self) -> Location:
+        return snapshot.run_folder(self.output, self.run)
+
+    @property
+    def decided_by(self) -> dict[str, str]:
+        return {
+            "inputs": self.inputs,
+            "catalog_fingerprint": self.catalog_fingerprint,
+            "model_digest": self.model_digest,
+            "code_digest": deciding.digest(),
+        }
+
+
+def _check(config: LabelConfig) -> None:
+    if not 0 <= config.alternatives <= 100:
+        raise ConfigError(f"--alternatives {config.alternatives}: must be from 0 to 100")
+    for name in ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
+
+
+def _connect(model: str) -> str | None:
+    """The tracking store, or None where it does not answer and the model is at hand without it: labels come first."""
+    try:
+        return tracking.connect()
+    except TrackingError as error:
+        if model.startswith(("models:/", "runs:/")):
+            raise
+        log.warning("labelling goes on without MLflow: %s", error)
+        return None
+
+
+@contextlib.contextmanager
+def _tracked(
+    tracking_uri: str | None, name: str, config: LabelConfig, catalog: Catalog, tags: dict[str, str]
+) -> Iterator[str | None]:
+    """The MLflow run of the night, or None where MLflow does not answer."""
+    with contextlib.ExitStack() as stack:
+        mlflow_run = None
+        if tracking_uri:
+            with tracking.forgiving():
+                mlflow_run = stack.enter_context(tracking.run("label", name, config, catalog, tags))
+                stack.enter_context(vitals.watch(mlflow_run))
+        yield mlflow_run
+
+
+def _to_carry_over(night: _Night) -> Published | None:
+    """The published run, where the same code and model made it with the same settings: equal texts have equal labels."""
+    before, config = night.published, night.config
+    if before is None or config.anew:
+        return None
+    alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
+    alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
+    if not alike or not before["labelled"]:
+        return None
+    folder = snapshot.run_folder(night.output, before["run"])
+    return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
+
+
+def _publish(
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], about: dict[str, Any], result: LabelResult
+) -> None:
+    """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
+    found = _look(night, len(units), parts.values(), result)
+    try:
+        fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
+        fitness.check_drift(found, night.config)
+        snapshot.write_manifest(night.output, night.run, units, parts, about)
+        pointer.publish(night.output, night.run, night.seen)
+    except PublishError:
+        try:
+            _report(night, found, result)
+        except Exception:
+            # What a person must read is why the labels are held back, whatever the page fails at.
+            log.warning("the page of run %s could not be made", night.run, exc_info=True)
+        raise
+    # After the labels are published: a page that cannot be drawn costs none.
+    _report(night, found, result)
+
+
+def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
+    """What this run did, beside the published one."""
+    found = nightly.look(night.output, night.run, units, result.rows, parts, night.published, night.model_digest)
+    tracking.log_metrics(found.metrics)
+    return found
+
+
+def _report(night: _Night, found: Night, result: LabelResult) -> None:
+    """A page of it in the run's folder and in MLflow."""
+    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, _figures(result))
+    (night.folder / snapshot.REPORT).write(page.encode())
+    tracking.log_text(page, "night.html")
+
+
+def _publish_again(night: _Night) -> LabelResult:
+    """The run is complete: nothing to compute, only the pointer may need turning."""
+    manifest = snapshot.read_manifest(night.output, night.run)
+    if night.seen.run != night.run:
+        units, rows = manifest["units"], manifest["rows"]
+        found = nightly.look(night.output, night.run, units, rows, (), night.published, night.model_digest)
+        fitness.check_drift(found, night.config)
+        pointer.publish(night.output, night.run, night.seen)
+    log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
+    rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
+    seconds = time.monotonic() - night.started
+    return LabelResult(night.run, str(night.output), rows, labelled, rejects, Effort(), seconds, None)
+
+
+def _result(
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], effort: Effort, mlflow_run: str | None
+) -> LabelResult:
+    return LabelResult(
+        run=night.run,
+        output=str(night.output),
+        rows=sum(unit.rows for unit in units),
+        labelled=sum(part.rows for part in parts.values()),
+        rejects=sum(part.rejects for part in parts.values()),
+        effort=effort,
+        seconds=time.monotonic() - night.started,
+        mlflow_run=mlflow_run,
+    )
+
+
+def _figures(result: LabelResult) -> dict[str, str]:
+    """For the page."""
+    figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
+    if result.effort.rows:
+        figures["carried over"] = f"{result.effort.carried / result.effort.rows:.1%}"
+        figures["rows/s"] = f"{result.effort.rows / result.seconds:,.0f}"
+    return figures
+
+
+def _metrics(result: LabelResult) -> dict[str, float]:
+    return {
+        "rows": result.rows,
+        "rejects": result.rejects,
+        **result.effort.metrics(result.seconds),
+        "seconds": result.seconds,
+        "rows_per_second": result.rows / result.seconds,
+    }

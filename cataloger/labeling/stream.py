@@ -1,0 +1,298 @@
+"""The stream that labelling and evaluation share: Parquet → text → tokens → batches → logits → categories.
+
+One row of the Ray Dataset is one unit, its tables packed as Arrow IPC bytes: no stage can split or merge units, and
+GPU actors get exactly one per call.
+"""
+
+import functools
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from pyarrow.fs import FileSystem
+
+from cataloger.bundle import Spec, load_tokenizer, tokenize
+from cataloger.config import Precision
+from cataloger.data import ids, seen
+from cataloger.data.batching import Tokens, slots
+from cataloger.data.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
+from cataloger.data.units import Read, Unit, plan_reads, read_units
+from cataloger.errors import ResourceError
+from cataloger.infra import runtime
+from cataloger.infra.node_cache import first_time
+from cataloger.infra.runtime import ActorShape
+from cataloger.labeling import carry
+from cataloger.labeling.effort import Effort, SharedClock
+
+# What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
+# what its side of the split goes by.
+ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
+SHOWN_CHARACTERS = 200
+NO_TEXT = "no text in any of the text columns"
+NOT_UTF8 = "a text column is not valid UTF-8"
+ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
+# A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
+BAD_ROWS_PER_UNIT = 100
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle on its way to the cluster: `shared` is its folder in Ray's object store, known by `digest`."""
+
+    spec: Spec
+    digest: str
+    shared: list[Any]  # a list, so that Ray passes the reference on instead of the bytes
+
+    def folder(self) -> Path:
+        """The bundle on this node's disk."""
+        return runtime.local_copy(self.shared[0], self.digest)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
+
+    With `held_out`, only the rows that the model's training left out are read; with `every`, of products as many as
+    `ids.sample_every` says. Texts that have a label in `published` are
+    not read into tokens: that label is carried over.
+    """
+
+    filesystem: FileSystem
+    schema: pa.Schema
+    kept: Mapping[str, str]
+    text_columns: tuple[str, ...]
+    held_out: bool = False
+    every: int = 1
+    published: carry.Published | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit at the end of the stream: its rows, an answer per distinct text (`place` says which is a row's), what it took."""
+
+    unit: int
+    rows: pa.Table
+    answers: pa.Table
+    effort: Effort
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> "Done":
+        """From one row of `predict_units`."""
+        effort = Effort(**json.loads(row["effort"]))
+        return cls(int(row["unit"]), _unpack(row["rows"]), _unpack(row["answers"]), effort)
+
+
+def predict_units(
+    reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision, alternatives: int
+) -> ray.data.Dataset:
+    """The stream without its end: rows that `Done.of` reads, in any order."""
+    reads = plan_reads(units)
+    items = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
+    context = items.context  # this stream's own
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
+    context.max_consecutive_actor_init_deaths = 2  # a node lost while its actor starts
+    # A task that reads several units hands on each as soon as it has it, and no block has two.
+    context.target_max_block_size = 1
+    read = functools.partial(_read, reading=reading, model=model)
+    return items.flat_map(read, num_cpus=runtime.TASK_CPUS).map_batches(
+        Labeler,
+        fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
+        batch_size=1,
+        batch_format="pyarrow",
+        # Two units at once, whose batches take turns: between units the engine would wait for the next one otherwise.
+        compute=ray.data.ActorPoolStrategy(
+            min_size=shape.min_actors,
+            max_size=shape.max_actors,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
+        ),
+        num_cpus=shape.cpus,
+        num_gpus=shape.gpus,
+    )
+
+
+class Labeler:
+    """The actor that holds the model. It sees distinct texts only: its time is the forward pass."""
+
+    def __init__(self, model: Model, shape: ActorShape, precision: Precision, alternatives: int) -> None:
+        # Imported here: the driver and the reading tasks need no torch.
+        import torch
+
+        from cataloger.model.engines import Torch
+        from cataloger.model.predictor import Bundle
+
+        torch.set_num_threads(shape.threads)
+        self.out_of_memory = torch.OutOfMemoryError
+        self.bundle = Bundle(model.folder(), shape.device, precision)
+        self.alternatives = alternatives
+        self.clock = SharedClock()
+        self.has_answered = False
+        if not isinstance(self.bundle.engine, Torch):
+            # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
+            torch.set_num_threads(1)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """One unit: its distinct texts' tokens become one answer each, after those that were carried over."""
+        effort = Effort(**json.loads(batch.column("effort")[0].as_py()))
+        tokens = Tokens.from_arrow(_unpack(batch.column("tokens")[0]).column(0))
+        carried = _unpack(batch.column("carried")[0])
+        with effort.timed("forward", self.clock):
+            found = self._answer(tokens)
+        effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
+        effort.slots = slots(tokens.lengths, self.bundle.token_budget, self.bundle.row_budget)
+        effort.halvings = self.bundle.halvings
+        if len(carried):
+            carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
+            found = pa.concat_tables([carried.cast(found.schema), found])
+        columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
+        columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
+        self.has_answered |= len(tokens) > 0
+        return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
+
+    def _answer(self, tokens: Tokens) -> pa.Table:
+        """One row per text: the prediction, or the error that its prediction raised."""
+        errors: dict[int, str] = {}
+        found = pa.concat_tables(self._predict(tokens, 0, len(tokens), errors)).combine_chunks()
+        if errors:
+            failed = np.isin(np.arange(len(tokens)), list(errors))
+            place = np.cumsum(~failed) - 1
+            found = found.take(pa.array(place, mask=failed))
+        return found.append_column("error", pa.array([errors.get(row) for row in range(len(tokens))], pa.string()))
+
+    def _predict(self, tokens: Tokens, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
+        """Answers for rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
+        try:
+            yield self.bundle.predict(tokens.slice(start, stop), self.alternatives).table()
+        except (IndexError, ValueError, RuntimeError) as error:
+            if isinstance(error, self.out_of_memory):
+                raise
+            if not self.bundle.works():
+                self._end_process(error)
+            if len(errors) >= BAD_ROWS_PER_UNIT:
+                raise
+            if stop - start == 1:
+                errors[start] = f"the model raised {_said(error)}"
+                yield self.bundle.predict(tokens.slice(0, 0), self.alternatives).table()
+            else:
+                middle = (start + stop) // 2
+                yield from self._predict(tokens, start, middle, errors)
+                yield from self._predict(tokens, middle, stop, errors)
+
+    def _end_process(self, error: Exception) -> NoReturn:
+        """The model cannot answer in this process any more: Ray starts another one and gives it the units of this one.
+
+        Raises ResourceError where a process of this actor has ended so before on this node, and this one has not answered for a
+        unit either: Ray would go on for ever.
+        """
+        if not self.has_answered and not first_time("broken", str(ray.get_runtime_context().get_actor_id())):
+            raise ResourceError(
+                f"node {platform.node()}: the model failed at everything twice in a row, the second time in a new process "
+                f"({_said(error)}); look after the device there, then run the same command again"
+            ) from error
+        print(f"the model fails at everything, this process ends: {_said(error)}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _said(error: Exception) -> str:
+    message, *_ = str(error).split("\n")
+    return f"{type(error).__name__}: {message}"
+
+
+def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
+    """Read → compose → tokenize: the units of one `Read`."""
+    units = read_units(reading.filesystem, Read.from_dict(row).units, reading.schema)
+    while True:
+        effort = Effort()
+        with effort.timed("reading"):
+            found = next(units, None)
+        if found is None:
+            return
+        yield _encode(*found, effort, reading, model)
+
+
+def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model: Model) -> dict[str, Any]:
+    """One unit's rows, the answers it need not ask for, and the tokens of its other texts."""
+    spec = model.spec
+    with effort.timed("reading"):
+        table, reason = _readable(table, reading)
+        texts = compose(table, reading.text_columns, spec.max_tokens)
+        if ROW in reading.kept.values():
+            table = table.append_column(ROW, pa.array(np.arange(len(table))))
+        if TEXT in reading.kept.values():
+            table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
+        if KEY in reading.kept.values():
+            table = table.append_column(KEY, pa.array(seen.keys(table, texts, spec.group_column, spec.format_version)))
+        chosen = np.ones(len(table), bool)
+        if reading.held_out:
+            hashes = split_hash(split_keys(table, texts, spec.group_column), spec.format_version)
+            chosen &= split_position(hashes, spec.test_start) < spec.test_fraction
+        if reading.every > 1:
+            chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0
+        if not chosen.all():
+            table, texts, reason = (values.filter(pa.array(chosen)) for values in (table, texts, reason))
+        distinct = texts.dictionary_encode()
+        hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
+        fresh = distinct.dictionary
+        if reading.published is not None:
+            known, carried = carry.find(reading.published, spec, hashes)
+            # Carried answers come first, those of the model after them.
+            order = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
+            place = pa.array(order).take(distinct.indices)
+            fresh = fresh.filter(pa.array(~known))
+            effort.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
+    with effort.timed("tokenizing"):
+        tokens = tokenize(_tokenizer(model.folder(), spec.max_tokens), fresh)
+    effort.rows = len(table)
+    reason = pc.coalesce(reason, pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), NO_TEXT))
+    rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
+    rows = rows.append_column("text_hash", hashes.take(distinct.indices))
+    rows = rows.append_column("place", place).append_column("reason", reason)
+    packed = {"rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}
+    packed["carried"] = _pack(carried if carried is not None else pa.table({}))
+    return {"unit": unit.index, **packed, "effort": json.dumps(asdict(effort))}
+
+
+def _readable(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
+    """(the table with nothing in it that is not UTF-8, why a row had to lose its text or its own spelling of its id)."""
+    reason = pa.nulls(len(table), pa.string())
+    for name in reading.text_columns:
+        bad = undecodable(table.column(name))
+        if bad.any():
+            # Nulled before composing: Arrow's string functions stop at invalid bytes.
+            field = pc.if_else(pa.array(bad), pa.scalar(None, table.schema.field(name).type), table.column(name))
+            table = table.set_column(table.column_names.index(name), name, field)
+            reason = pc.if_else(pa.array(bad), NOT_UTF8, reason)
+    if id_column := reading.kept.get("id"):
+        spelt, bad = ids.written(table.column(id_column))
+        if bad.any():
+            table = table.set_column(table.column_names.index(id_column), id_column, spelt)
+            reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
+    return table, reason
+
+
+@functools.cache
+def _tokenizer(folder: Path, max_tokens: int) -> Any:
+    return load_tokenizer(folder, max_tokens)
+
+
+def _pack(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _unpack(packed: Any) -> pa.Table:
+    data = packed.as_buffer() if isinstance(packed, pa.Scalar) else packed
+    return pa.ipc.open_stream(data).read_all().combine_chunks()

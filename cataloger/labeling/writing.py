@@ -1,0 +1,67 @@
+"""The end of the labelling stream: a unit's answers become its part. Apart from the job, so that its tasks need no MLflow."""
+
+import functools
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from cataloger.bundle import Spec
+from cataloger.config import Precision
+from cataloger.data import ids
+from cataloger.data.units import Unit
+from cataloger.heads.answers import assemble
+from cataloger.infra import progress, runtime
+from cataloger.infra.runtime import ActorShape
+from cataloger.infra.storage import Location
+from cataloger.labeling.effort import Effort
+from cataloger.labeling.stream import Done, Model, Reading, predict_units
+from cataloger.publishing import snapshot
+from cataloger.publishing.snapshot import Part
+
+log = logging.getLogger(__name__)
+
+
+def label_units(
+    reading: Reading,
+    model: Model,
+    units: Sequence[Unit],
+    shape: ActorShape,
+    precision: Precision,
+    alternatives: int,
+    folder: Location,
+    about: Mapping[str, str],
+    every: int,
+) -> Iterator[tuple[Part, ids.Hashes, Effort]]:
+    """Write each unit to the run's folder, and show how far it is: its part, the hashes of the ids that `every` samples, its effort.
+
+    Units come in any order. Raises the CatalogerError a task met.
+    """
+    if not units:
+        return
+    write = functools.partial(_write, spec=model.spec, folder=folder, about=about, every=every)
+    stream = predict_units(reading, model, units, shape, precision, alternatives).map(write, num_cpus=runtime.TASK_CPUS)
+    rejects, effort = 0, Effort()
+    with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
+        for row in stream.iter_rows():
+            part, spent = Part.from_dict(json.loads(row["part"])), Effort(**json.loads(row["effort"]))
+            if spent.halvings > effort.halvings:
+                log.warning(
+                    "a GPU ran out of memory: fewer tokens per forward pass from now on; the labels stay the same"
+                )
+            effort, rejects = effort + spent, rejects + part.rejects
+            rejected = f"{rejects:,} rejected, " if rejects else ""
+            shown.advance_to(effort.rows, rejected + effort.describe(shown.seconds))
+            yield part, np.frombuffer(row["ids"], np.uint64), spent
+
+
+def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str, str], every: int) -> dict[str, Any]:
+    done = Done.of(row)
+    with done.effort.timed("writing"):
+        labels, rejects = assemble(done.rows, done.answers, spec)
+        part = snapshot.write_part(folder, done.unit, labels, rejects, done.effort.forwarded, about)
+        hashes = ids.sample(done.rows.column("id"), every).tobytes()
+    return {"part": json.dumps(asdict(part)), "ids": hashes, "effort": json.dumps(asdict(done.effort))}

@@ -1,0 +1,1 @@
+"""A trained network, asked one batch at a time."""

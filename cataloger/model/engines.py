@@ -1,0 +1,160 @@
+"""Ways to run a bundle's network, behind one seam: padded token ids in, logits out.
+
+PyTorch on GPUs, OpenVINO on CPUs where it is installed (`pip install 'cataloger[openvino]'`): benchmarks/engines.py has
+the figures. OpenVINO's form of a network is made once per node and kept there; starting from it needs no transformers.
+"""
+
+import importlib.util
+import os
+import sys
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cataloger.bundle import digest
+from cataloger.config import Precision
+from cataloger.errors import ConfigError
+from cataloger.infra import deciding
+from cataloger.infra.node_cache import once_per_node
+
+NETWORK = "network.xml"
+
+
+class Engine(Protocol):
+    """A network on a device."""
+
+    name: str
+    # Padded tokens per forward pass: enough to keep the chip busy, small enough for its caches (CPU) or memory (GPU).
+    token_budget: int
+    # How many batches to give it at once, each from a thread of its own.
+    streams: int
+
+    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+        """Logits, float32 [rows, categories] on the device, of token ids and attention mask [rows, tokens]."""
+        ...
+
+
+def load_engine(folder: Path, device: str, precision: Precision) -> Engine:
+    """The fastest engine there is for a bundle on this device. Raises ConfigError, ModelError."""
+    # oneDNN, in PyTorch and OpenVINO alike, keeps the kernels of 1,024 batch shapes, megabytes each, if it is not told before
+    # its first one; batches have thousands of shapes.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    dtype = resolve_dtype(precision, device)
+    if device == "cpu" and importlib.util.find_spec("openvino"):
+        return OpenVino(folder, dtype)
+    return Torch(folder, device, dtype)
+
+
+def has_bf16(device: str) -> bool:
+    """Whether bf16 is fast on this chip, not merely possible."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def resolve_dtype(precision: Precision, device: str) -> torch.dtype:
+    """Raises ConfigError for bf16 on a GPU that has none."""
+    if precision == "bf16" and device == "cuda" and not has_bf16(device):
+        raise ConfigError("--precision bf16: this GPU has no bf16; use fp32 or auto")
+    use_bf16 = precision == "bf16" or (precision == "auto" and has_bf16(device))
+    return torch.bfloat16 if use_bf16 else torch.float32
+
+
+class Torch:
+    """PyTorch, eager."""
+
+    streams = 1
+
+    def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
+        from cataloger.model.network import load_network
+
+        self.name = f"PyTorch {str(dtype).removeprefix('torch.')}"
+        self.token_budget = 131_072 if device == "cuda" else 4_096
+        self.device = device
+        self.network = load_network(folder, dtype).to(device).eval()
+
+    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+        with torch.inference_mode():
+            output = self.network(input_ids=self._put(ids), attention_mask=self._put(mask))
+            return output.logits.float()  # type: ignore[no-any-return]
+
+    def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
+        """On the device; to a GPU from pinned memory, without waiting."""
+        tensor = torch.from_numpy(array)
+        return tensor if self.device == "cpu" else tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+class OpenVino:
+    """OpenVINO on the CPU: one batch for each thread that PyTorch would use.
+
+    Threads that share a batch wait for each other at every layer, and for whatever else the core does meanwhile.
+    """
+
+    token_budget = 4_096
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        openvino = _openvino()
+        hint = "bf16" if dtype == torch.bfloat16 else "f32"
+        self.name = f"OpenVINO {hint}"
+        self.streams = torch.get_num_threads()
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "INFERENCE_NUM_THREADS": self.streams,
+            "NUM_STREAMS": self.streams,
+            "ENABLE_CPU_PINNING": False,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            # OpenVINO itself would keep those of 5,000; to make them anew takes no time that can be measured.
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,
+        }
+        # Made once per node; starting from it needs no transformers.
+        kept = once_per_node(
+            "openvino", f"{digest(folder)}-{deciding.digest()}", lambda aside: _convert(folder, aside / NETWORK)
+        )
+        self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
+        self.own = threading.local()
+        # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
+        self(np.zeros((1, 2), np.int64), np.ones((1, 2), np.bool_))
+
+    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+        if not hasattr(self.own, "request"):
+            self.own.request = self.network.create_infer_request()
+        (logits,) = self.own.request.infer([ids, mask.astype(np.int64)], share_inputs=True).values()
+        return torch.from_numpy(logits)
+
+
+def _convert(folder: Path, target: Path) -> None:
+    from cataloger.model.network import load_network, quiet_transformers
+
+    class Logits(torch.nn.Module):
+        """Two tensors in, one out."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = load_network(folder, torch.float32).eval()
+
+        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return self.network(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+
+    openvino = _openvino()
+    # Different numbers of rows and tokens, one of them masked: nothing of the example becomes a constant.
+    example = torch.ones(2, 8, dtype=torch.int64)
+    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    anything = openvino.PartialShape([-1, -1])
+    with warnings.catch_warnings(), quiet_transformers():
+        warnings.simplefilter("ignore")  # tracing warns of every Python condition; the tests compare the logits
+        converted = openvino.convert_model(Logits(), example_input=(example, mask), input=[anything, anything])
+    openvino.save_model(converted, str(target), compress_to_fp16=False)
+
+
+def _openvino() -> Any:
+    # OpenVINO's converter would report its use to its makers; a shop's nightly job does not.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    import openvino
+
+    return openvino

@@ -1,0 +1,84 @@
+"""The network of a bundle: make it from a base model, save it, load it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from cataloger.bundle import Spec, read_spec, write_spec
+from cataloger.errors import ModelError
+from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
+from cataloger.taxonomy import Taxonomy
+
+FloatArray = npt.NDArray[np.float32]
+
+
+def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy, multi_label: bool = False) -> PreTrainedModel:
+    """The base model with a fresh classification head. Raises ModelError when the folder holds no usable encoder."""
+    labels: dict[str, Any] = {"id2label": dict(enumerate(taxonomy.categories)), "label2id": taxonomy.label_ids}
+    # For pipelines elsewhere: softmax or sigmoid.
+    labels["problem_type"] = "multi_label_classification" if multi_label else "single_label_classification"
+    with quiet_transformers():
+        try:
+            if pooling == "cls":
+                return AutoModelForSequenceClassification.from_pretrained(
+                    folder, ignore_mismatched_sizes=True, **labels
+                )
+            encoder = AutoModel.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+        # The inner dtype would override the one a bundle is loaded with.
+        inner = {key: value for key, value in encoder.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
+        model = MeanPoolingForSequenceClassification(MeanPoolingConfig(encoder=inner, **labels))
+        encoder.pooler = None
+        model.encoder = encoder
+        return model
+
+
+def without_weights(folder: Path) -> PreTrainedModel:
+    """The base model's encoder in its shape alone, on no device. Raises ModelError."""
+    try:
+        with quiet_transformers(), torch.device("meta"):
+            return AutoModel.from_config(AutoConfig.from_pretrained(folder))
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) -> None:
+    """Write the bundle; `base` is the folder the tokenizer comes from. No file in it is a pickle."""
+    if spec.pooling == "mean":
+        MeanPoolingConfig.register_for_auto_class()
+        MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
+        tokenizer.model_max_length = spec.max_tokens
+        tokenizer.save_pretrained(folder)
+    write_spec(folder, spec)
+
+
+def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The network of a bundle. Raises ModelError. No code is loaded from the folder: cataloger has the class."""
+    mean = read_spec(folder).pooling == "mean"
+    cls = MeanPoolingForSequenceClassification if mean else AutoModelForSequenceClassification
+    try:
+        with quiet_transformers():
+            return cls.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError) as error:  # the last where weights are not of the shape of config.json
+        raise ModelError(f"model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+class quiet_transformers:
+    """Silence what transformers says of loading and tracing: a fresh head is what we want, and its loss is not used."""
+
+    def __enter__(self) -> None:
+        self.level = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.set_verbosity(self.level)

@@ -1,0 +1,138 @@
+"""What a night of labelling did: figures for MLflow, and a page for whoever is responsible in the morning."""
+
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+
+from cataloger.infra import plots
+from cataloger.infra.pages import render, svg
+from cataloger.infra.storage import Location
+from cataloger.publishing import drift, snapshot
+from cataloger.publishing.drift import Drift, Summary
+from cataloger.publishing.snapshot import Part
+from cataloger.taxonomy import prefix
+
+FLOWS = 20
+MATRIX = 12
+CHANGED_CATEGORIES = 20
+
+
+@dataclass(frozen=True)
+class Night:
+    """A complete run and, where there was one, the run that was published before it."""
+
+    run: str
+    now: Summary
+    rejects: Counter[str]
+    """Rows by the reason why they have no label."""
+    before_run: str | None = None
+    before: Summary | None = None
+    drift: Drift | None = None
+    same_model: bool = True
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The same names every night, so that their chart in MLflow is the history of the catalog."""
+        found: dict[str, float] = {
+            "review_share": self.now.review_share,
+            "coverage": 1 - self.now.review_share,
+            "mean_confidence": self.now.mean_confidence,
+            "categories_in_use": len(self.now.counts),
+        }
+        if self.drift:
+            found |= {
+                "missing_fraction": self.drift.missing,
+                "changed_fraction": self.drift.changed,
+                "new_text_fraction": self.drift.new_texts,
+                "distribution_shift": self.drift.shift,
+                "population_stability_index": self.drift.stability,
+                "confidence_fall": self.drift.confidence_fall,
+                "categories_appeared": len(self.drift.appeared),
+                "categories_vanished": len(self.drift.vanished),
+            }
+        return found
+
+
+def look(
+    output: Location,
+    run: str,
+    units: int,
+    rows: int,
+    parts: Iterable[Part],
+    published: dict[str, Any] | None,
+    model_digest: str,
+) -> Night:
+    """Read the labels of a run whose units are all there, and those of the published run."""
+    folder = snapshot.run_folder(output, run)
+    rejects = _reasons(folder, parts)
+    if published is None or published["run"] == run:
+        return Night(run, drift.summarise(snapshot.label_files(folder, units), None), rejects)
+    every = drift.sample_every(max(int(published["rows"]), rows))
+    now = drift.summarise(snapshot.label_files(folder, units), every)
+    earlier = snapshot.label_files(snapshot.run_folder(output, published["run"]), published["units"])
+    before = drift.summarise(earlier, every)
+    same_model = published["model_digest"] == model_digest
+    return Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model)
+
+
+def page(night: Night, about: dict[str, Any], figures: dict[str, str]) -> str:
+    """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s."""
+    now, before = night.now, night.before
+    pictures = {"confidence": plots.confidences(now.histogram, before.histogram if before else None)}
+    if before and night.drift:
+        shares = {
+            path: now.counts[path] / max(1, now.rows) - before.counts[path] / max(1, before.rows)
+            for path in {*now.counts, *before.counts}
+        }
+        changed = sorted(shares, key=lambda path: -abs(shares[path]))[:CHANGED_CATEGORIES]
+        bars = [(path, now.counts[path] - before.counts[path]) for path in changed if shares[path]]
+        if bars:
+            pictures["categories"] = plots.gains(
+                bars, "labels more (right) or fewer (left) than before", "Categories that grew and shrank most"
+            )
+    return render(
+        "night.html",
+        night=night,
+        about=about,
+        figures=figures,
+        flows=night.drift.flows.most_common(FLOWS) if night.drift else [],
+        matrix=_matrix(night.drift) if night.drift else None,
+        pictures={name: svg(figure) for name, figure in pictures.items()},
+    )
+
+
+def _matrix(found: Drift) -> tuple[list[str], list[list[int]]] | None:
+    """(top categories, products that moved from each to each); the smaller ones are one. None where nothing moved."""
+    moves: Counter[tuple[str, str]] = Counter()
+    for (old, new), count in found.flows.items():
+        moves[prefix(old, 1), prefix(new, 1)] += count
+    if not moves:
+        return None
+    sizes: Counter[str] = Counter()
+    for (old, new), count in moves.items():
+        sizes[old] += count
+        sizes[new] += count
+    names = [name for name, _ in sizes.most_common(MATRIX)]
+    shown = [*names, "others"] if len(sizes) > len(names) else names
+    place = {name: number for number, name in enumerate(names)}
+    rows = [[0] * len(shown) for _ in shown]
+    for (old, new), count in moves.items():
+        rows[place.get(old, len(names))][place.get(new, len(names))] += count
+    return shown, rows
+
+
+def _reasons(folder: Location, parts: Iterable[Part]) -> Counter[str]:
+    def count(part: Part) -> dict[str, int]:
+        _, file = snapshot.read_file(folder, f"{snapshot.REJECTS}/{snapshot.part_name(part.unit)}")
+        counts = pc.value_counts(file.read(columns=["reason"]).column(0)).to_pylist()
+        return {pair["values"]: pair["counts"] for pair in counts}
+
+    found: Counter[str] = Counter()
+    with ThreadPoolExecutor(16) as pool:
+        for counts in pool.map(count, [part for part in parts if part.rejects]):
+            found.update(counts)
+    return found

@@ -1,0 +1,167 @@
+"""Looking after an output folder: list its runs, publish another one, remove old ones, verify the published one."""
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from cataloger.config import PublishConfig, VerifyConfig
+from cataloger.data import ids
+from cataloger.data.catalog import Catalog, open_catalog
+from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
+from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
+from cataloger.publishing import pointer, snapshot
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder; one without a manifest is unfinished and has no counts."""
+
+    run: str
+    published: bool
+    complete: bool
+    created: str = ""
+    model: str = ""
+    rows: int = 0
+    rejects: int = 0
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was checked of the published run."""
+
+    run: str
+    files: int
+    rows: int
+    ids_checked: bool
+
+
+def publish(config: PublishConfig) -> list[Run]:
+    """Publish the named run and prune, as the configuration says; the runs that are there then. Raises CatalogerError."""
+    output = locate(config.output)
+    check_reachable(output)
+    if config.prune is not None and config.prune < 1:
+        raise ConfigError(f"--prune {config.prune}: keep at least 1 run")
+    if config.run is not None:
+        seen = pointer.look(output)
+        if config.run not in (known := [run.run for run in list_runs(output) if run.complete]):
+            raise ConfigError(
+                f"run {config.run}: not a complete run of {output}; complete are: {', '.join(known) or 'none'}"
+            )
+        if config.run != seen.run:
+            pointer.replace(output, config.run, seen)
+    if config.prune is not None:
+        prune(output, config.prune)
+    runs = list_runs(output)
+    if not runs:
+        raise StorageError(f"{output}: holds no runs; --output takes the folder that jobs/label.py writes to")
+    return runs
+
+
+def list_runs(output: Location) -> list[Run]:
+    """Every run folder, the newest first, unfinished ones last."""
+    current, dead = pointer.look(output).run, pointer.tombstones(output)
+    inside = (info.path[len(output.path) :] for info in output.files())
+    names = {match.group(1) for path in inside if (match := re.match(r"/run=([^/]+)/", path))}
+    runs = []
+    for name in names:
+        if not snapshot.is_complete(output, name) or (name in dead and name != current):
+            runs.append(Run(name, published=False, complete=False))
+            continue
+        about = snapshot.read_manifest(output, name)
+        runs.append(Run(name, name == current, True, about["created"], about["model"], about["rows"], about["rejects"]))
+    return sorted(runs, key=lambda run: (run.complete, run.created, run.run), reverse=True)
+
+
+def prune(output: Location, keep: int) -> None:
+    """Remove all complete runs but the newest `keep`, every unfinished run and every file that is no part of a run.
+
+    The published run always stays. A run that is being made counts as unfinished: its job then ends with a sentence and
+    nothing else is harmed, but prune when no job is running. Nothing is removed before the first publication.
+    """
+    while (seen := pointer.look(output)).run is not None:
+        runs = list_runs(output)
+        complete = [run for run in runs if run.complete]
+        doomed = [run for run in runs if not run.complete] + complete[keep:]
+        if pointer.prune(output, [run.run for run in doomed if run.run != seen.run], seen):
+            break
+    for info in output.files():
+        if info.base_name.startswith((WRITING, PROBE)):
+            Location(output.filesystem, info.path, info.path).delete()
+    output.abort_uploads()
+
+
+def verify(config: VerifyConfig) -> Verification:
+    """Re-read the published run against its manifest, and its ids against the catalog. Raises PublishError, StorageError.
+
+    Ids are compared unit by unit, labels and rejects together, when the catalog is still the one that was labelled.
+    """
+    output = locate(config.output)
+    check_reachable(output)
+    manifest = pointer.published(output, pointer.look(output))
+    if manifest is None:
+        raise StorageError(f"{output}: nothing is published there")
+    run = manifest["run"]
+    folder = snapshot.run_folder(output, run)
+    with ThreadPoolExecutor(8) as pool:
+        problems = [problem for problem in pool.map(lambda entry: _check(folder, entry), manifest["files"]) if problem]
+    # What a killed writer left aside is no part of the run: readers skip it, pruning removes it.
+    there = (info for info in folder.files() if not info.base_name.startswith((WRITING, PROBE)))
+    present = {info.path.removeprefix(folder.path + "/") for info in there}
+    listed = {entry["name"] for entry in manifest["files"]} | {snapshot.MANIFEST, snapshot.REPORT}
+    problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
+    checked = False
+    if not problems:
+        problems, checked = _check_ids(manifest, folder)
+    if problems:
+        raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
+    return Verification(run, len(manifest["files"]), manifest["rows"], checked)
+
+
+def _check(folder: Location, entry: dict[str, Any]) -> str | None:
+    try:
+        found = asdict(snapshot.read_file(folder, entry["name"])[0])
+    except (StorageError, pa.ArrowException, OSError) as error:
+        return f"{entry['name']}: {str(error).splitlines()[0]}"
+    wrong = [key for key in ("bytes", "sha256", "rows") if found[key] != entry[key]]
+    return f"{entry['name']}: {', '.join(wrong)} differ from the manifest" if wrong else None
+
+
+def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], bool]:
+    settings = manifest["config"]
+    try:
+        catalog = open_catalog(manifest["catalog"], settings["id_column"], ())
+    except (CatalogError, StorageError):
+        return [], False
+    if catalog.fingerprint != manifest["catalog_fingerprint"]:
+        return [], False
+    rows = {entry["name"]: entry["rows"] for entry in manifest["files"]}
+    problems = []
+    source = _ids_of(catalog)
+    for unit in range(manifest["units"]):
+        name = snapshot.part_name(unit)
+        files = [file for file in (name, f"{snapshot.REJECTS}/{name}") if file in rows]
+        written = Counter(
+            value
+            for file in files
+            for value in snapshot.read_file(folder, file)[1].read(columns=["id"]).column(0).to_pylist()
+        )
+        # By the rows that the run itself counted: how it was cut may have been another version's way.
+        if written != Counter(itertools.islice(source, sum(rows[file] for file in files))):
+            problems.append(f"unit {unit}: its ids are not those of the catalog")
+    if next(source, None) is not None:
+        problems.append("the catalog has more rows than the run")
+    return problems, True
+
+
+def _ids_of(catalog: Catalog) -> Iterator[Any]:
+    """All ids in the catalog's order, as the labels have them."""
+    for read in plan_reads(plan_units(catalog)):
+        for _, table in read_units(catalog.location.filesystem, read.units, catalog.schema):
+            yield from ids.written(table.column(0))[0].to_pylist()

@@ -1,0 +1,95 @@
+"""Rows in a training worker's memory, and which of them an epoch goes through."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+
+from cataloger.config import LongTail
+from cataloger.data.batching import IntArray, Ragged, Tokens
+
+# What the ingest has a row for.
+TRAINING, VALIDATION, UNLABELLED = range(3)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Tokens and label ids of N rows, as many of each as the row has; label -1 is a category the model does not know."""
+
+    tokens: Tokens
+    sets: Ragged
+
+    @classmethod
+    def of_one_category(cls, tokens: Tokens, labels: IntArray) -> "Examples":
+        """Rows that have one label each."""
+        return cls(tokens, Ragged(labels.astype(np.int32), np.arange(len(labels) + 1)))
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @cached_property
+    def labels(self) -> IntArray:
+        """[N] the first label of each row, -1 where it has none."""
+        if not len(self.sets.flat):
+            return np.full(len(self), -1)
+        first = self.sets.flat[np.minimum(self.sets.offsets[:-1], len(self.sets.flat) - 1)]
+        return np.where(self.sets.lengths > 0, first, -1).astype(np.int64)
+
+    def indicators(self, rows: IntArray, categories: int) -> npt.NDArray[np.float32]:
+        """[rows, categories] 1 where the row has the label."""
+        sets = self.sets.take(rows)
+        row, known = np.repeat(np.arange(len(rows)), sets.lengths), sets.flat >= 0
+        matrix = np.zeros((len(rows), categories), np.float32)
+        matrix[row[known], sets.flat[known]] = 1
+        return matrix
+
+    def take(self, rows: IntArray) -> "Examples":
+        return Examples(self.tokens.take(rows), self.sets.take(rows))
+
+    def and_these(self, others: "Examples") -> "Examples":
+        return Examples(Tokens.joined([self.tokens, others.tokens]), Ragged.joined([self.sets, others.sets]))
+
+
+def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
+    """(training, validation, unlabelled) rows of the ingest's tables."""
+    columns = ["tokens", "labels", "use"]
+    table = pa.concat_tables([block.select(columns) for block in ray.get(list(blocks))])
+    use = table.column("use").to_numpy()
+
+    def examples(wanted: int) -> Examples:
+        chosen = table.filter(pa.array(use == wanted))
+        return Examples(Tokens.from_arrow(chosen.column("tokens")), Ragged.from_arrow(chosen.column("labels")))
+
+    return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
+
+
+def draw(
+    examples: Examples,
+    categories: int,
+    long_tail: LongTail,
+    rng: np.random.Generator,
+    alter: Callable[[npt.NDArray[np.int32], np.random.Generator], npt.NDArray[np.int32]],
+) -> tuple[Examples, IntArray]:
+    """(rows, the order of one epoch's draws from them): every row once, or as many draws that favour rare categories.
+
+    Rows are then drawn such that a category counts by its square root (Mahajan et al. 2018, section 2.2). With
+    augmentation, every draw of a row after its first in the epoch is altered.
+    """
+    if long_tail not in ("sampling", "augmentation"):
+        return examples, rng.permutation(len(examples))
+    chances = 1 / np.sqrt(np.bincount(examples.labels, minlength=categories)[examples.labels])
+    drawn = rng.choice(len(examples), len(examples), p=chances / chances.sum())
+    if long_tail == "sampling":
+        return examples, drawn
+    again = np.ones(len(drawn), bool)
+    again[np.unique(drawn, return_index=True)[1]] = False
+    chosen = examples.take(drawn)
+    texts = np.split(chosen.tokens.flat, chosen.tokens.offsets[1:-1])
+    texts = [alter(text, rng) if repeated else text for text, repeated in zip(texts, again, strict=True)]
+    offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
+    return Examples(Tokens(np.concatenate(texts), offsets), chosen.sets), np.arange(len(drawn))

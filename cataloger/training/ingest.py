@@ -1,0 +1,132 @@
+"""Labelled catalogs → tokens, labels and sides of the split, computed once with Ray Data."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray.data
+
+from cataloger.bundle import FORMAT, base_model_folder, load_tokenizer, tokenize
+from cataloger.config import TrainConfig
+from cataloger.data import seen
+from cataloger.data.catalog import Catalog
+from cataloger.data.seen import Seen
+from cataloger.data.text import compose, split_hash, split_keys, split_position, undecodable
+from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
+from cataloger.infra import runtime
+from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
+
+UNUSED = -1
+# The column that names a row which is in the ingest's tables for that alone.
+NOT_UTF8 = "not_utf8"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One catalog of the ingest, the label id of each category path as written in it, and the use of its rows.
+
+    Of a training catalog, parts are held out for validation and test; rows without a category are unlabelled ones.
+    """
+
+    catalog: Catalog
+    label_ids: dict[str, int]
+    use: int
+
+
+def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
+    """Tables of tokens, label, use and key of every usable row, in catalog order, as references into Ray's object store.
+
+    Rows whose text is not valid UTF-8 are of no use; they are there by their name, in the column `NOT_UTF8`.
+    The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
+    hang where the workers hold all of them.
+    """
+    # A copy: what else this process does with Ray Data need not wait for rows in their order.
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    with ray.data.DataContext.current(context), runtime.errors_of_tasks():
+        datasets = [_dataset(source, config) for source in sources]
+        joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
+        return list(joined.to_arrow_refs())
+
+
+def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
+    reads = plan_reads(plan_units(source.catalog))
+    encode = functools.partial(
+        _encode_units,
+        filesystem=source.catalog.location.filesystem,
+        schema=source.catalog.schema,
+        label_ids=source.label_ids,
+        use=source.use,
+        config=config,
+    )
+    rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
+    return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
+
+
+def _encode_units(
+    batch: pa.Table, filesystem: Any, schema: pa.Schema, label_ids: dict[str, int], use: int, config: TrainConfig
+) -> Iterator[pa.Table]:
+    for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
+        yield _encode(unit, table, label_ids, use, config)
+
+
+def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
+    columns = [*config.text_columns, *filter(None, [config.group_column])]
+    bad = np.any([undecodable(table.column(name)) for name in columns], axis=0)
+    names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
+    table = table.filter(pa.array(~bad))
+    texts = compose(table, config.text_columns, config.max_tokens)
+    written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
+    labels = [_labels(paths, label_ids) for paths in written]
+    uses = _uses(split_keys(table, texts, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
+    usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
+    tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
+    sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
+    keys = pa.array(seen.keys(table, texts, config.group_column))
+    rows = pa.table(
+        {"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    )
+    if not names:
+        return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
+    left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
+    return pa.concat_tables([rows, left_out], promote_options="default")
+
+
+def seen_rows(rows: pa.Table) -> Seen:
+    """Those of the ingest's tables whose categories the training learns, or is measured by."""
+    learnt = pc.is_in(rows.column("use"), pa.array([TRAINING, VALIDATION], pa.int8()))
+    return Seen.of(rows.column("key").filter(learnt).to_numpy())
+
+
+def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:
+    """The label ids of a row's category, or categories, as written."""
+    paths = written if isinstance(written, list) else [written]
+    return list(dict.fromkeys(label_ids[path] for path in paths if path in label_ids))
+
+
+def _uses(keys: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: TrainConfig) -> npt.NDArray[np.int8]:
+    """What each row is used for. What falls on the test or validation side is not even used without its label."""
+    if use == VALIDATION:
+        return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
+    position = split_position(split_hash(keys, FORMAT), config.test_start)
+    validation = 0.0 if config.eval_catalog else config.validation_fraction
+    uses = np.where(labelled, TRAINING, UNLABELLED if wants_unlabelled(config) else UNUSED)
+    held_out = position < config.test_fraction + validation * (1 - config.test_fraction)
+    uses = np.where(held_out, np.where(labelled, VALIDATION, UNUSED), uses)
+    return np.where(position < config.test_fraction, UNUSED, uses).astype(np.int8)
+
+
+def wants_unlabelled(config: TrainConfig) -> bool:
+    """Whether rows without a category are of use."""
+    return bool(config.pretrain_epochs or config.pseudo_labels)
+
+
+@functools.cache
+def _tokenizer(base_model: str, max_tokens: int) -> Any:
+    return load_tokenizer(base_model_folder(base_model), max_tokens)

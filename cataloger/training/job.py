@@ -1,0 +1,248 @@
+"""The driver's side of fine-tuning: ingest with Ray Data, train with Ray Train, register in MLflow."""
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import pyarrow as pa
+import ray
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from cataloger.config import TrainConfig
+from cataloger.errors import CheckpointError, ConfigError, TrainingError
+from cataloger.infra import lasting, progress, runtime, tracking, vitals
+from cataloger.infra.progress import StepMetric
+from cataloger.infra.storage import Location
+from cataloger.model import registry
+from cataloger.training import claims
+from cataloger.training.claims import Claim
+from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.training.ingest import NOT_UTF8, ingest, seen_rows
+from cataloger.training.plans import Plan, plan
+
+log = logging.getLogger(__name__)
+# Machines that may be lost; preempted ones, that the cloud announces, don't count.
+MAX_FAILURES = 8
+# How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
+LOOK_FOR_WORKERS_SECONDS = 60.0
+# A training that was interrupted may go on with other hardware.
+NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training run left behind."""
+
+    model_uri: str
+    run_id: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A training that has ended: the checkpoint of its best epoch and that one's metrics."""
+
+    run_id: str
+    checkpoint: Location
+    metrics: dict[str, float]
+
+
+class Watcher(Protocol):
+    """Follows a training and may stop it."""
+
+    def begun(self, stop: Callable[[str], None]) -> None:
+        """`stop(reason)` ends the training soon, with a TrainingError that gives the reason."""
+
+    def validated(self, metrics: dict[str, float]) -> None:
+        """The metrics of an epoch; those of one that was repeated after a crash come twice."""
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Fine-tune, keep the best epoch by validation weighted F1, register it. Raises CatalogerError before any work is lost."""
+    planned = plan(config)
+    with fitted(planned) as found:
+        uri = register(found, config.model_name)
+    return TrainResult(uri, found.run_id, found.metrics)
+
+
+@contextmanager
+def fitted(
+    planned: Plan, tags: Mapping[str, str] = MappingProxyType({}), watcher: Watcher | None = None
+) -> Iterator[Fitted]:
+    """A training that has just ended, within its MLflow run, which has these tags.
+
+    The same plan and tags after a crash go on where it was: the claim on the training's folder has the MLflow run.
+    """
+    config, sources = planned.config, planned.sources
+    tracking_uri = tracking.connect()
+    fingerprints = [source.catalog.fingerprint for source in sources]
+    with runtime.session():
+        lasting.check_shared(planned.storage, "--storage")
+        tracking.check_nodes(tracking_uri)
+        gpu = runtime.wants_gpu(config.use_gpu)
+        workers = runtime.training_workers(config.num_workers, gpu)
+        own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
+        while True:
+            with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values()]) as claim:
+                begun = claim.note
+                again = begun if begun and tracking.status(begun) else None
+                try:
+                    with (
+                        tracking.run("train", config.model_name, config, sources[0].catalog, own, again) as run_id,
+                        vitals.watch(run_id),
+                    ):
+                        claim.renew(note=run_id)
+                        best, metrics = _fit(planned, claim, workers, gpu, run_id, watcher)
+                        claim.renew()
+                        yield Fitted(run_id, Location(best.filesystem, best.path, best.path), metrics)
+                        claim.finish()
+                        return
+                except CheckpointError as problem:
+                    if not begun:
+                        raise
+                    log.warning("%s; beginning anew", problem)
+                    claim.finish()
+
+
+def register(found: Fitted, name: str) -> str:
+    """The URI of the new version, which is the challenger; within the training's MLflow run."""
+    checkpoint = ray.train.Checkpoint(found.checkpoint.path, found.checkpoint.filesystem)
+    with checkpoint.as_directory() as folder:
+        uri = registry.register(Path(folder) / "bundle", name, found.run_id)
+    log.info(
+        "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
+        uri,
+        found.metrics["val_accuracy"],
+        found.metrics["val_weighted_f1"],
+    )
+    return uri
+
+
+def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> Claim:
+    """The first folder of this training that is neither done nor at work: the same command after a crash goes on in it."""
+    decisive = {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
+    name = hashlib.sha256(json.dumps([decisive, *fingerprints]).encode()).hexdigest()[:16]
+    for number in itertools.count(1):
+        folder = storage / f"train-{name}-{number}"
+        claim = claims.take(folder)
+        if claim:
+            if claim.note:
+                log.info("resuming the training in %s", folder)
+            return claim
+    raise AssertionError("itertools.count has no end")
+
+
+def _fit(
+    planned: Plan,
+    claim: Claim,
+    workers: tuple[int, int],
+    gpu: bool,
+    run_id: str,
+    watcher: Watcher | None,
+) -> tuple[ray.train.Checkpoint, dict[str, float]]:
+    """(the checkpoint of the best epoch, its metrics)"""
+    config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
+    blocks = ingest(sources, config)
+    rows_of = pa.concat_tables([ray.get(block).select(["use", "key", NOT_UTF8]) for block in blocks])
+    uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
+    if len(names):
+        log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
+    rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
+    if not held_out or not rows:
+        raise ConfigError(
+            f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
+        )
+    left_out = sum(source.catalog.rows for source in sources) - rows - held_out - unlabelled
+    log.info(
+        "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
+        *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
+    )
+    log.info(
+        "%s categories, %s pooling, %s worker(s) on %s",
+        len(spec.categories),
+        spec.pooling,
+        config.num_workers,
+        "GPU" if gpu else "CPU",
+    )
+
+    def train_loop(setup: dict[str, Any]) -> None:
+        # A local function travels by value: neither the driver nor Ray Train's controller imports the heavy loop.
+        from cataloger.errors import CatalogerError
+        from cataloger.training.loop import Loop
+
+        try:
+            Loop(**setup).run()
+        except CatalogerError as problem:
+            ray.get(setup["board"].give_up.remote(problem))
+            raise
+
+    def take(metrics: list[StepMetric]) -> None:
+        tracking.log_steps(run_id, metrics)
+        found = {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
+        if watcher and found:
+            watcher.validated(found)
+
+    total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
+    with progress.remote_meter("train", total, take) as board:
+
+        def stop(reason: str) -> None:
+            with suppress(ray.exceptions.RayActorError):  # it has just ended
+                ray.get(board.give_up.remote(TrainingError(reason)))
+
+        claim.when_lost(stop)
+        if watcher:
+            watcher.begun(stop)
+        trainer = TorchTrainer(
+            train_loop,
+            train_loop_config={
+                "config": config,
+                "spec": spec,
+                "board": board,
+                "blocks": blocks,
+                "saw": seen_rows(rows_of),
+            },
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)
+                use_gpu=gpu,
+                resources_per_worker={"GPU": 1} if gpu else {"CPU": 1},
+                elastic_resize_monitor_interval_s=LOOK_FOR_WORKERS_SECONDS,  # type: ignore[call-arg]
+            ),
+            run_config=ray.train.RunConfig(
+                name=folder.path.rpartition("/")[2],
+                storage_path=folder.parent.path,
+                storage_filesystem=folder.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=2, checkpoint_score_attribute="val_weighted_f1", checkpoint_score_order="max"
+                ),
+            ),
+        )
+        try:
+            result = trainer.fit()
+        except ray.exceptions.RayActorError as error:
+            if "CheckpointManagerInitializationError" in str(error):
+                raise CheckpointError(f"{folder}: its list of checkpoints cannot be read") from error
+            raise
+        finally:
+            if reason := ray.get(board.reason_to_give_up.remote()):
+                raise reason
+    kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
+    _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
+    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
+    return best, {key: float(value) for key, value in metrics.items()}
+
+
+def _remove_strays(folder: Location, kept: set[str]) -> None:
+    """Remove what is left of checkpoints that were being written, or removed, when a process was killed: Ray has forgotten them."""
+    paths = [info.path.removeprefix(f"{folder.path}/").split("/") for info in folder.files()]
+    for name in {path[0] for path in paths if path[0].startswith("checkpoint_") and len(path) > 1} - kept:
+        (folder / name).delete()

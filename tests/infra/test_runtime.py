@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+import ray
+import ray.data
+
+from cataloger import errors
+from cataloger.errors import CatalogError, ResourceError
+from cataloger.infra import runtime
+
+
+def test_the_address_of_a_job_server_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    with pytest.raises(ResourceError, match="ray job submit"):
+        runtime.cluster_address()
+    monkeypatch.setenv("RAY_ADDRESS", "")
+    assert runtime.cluster_address() == "local"
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 4, 8, 16, 17, 31, 64, 96, 128, 192])
+def test_actors_of_any_number_of_jobs_leave_room_for_two_tasks(cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = {"Alive": True, "Resources": {"CPU": float(cores)}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node])
+    monkeypatch.setattr(runtime, "capacity", lambda resource: float(cores) if resource == "CPU" else 0.0)
+    shape = runtime.labelling_shape(use_gpu=False)
+    fitting = int(cores / shape.cpus)
+    assert fitting >= 1
+    assert cores - fitting * shape.cpus >= 2 * runtime.TASK_CPUS
+    assert shape.min_actors == 1 <= shape.max_actors <= fitting
+    assert shape.threads == min(8, cores)
+
+
+def test_a_shared_folder_is_the_same_on_every_node(ray_session: None, working_folder: Path) -> None:
+    source = working_folder / "bundle"
+    (source / "deep").mkdir(parents=True)
+    (source / "a.json").write_text("{}")
+    (source / "deep" / "b.bin").write_bytes(b"\0\1")
+    shared = runtime.share_folder(source)
+    name = f"test-{working_folder.name}"
+    copies = [runtime.local_copy(shared, name) for _ in range(2)]
+    assert copies[0] == copies[1]
+    assert (copies[0] / "deep" / "b.bin").read_bytes() == b"\0\1"
+
+
+def test_an_error_of_ours_in_a_task_comes_back_as_itself(ray_session: None) -> None:
+    def fail(row: dict[str, int]) -> dict[str, int]:
+        raise errors.CatalogError("catalog file x: broken; mend it")
+
+    def fail_otherwise(row: dict[str, int]) -> dict[str, int]:
+        raise KeyError("no idea")
+
+    with pytest.raises(CatalogError, match="^catalog file x: broken; mend it$"), runtime.errors_of_tasks():
+        ray.data.range(2).map(fail).materialize()
+    with pytest.raises(ray.exceptions.RayError, match="no idea"), runtime.errors_of_tasks():
+        ray.data.range(2).map(fail_otherwise).materialize()

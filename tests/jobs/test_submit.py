@@ -1,0 +1,121 @@
+"""`ray job submit --working-dir .` against a local head with a dashboard and token authentication."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT, free_of_ray
+from servers import free_port, kill_with_descendants
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, str]]]:
+    """(dashboard address, environment for clients) of a Ray head of its own, ended by PID."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        **free_of_ray(),
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "0123456789abcdef0123456789abcdef",
+        "MLFLOW_TRACKING_URI": os.environ["MLFLOW_TRACKING_URI"],
+    }
+    # Ray's socket paths have little room: pytest's own folder names are too long.
+    folder = Path(f"/tmp/rs{os.getpid()}")
+    command = ["ray", "start", "--head", "--block", "--num-cpus=2", f"--port={free_port()}", f"--temp-dir={folder}"]
+    command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={port}", "--disable-usage-stats"]
+    # Its default port belongs to whichever Ray of this machine came first.
+    command += [f"--dashboard-agent-listen-port={free_port()}"]
+    with open(tmp_path_factory.mktemp("head") / "log", "w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(address, environment["RAY_AUTH_TOKEN"], process)
+        yield address, environment
+    finally:
+        # SIGTERM would take half a minute.
+        kill_with_descendants(process)
+        subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def wait_for(address: str, token: str, process: subprocess.Popen[bytes]) -> None:
+    request = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            urllib.request.urlopen(request, timeout=5)
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            assert process.poll() is None, "ray start ended"
+            assert time.monotonic() < deadline, "no dashboard after two minutes"
+            time.sleep(1)
+
+
+def submit(head: tuple[str, dict[str, str]], *command: object) -> str:
+    address, environment = head
+    line = [
+        str(BIN / "ray"),
+        "job",
+        "submit",
+        "--address",
+        address,
+        "--working-dir",
+        str(ROOT),
+        "--",
+        "python",
+        *map(str, command),
+    ]
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=400)
+        # The dashboard answers before the node's agent has reported to it.
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            break
+        time.sleep(2)
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr[-5_000:]
+    return done.stdout
+
+
+def test_train_and_label_can_be_submitted(
+    head: tuple[str, dict[str, str]], tiny_model: Path, labelled: Path, working_folder: Path
+) -> None:
+    checkpoints = working_folder / "checkpoints"
+    flags = ("--base-model", tiny_model, "--fine-tune", "head", "--epochs", 1, "--max-tokens", 16)
+    flags += ("--storage", checkpoints)
+    out = submit(head, "jobs/train.py", "--catalog", labelled, *flags, "--model-name", "submitted")
+    assert "models:/submitted/1" in out
+    base = load_file(tiny_model / "model.safetensors")
+    (kept,) = working_folder.glob("checkpoints/*/checkpoint_*/bundle/model.safetensors")
+    assert all(torch.equal(weight, base[name[5:]]) for name, weight in load_file(kept).items() if name[:5] == "bert.")
+    model = ("--model", "models:/submitted@champion")
+    out = submit(head, "jobs/label.py", "--catalog", labelled, "--output", working_folder / "labels", *model)
+    assert "1,500" in out
+    pointer = json.loads((working_folder / "labels" / "_latest.json").read_text())
+    manifest = json.loads((working_folder / "labels" / pointer["manifest"]).read_text())
+    assert manifest["labelled"] == 1_500
+    assert manifest["model"] == "models:/submitted/1"
+
+
+def test_what_is_uploaded_is_code_and_no_environment_or_data(working_folder: Path) -> None:
+    from ray._private.ray_constants import get_runtime_env_default_excludes
+    from ray._private.runtime_env.packaging import create_package
+
+    target = working_folder / "package.zip"
+    create_package(str(ROOT), target, include_gitignore=True, excludes=get_runtime_env_default_excludes())
+    names = zipfile.ZipFile(target).namelist()
+    assert {"jobs/train.py", "cataloger/training/job.py"} <= set(names)
+    assert not [name for name in names if name.split("/")[0] in (".venv", ".git", "tests", "demo", "mlartifacts")]
+    assert target.stat().st_size < 1_000_000

@@ -1,0 +1,95 @@
+"""Never twice: what the published run labelled is taken over, and only what it costs changes, never what is published."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.bundle import read_spec
+from cataloger.config import LabelConfig
+from cataloger.data import units
+from cataloger.data.text import hash_texts
+from cataloger.infra.storage import locate
+from cataloger.labeling import carry
+from cataloger.labeling.job import label
+from conftest import published
+
+
+def write_catalog(folder: str, titles: list[str | None]) -> None:
+    Path(folder).mkdir(exist_ok=True)
+    half = len(titles) // 2
+    for part, start, stop in [(0, 0, half), (1, half, len(titles))]:
+        table = pa.table({"id": range(start, stop), "title": pa.array(titles[start:stop], pa.string())})
+        pq.write_table(table, f"{folder}/part-{part}.parquet")
+
+
+def run(bundle: Path, output: str, **changes: object):  # type: ignore[no-untyped-def]
+    settings = {"catalog": "c", "output": output, "model": str(bundle), "text_columns": ("title",), "precision": "fp32"}
+    return label(LabelConfig(**{**settings, "max_changed_fraction": 1.0, **changes}))  # type: ignore[arg-type]
+
+
+def test_changed_rows_alone_go_through_the_model_and_the_labels_are_those_of_a_full_run(
+    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "MIN_UNIT_ROWS", 500)
+    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(900)]
+    write_catalog("c", titles)
+    first = run(bundle, "labels")
+    assert (first.effort.carried, first.effort.forwarded) == (0, 900)
+    # Some new, some gone, some moved, one without text, one that is in the catalog twice now.
+    tonight = [None, "quite new", *titles[5:400], "new as well", *titles[450:], titles[7]]
+    write_catalog("c", tonight)
+    second = run(bundle, "labels")
+    assert second.effort.forwarded == 2
+    assert second.effort.carried == len(tonight) - 3
+    carried = published("labels")
+    assert run(bundle, "elsewhere").effort.carried == 0
+    full = published("elsewhere")
+    for name in ("id", "category", "text_hash", "needs_review"):
+        assert carried.column(name).equals(full.column(name)), name
+    assert pc.list_value_length(carried.column("level_confidences")).equals(
+        pc.list_value_length(full.column("level_confidences"))
+    )
+    for name in ("level_confidences", "confidence"):
+        left, right = (table.column(name).combine_chunks() for table in (carried, full))
+        if name != "confidence":
+            left, right = left.flatten(), right.flatten()
+        np.testing.assert_allclose(left.to_numpy(), right.to_numpy(), rtol=1e-4)
+    left, right = (table.column("alternatives").to_pylist() for table in (carried, full))
+    assert [[a["category"] for a in row] for row in left] == [[a["category"] for a in row] for row in right]
+
+
+def test_another_setting_carries_nothing_over(ray_session: None, working_folder: Path, bundle: Path) -> None:
+    write_catalog("c", [f"product {i}" for i in range(50)])
+    run(bundle, "labels")
+    other = run(bundle, "labels", alternatives=0)
+    assert (other.effort.carried, other.effort.forwarded) == (0, 50)
+    write_catalog("c", [f"product {i}" for i in range(51)])
+    again = run(bundle, "labels", alternatives=0)
+    assert (again.effort.carried, again.effort.forwarded) == (50, 1)
+    assert published("labels").column("alternatives").to_pylist() == [[]] * 51
+
+
+def test_texts_are_found_in_any_number_of_buckets(
+    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str | None] = [f"product {i}" for i in range(900)]
+    write_catalog("c", titles)
+    result = run(bundle, "labels")
+    folder, spec = locate("labels") / f"run={result.run}", read_spec(bundle)
+    units = len(list(Path(f"labels/run={result.run}").glob("part-*")))
+    labels = published("labels")
+    wanted = pa.array([f"product {i}" for i in range(890, 910)][::-1])
+    expected = [row["category"] for row in labels.slice(890).to_pylist()][::-1]
+    for size, buckets in [(1 << 22, 1), (225, 4), (10, 128)]:
+        monkeypatch.setattr(carry, "ROWS_PER_BUCKET", size)
+        source = carry.Published(f"{working_folder.name}-{size}", folder, units, len(labels), 3)
+        known, answers = carry.find(source, spec, hash_texts(wanted))
+        assert 1 << source.bits == buckets
+        assert known.tolist() == [False] * 10 + [True] * 10
+        assert [spec.categories[label] for label in answers.column("label").to_pylist()] == expected
+    known, answers = carry.find(source, spec, hash_texts(pa.array([], pa.string())))
+    assert (len(known), len(answers)) == (0, 0)

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.bundle import digest, load_tokenizer, read_spec, tokenize
+from cataloger.data.batching import Tokens
+from cataloger.data.catalog import open_catalog
+from cataloger.data.units import plan_units
+from cataloger.heads.answers import assemble
+from cataloger.infra import runtime
+from cataloger.labeling.stream import Done, Model, Reading, predict_units
+from cataloger.model.predictor import Bundle
+
+ROWS = 300
+
+
+@pytest.mark.parametrize("unit_rows", [7, 100, 1_000])
+def test_labels_do_not_depend_on_how_a_catalog_is_cut(
+    ray_session: None, working_folder: Path, bundle: Path, unit_rows: int
+) -> None:
+    """Units without any text, texts longer than the model reads, repeats: the same labels as one plain loop, in order."""
+    titles = [None if 100 <= i < 120 else f"product {i % 90} " * (1 + i % 50) for i in range(ROWS)]
+    pq.write_table(pa.table({"id": range(ROWS), "title": titles}), "c.parquet", row_group_size=64)
+    spec = read_spec(bundle)
+    catalog = open_catalog("c.parquet", "id", ["title"])
+    units = plan_units(catalog, unit_rows)
+    model = Model(spec, digest(bundle), [runtime.share_folder(bundle)])
+    reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"}, ("title",))
+    stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32", alternatives=0)
+    done = {row.unit: row for row in map(Done.of, stream.iter_rows())}
+    labels = pa.concat_tables([assemble(done[unit.index].rows, done[unit.index].answers, spec)[0] for unit in units])
+    readable = [(i, title.strip()) for i, title in enumerate(titles) if title]
+    tokens = Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), pa.array([title for _, title in readable])))
+    loaded = Bundle(bundle)
+    expected = [loaded.predict(tokens.slice(row, row + 1)).labels[0] for row in range(len(tokens))]
+    assert labels.column("id").to_pylist() == [i for i, _ in readable]
+    assert labels.column("category").to_pylist() == [spec.categories[label] for label in expected]

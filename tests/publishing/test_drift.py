@@ -1,0 +1,111 @@
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.errors import StorageError
+from cataloger.infra.storage import Location, locate
+from cataloger.publishing import drift, snapshot
+from cataloger.publishing.drift import Drift, compare, sample_every, summarise
+
+
+def part(
+    name: str, ids: list[int], categories: list[str], confidence: float, texts: list[str] | None = None
+) -> Location:
+    columns = {
+        "id": ids,
+        "category": pa.array(categories, pa.string()),
+        "confidence": pa.array([confidence] * len(ids), pa.float32()),
+        "needs_review": pa.array([category == "A" for category in categories], pa.bool_()),
+        "text_hash": pa.array(texts or [str(i) for i in ids], pa.string()),
+    }
+    pq.write_table(pa.table(columns), name)
+    return locate(name)
+
+
+def compare_runs(before: list[Location], now: list[Location], rows: int) -> Drift:
+    every = sample_every(rows)
+    return compare(summarise(before, every), summarise(now, every))
+
+
+def test_drift_by_hand(working_folder: Path) -> None:
+    before = [part("a", [1, 2, 3, 4], ["A", "A", "B", "B"], 0.9), part("b", [5, 6], ["C", "C"], 0.9)]
+    now = [part("c", [4, 3, 2, 1, 5, 7], ["B", "A", "A", "A", "C", "D"], 0.8, ["4", "3", "2", "1", "five", "7"])]
+    found = compare_runs(before, now, rows=6)
+    assert found.compared == 5
+    assert found.changed == pytest.approx(1 / 5)
+    assert found.new_texts == pytest.approx(1 / 5)
+    assert found.flows == Counter({("B", "A"): 1})
+    # A 2/6 → 3/6, B 2/6 → 1/6, C 2/6 → 1/6, D 0 → 1/6
+    assert found.shift == pytest.approx(2 / 6)
+    old, new = np.array([2, 2, 2, 0.5]) / 6, np.array([3, 1, 1, 1]) / 6
+    assert found.stability == pytest.approx(((new - old) * np.log(new / old)).sum())
+    assert (found.appeared, found.vanished) == (("D",), ())
+    assert found.confidence_fall == pytest.approx(0.1)
+    assert found.worst == pytest.approx(2 / 6)
+    assert "20.0% of 5" in str(found)
+    assert "B → A (1)" in str(found)
+    summary = summarise(before, 1)
+    assert (summary.rows, summary.review, summary.histogram[18]) == (6, 2, 6)
+    assert summary.mean_confidence == pytest.approx(0.9)
+
+
+def test_repeated_ids_are_not_compared_and_empty_runs_do_not_differ(working_folder: Path) -> None:
+    before = [part("a", [1, 1, 2], ["A", "B", "A"], 0.9)]
+    assert compare_runs(before, [part("b", [1, 2], ["C", "A"], 0.9)], rows=3).compared == 1
+    assert compare_runs(before, [part("c", [], [], 0.0)], rows=3).worst == 0
+
+
+def test_a_large_run_is_compared_on_a_sample(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drift, "COMPARED_PRODUCTS", 1_000)
+    ids = list(range(10_000))
+    before = [part("a", ids, ["A"] * 10_000, 0.9)]
+    now = [part("b", ids[::-1], ["A" if i % 4 else "B" for i in ids[::-1]], 0.9)]
+    found = compare_runs(before, now, rows=10_000)
+    assert 800 < found.compared < 1_200
+    assert found.changed == pytest.approx(0.25, abs=0.05)
+    assert found.shift == pytest.approx(0.25), "counts are of all rows"
+
+
+def test_products_are_missing_where_they_have_no_row_or_several(working_folder: Path) -> None:
+    before = [part("a", [1, 2, 3, 4, 5, 5, 6, 6], ["A"] * 8, 0.9)]
+    now = [part("b", [1, 2, 2, 5, 5, 9], ["A"] * 6, 0.9)]
+    found = compare_runs(before, now, rows=8)
+    assert (found.known, found.lost, found.compared) == (6, 4, 1), "2 is repeated; 3, 4 and 6 are gone; 5 is as it was"
+    assert found.missing == pytest.approx(4 / 6)
+    assert "66.7% of 6 products are missing" in str(found)
+    assert compare_runs([part("c", [], [], 0.0)], now, rows=8).missing == 0, "nothing was there that could be missing"
+
+
+def test_no_more_parts_are_held_than_are_read_at_a_time(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The categories of every part, counted one by one, would not fit the driver."""
+    read, held, most = drift._read_part, 0, 0
+
+    class Held(drift._Part):
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
+    def counted(*arguments: object) -> drift._Part:
+        nonlocal held, most
+        found = Held(**vars(read(*arguments)))  # type: ignore[arg-type]
+        held += 1
+        most = max(most, held)
+        return found
+
+    monkeypatch.setattr(drift, "_read_part", counted)
+    parts = [part(f"p{number}", [number], ["A"], 0.9) for number in range(100)]
+    assert summarise(parts, 1).counts == {"A": 100}
+    assert most <= 2 * snapshot.AT_ONCE
+
+
+def test_a_published_part_that_cannot_be_read_is_named(working_folder: Path) -> None:
+    before = [part("a", [1], ["A"], 0.9), locate("gone.parquet")]
+    with pytest.raises(StorageError, match=r"gone.parquet: cannot be read, to compare labels"):
+        summarise(before, 1)
+    Path("torn.parquet").write_bytes(Path("a").read_bytes()[:-9])
+    with pytest.raises(StorageError, match=r"torn.parquet: cannot be read"):
+        summarise([locate("torn.parquet")], 1)

@@ -1,0 +1,85 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.data.units import Segment, Unit
+from cataloger.errors import PublishError, StorageError
+from cataloger.infra.storage import Location, locate
+from cataloger.publishing import pointer, snapshot
+from cataloger.publishing.snapshot import Part
+
+ABOUT = {"catalog": "c", "catalog_fingerprint": "f", "model": "m", "model_digest": "d", "config": {"id_column": "id"}}
+UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
+
+
+def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
+    labels = pa.table({"id": range(rows), "category": ["A"] * rows})
+    refused = pa.table({"id": range(rejects), "reason": ["r"] * rejects})
+    return snapshot.write_part(folder, unit, labels, refused, rows, {"run": "r"})
+
+
+def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, "r")
+    parts = {0: write(folder, 0, 3, 0), 1: write(folder, 1, 1, 1)}
+    assert pointer.published(output, pointer.look(output)) is None
+    found = snapshot.finished_parts(folder, UNITS, 1)
+    assert {unit: part for unit, (part, _) in found.items()} == parts
+    assert [len(hashes) for _, hashes in found.values()] == [3, 2], "an id of each row, labelled or rejected"
+    snapshot.write_manifest(output, "r", UNITS, parts, ABOUT)
+    assert pointer.published(output, pointer.look(output)) is None
+    pointer.publish(output, "r", pointer.look(output))
+    manifest = pointer.published(output, pointer.look(output))
+    assert manifest is not None
+    assert (manifest["rows"], manifest["labelled"], manifest["rejects"], manifest["model"]) == (5, 4, 1, "m")
+    named = json.loads(Path("labels/_latest.json").read_text())
+    read = pq.read_table(Path("labels") / named["path"])
+    assert len(read) == 4, "readers see the labels, not the rejects"
+
+
+@pytest.mark.parametrize("rows", [2, None])
+def test_a_missing_or_short_unit_is_not_published(working_folder: Path, rows: int | None) -> None:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, "r")
+    parts = {0: write(folder, 0, 3, 0)}
+    if rows:
+        parts[1] = write(folder, 1, rows - 1, 0)
+    with pytest.raises(PublishError, match="unit 1"):
+        snapshot.write_manifest(output, "r", UNITS, parts, {})
+    assert pointer.published(output, pointer.look(output)) is None
+
+
+def test_damaged_and_foreign_parts_are_done_again(working_folder: Path) -> None:
+    folder = snapshot.run_folder(locate("labels"), "r")
+    write(folder, 0, 3, 0)
+    whole = Path("labels/run=r/part-00000.parquet").read_bytes()
+    Path("labels/run=r/part-00001.parquet").write_bytes(whole[:-20])
+    pq.write_table(pa.table({"id": [1, 2]}), "labels/run=r/part-00002.parquet")
+    assert set(snapshot.finished_parts(folder, UNITS, 1)) == {0}
+    recut = [Unit(0, (Segment("x", 0, 0, 4),)), UNITS[1]]
+    assert snapshot.finished_parts(folder, recut, 1) == {}, "a part of another cut does not fit"
+
+
+def test_a_damaged_pointer_is_named(working_folder: Path) -> None:
+    locate("labels/_latest.json").write(b"{")
+    with pytest.raises(StorageError, match="_latest.json: not valid JSON; remove it"):
+        pointer.look(locate("labels"))
+
+
+def test_anything_decisive_gives_another_run_id() -> None:
+    ids = {snapshot.run_id(*decisive) for decisive in [("c", "m", 3), ("c2", "m", 3), ("c", "m2", 3), ("c", "m", 4)]}
+    assert len(ids) == 4
+    assert snapshot.run_id("c", ("a", "b")) == snapshot.run_id("c", ("a", "b"))
+
+
+def test_a_published_run_that_was_removed_by_hand_is_named_with_a_way_out(working_folder: Path) -> None:
+    output = locate("labels")
+    folder = snapshot.run_folder(output, "r")
+    snapshot.write_manifest(output, "r", UNITS[:1], {0: write(folder, 0, 3, 0)}, ABOUT)
+    pointer.publish(output, "r", pointer.look(output))
+    folder.delete()
+    with pytest.raises(StorageError, match="run r is published and has no manifest; publish another one .* --run ID"):
+        pointer.published(output, pointer.look(output))

@@ -1,0 +1,155 @@
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from cataloger.bundle import Spec, load_tokenizer, mask_token, tokenize
+from cataloger.config import LongTail, TrainConfig
+from cataloger.data.batching import IntArray, Ragged, Tokens
+from cataloger.heads.losses import Loss
+from cataloger.model.network import new_classifier
+from cataloger.taxonomy import Taxonomy
+from cataloger.training.examples import Examples
+from cataloger.training.objectives import Classification, Machine
+from cataloger.training.pretraining import MaskedLanguage
+
+TREE = Taxonomy.from_paths(["Food > Tea", "Shoes > Boots"])
+MACHINE = Machine(torch.device("cpu"), False, 0)
+
+
+def examples(base: Path, count: int, label: int) -> Examples:
+    texts = [f"{'green tea' if i % 2 else 'leather boots with laces'} number {i}" for i in range(count)]
+    tokens = Tokens.from_arrow(tokenize(load_tokenizer(base, 32), pa.array(texts)))
+    labels = np.full(count, label) if label < 0 else (np.arange(count) + 1) % 2
+    return Examples.of_one_category(tokens, labels)
+
+
+def classification(base: Path, **options: Any) -> Classification:
+    config = TrainConfig(**options)
+    spec = Spec(TREE.categories, ("title",), 32, "mean", "")
+    network = new_classifier(base, "mean", TREE)
+    return Classification(config, spec, network, examples(base, 40, 0), examples(base, 100, -1), base, MACHINE)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    def sure_of_long_ones(tokens: Tokens, batch: IntArray) -> torch.Tensor:
+        lead = torch.from_numpy((tokens.lengths[batch] > tokens.lengths.min()) * 9.0)
+        return torch.stack([torch.zeros(len(batch)), lead.float()], dim=1)
+
+    monkeypatch.setattr(
+        "torch.distributed.all_gather_object", lambda into, mine: into.__setitem__(slice(None), [mine] * 2)
+    )
+    stage = classification(tiny_model, pseudo_labels=0.9)
+    stage.label_more(sure_of_long_ones, 1.0, np.random.default_rng(0), 0, world)
+    own = stage.own_labels
+    assert 0 < len(own) < 40, "at most as many as there are labelled rows, and only sure ones"
+    assert set(own.labels) == {1}
+    assert own.tokens.lengths.min() > stage.unlabelled.tokens.lengths.min()
+    tokens, order = stage.begin_epoch(np.random.default_rng(0))
+    assert sorted(order) == list(range(40 + len(own)))
+    assert len(tokens) == len(order)
+    stage.label_more(sure_of_long_ones, 9.0, np.random.default_rng(0), 0, world)
+    assert not len(stage.own_labels), "a higher temperature makes the model less sure"
+
+
+def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) -> None:
+    stage = classification(tiny_model, level_weights="auto")
+    assert stage.loss.level_weights == (1.0,)
+    stage.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
+    assert stage.loss.level_weights == pytest.approx((0.25,))
+    stage.weigh_levels({"val_accuracy": 1.0, "val_level_1_accuracy": 1.0})
+    assert stage.loss.level_weights == (0.0,)
+    fixed = classification(tiny_model, level_weights=(0.3,))
+    fixed.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
+    assert fixed.loss.level_weights == (0.3,)
+
+
+@pytest.mark.parametrize("long_tail", ["focal", "class-balanced", "logit-adjusted"])
+def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
+    stage = classification(tiny_model, long_tail=long_tail, label_smoothing=0.1, level_weights=(0.3,))
+    stage.network.eval()
+    rows, counts = np.arange(8), np.bincount(stage.train.labels)
+    logits, labels = stage.logits(stage.network, stage.train.tokens, rows), torch.from_numpy(stage.train.labels[rows])
+    wanted = Loss(TREE, counts, long_tail, (0.3,), 0.1)(logits, labels)
+    torch.testing.assert_close(stage.losses(stage.network, rows), wanted)
+    assert not torch.allclose(wanted, Loss(TREE, counts)(logits, labels))
+
+
+@pytest.mark.parametrize("long_tail", ["sampling", "augmentation"])
+def test_an_epoch_draws_as_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
+    stage = classification(tiny_model, long_tail=long_tail)
+    tokens, order = stage.begin_epoch(np.random.default_rng(0))
+    texts = {tokens.flat[start:stop].tobytes() for start, stop in pairwise(tokens.offsets)}
+    known = stage.train.tokens
+    before = {known.flat[start:stop].tobytes() for start, stop in pairwise(known.offsets)}
+    assert bool(texts - before) == (long_tail == "augmentation")
+    assert len(order) == 40
+    assert (len(set(order)) < 40) == (long_tail == "sampling"), "rows that come again are the same, or altered ones"
+
+
+def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
+    texts = examples(tiny_model, 64, 0)
+    sets = Ragged(np.tile([0, 1, 0], 21).astype(np.int32), np.concatenate([np.repeat(np.arange(22) * 3, 3)[1:], [63]]))
+    config, spec = TrainConfig(learning_rate=5e-3), Spec(TREE.categories, ("title",), 32, "mean", "", multi_label=True)
+    network = new_classifier(tiny_model, "mean", TREE, multi_label=True)
+    rows = Examples(texts.tokens, sets)
+    stage = Classification(config, spec, network, rows, rows.take(np.arange(0)), tiny_model, MACHINE)
+    logits = stage.logits(network, rows.tokens, np.arange(8))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, torch.from_numpy(rows.indicators(np.arange(8), 2)), reduction="none"
+    )
+    torch.testing.assert_close(stage.losses(network, np.arange(8)), expected.sum(dim=1))
+
+
+def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path) -> None:
+    texts = examples(tiny_model, 64, -1).tokens
+    torch.manual_seed(0)
+    network = new_classifier(tiny_model, "mean", TREE)
+    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)
+    shown: list[torch.Tensor] = []
+    stage.network.register_forward_pre_hook(lambda _, inputs: shown.append(torch.stack([inputs[0], inputs[2].long()])))
+    optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
+    _, order = stage.begin_epoch(np.random.default_rng(0))
+    losses = []
+    for _ in range(60):
+        loss = stage.losses(stage.network, order[:32]).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    ids = torch.stack([pair[0] for pair in shown])
+    chosen = torch.stack([pair[1] for pair in shown]).bool()
+    plain, mask = MACHINE.inputs(texts, order[:32])
+    words = (mask & (plain != 101) & (plain != 102)).expand_as(chosen)
+    assert not (chosen & ~words).any(), "neither padding nor special tokens are guessed"
+    assert chosen.sum() / words.sum() == pytest.approx(0.15, abs=0.01)
+    masked, same = ids[chosen] == stage.mask, ids[chosen] == plain.expand_as(ids)[chosen]
+    assert masked.float().mean() == pytest.approx(0.8, abs=0.02)
+    assert same.float().mean() == pytest.approx(0.1, abs=0.02)
+    assert (ids == plain)[~chosen].all()
+    encoder = dict(network.base_model.named_parameters())
+    assert any(
+        torch.equal(parameter, weight) for parameter in stage.network.parameters() for weight in encoder.values()
+    )
+
+
+def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
+    empty = Tokens.from_arrow(tokenize(load_tokenizer(tiny_model, 8), pa.array(["", ""])))
+    network = new_classifier(tiny_model, "cls", TREE)
+    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1), network, empty, tiny_model, MACHINE)
+    losses = stage.losses(stage.network, np.arange(2))
+    losses.sum().backward()
+    assert losses.tolist() == [0.0, 0.0]
+
+
+def test_the_token_that_masks_a_word_is_found(tiny_model: Path) -> None:
+    tokenizer = load_tokenizer(tiny_model, 8)
+    assert tokenizer.id_to_token(mask_token(tokenizer) or 0) == "[MASK]"
