@@ -7,11 +7,10 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import tyro
 
-from cataloger.data.batching import pack
+from cataloger.data.batching import Batch, pack
 from cataloger.model import engines
 from yardsticks import make_bundle, report, seconds, titles, tokens_of, workroom
 
@@ -40,7 +39,7 @@ def main() -> None:
         }
         rows: list[dict[str, object]] = []
         for way, engine in ways.items():
-            batches = [tokens.padded(chosen, 0) for chosen in pack(tokens.lengths, engine.token_budget, len(tokens))]
+            batches = [tokens.batch(chosen) for chosen in pack(tokens.lengths, engine.token_budget, len(tokens))]
             run_all(engine, batches[::5])
             best = min(seconds(lambda engine=engine, batches=batches: run_all(engine, batches)) for _ in range(2))  # type: ignore[misc]
             first = float(str(rows[0]["rows/s"])) if rows else config.rows / best
@@ -48,9 +47,9 @@ def main() -> None:
         report("engines", f"{config.rows:,} titles, MiniLM, batches sorted and ready", rows, ("engine", "rows/s"))
 
 
-def run_all(engine: engines.Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> None:
+def run_all(engine: engines.Engine, batches: list[Batch]) -> None:
     with ThreadPoolExecutor(engine.streams) as pool:
-        deque(pool.map(lambda batch: engine(*batch), batches), maxlen=0)
+        deque(pool.map(engine, batches), maxlen=0)
 
 
 if __name__ == "__main__":

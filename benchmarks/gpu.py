@@ -20,7 +20,6 @@ from cataloger.data.batching import Tokens
 from cataloger.data.text import compose
 from cataloger.infra import runtime
 from cataloger.model.network import new_classifier, save_bundle
-from cataloger.taxonomy import Taxonomy
 from yardsticks import REAL, forward_rate, report, seconds, steady_state, titles, tokens_of, workroom
 
 SHAPES = {
@@ -72,9 +71,9 @@ def make_bundle(room: Path, shape: BertConfig) -> Path:
     torch.manual_seed(0)
     BertModel(shape).save_pretrained(room / "base")
     AutoTokenizer.from_pretrained(base_model_folder("minilm")).save_pretrained(room / "base")
-    taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(400)])
-    model = new_classifier(room / "base", "mean", taxonomy)
-    save_bundle(room / "bundle", model, room / "base", Spec(taxonomy.categories, ("title",), 128, "mean", "none"))
+    paths = [f"Department {i // 20} > Category {i}" for i in range(400)]
+    spec = Spec(tuple(sorted(paths)), ("title",), 128, "mean", "none")
+    save_bundle(room / "bundle", new_classifier(room / "base", spec), room / "base", spec)
     return room / "bundle"
 
 

@@ -6,14 +6,14 @@ python benchmarks/precision.py --model models:/instacart@challenger --catalog ..
 
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.data.text import compose
 from cataloger.infra import tracking
 from cataloger.model import registry
-from cataloger.model.predictor import Bundle
-from yardsticks import report, tokens_of
+from cataloger.model.predictor import Predictor
+from yardsticks import report
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def main() -> None:
     config = tyro.cli(Config)
     tracking.connect()
     folder = registry.fetch_model(config.model).folder
-    exact, fast = Bundle(folder, "cpu", "fp32"), Bundle(folder, "cpu", "bf16")
-    spec = exact.spec
-    texts = compose(pq.read_table(config.catalog, columns=list(spec.text_columns)), spec.text_columns, spec.max_tokens)
-    tokens = tokens_of(folder, texts.drop_null(), spec.max_tokens)
-    left, right = exact.predict(tokens), fast.predict(tokens)
-    same, sure = left.labels == right.labels, left.confidence > 0.9
+    exact, fast = Predictor(folder, "cpu", "fp32"), Predictor(folder, "cpu", "bf16")
+    table = pq.read_table(config.catalog, columns=list(exact.spec.text_columns))
+    labels = (predictor.label(table) for predictor in (exact, fast))
+    left, right = (one.filter(one.column("category").is_valid()) for one in labels)
+    same = pc.equal(left.column("category"), right.column("category")).to_numpy()
+    sure = left.column("confidence").to_numpy() > 0.9
     rows: list[dict[str, object]] = [
         {"rows": "all", "count": float(len(same)), "same label, %": 100 * float(same.mean())},
         {"rows": "fp32 confidence > 0.9", "count": float(sure.sum()), "same label, %": 100 * float(same[sure].mean())},

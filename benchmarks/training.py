@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from torch.nn import functional as F
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
-from cataloger.bundle import base_model_folder
+from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data.batching import Tokens, shuffled_batches
 from cataloger.data.sample import generate
@@ -81,14 +81,18 @@ def catalog(rows: int, room: Path) -> tuple[pa.Table, tuple[str, ...]]:
     return pq.read_table(room / "sample"), ("title", "brand", "description")
 
 
+def spec_of(taxonomy: Taxonomy, pooling: str) -> Spec:
+    return Spec(taxonomy.categories, ("title",), 64, pooling, "none")
+
+
 def bare_loop(base: Path, taxonomy: Taxonomy, tokens: Tokens, labels: np.ndarray) -> float:
     """Tokens/s of the plainest loop that trains the same: same batches, precision and optimiser, nothing is reported or kept."""
     torch.manual_seed(0)
-    model = new_classifier(base, "mean", taxonomy).train()
+    model = new_classifier(base, spec_of(taxonomy, "mean")).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig()), fused=True)
     rng = np.random.default_rng(0)
     batches = shuffled_batches(tokens.lengths, rng.permutation(len(labels)), BATCH, rng)
-    ready = [(*map(torch.from_numpy, tokens.padded(rows, 0)), torch.from_numpy(labels[rows])) for rows in batches]
+    ready = [(*map(torch.from_numpy, tokens.batch(rows).values()), torch.from_numpy(labels[rows])) for rows in batches]
 
     def step(ids: torch.Tensor, mask: torch.Tensor, true: torch.Tensor) -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -143,7 +147,7 @@ def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.nda
         save_strategy="no",
         disable_tqdm=True,
     )
-    model = new_classifier(base, "cls", taxonomy)
+    model = new_classifier(base, spec_of(taxonomy, "cls"))
     trainer = Trainer(model=model, args=arguments, train_dataset=rows, data_collator=DataCollatorWithPadding(tokenizer))  # type: ignore[arg-type]
     return float(trainer.train().metrics["train_samples_per_second"])
 

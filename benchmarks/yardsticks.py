@@ -20,14 +20,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cataloger.bundle import Spec, base_model_folder, load_tokenizer, tokenize
+from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import LabelConfig, Precision, SampleConfig
-from cataloger.data.batching import Tokens, pack
+from cataloger.data.batching import Batch, Tokens, pack
+from cataloger.data.inputs import TextInput
 from cataloger.data.sample import generate
 from cataloger.labeling.job import LabelResult, label
 from cataloger.model.network import new_classifier, save_bundle
-from cataloger.model.predictor import Bundle
-from cataloger.taxonomy import Taxonomy
+from cataloger.model.predictor import Predictor
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"
 # As long as MiniLM can read: no title is cut, so the few long ones cost whoever pads to them what they cost in practice.
@@ -60,29 +60,30 @@ def titles(rows: int | None, room: Path) -> pa.Table:
 
 def make_bundle(folder: Path, categories: int = 400) -> Path:
     """MiniLM with mean pooling and a fresh head: a label costs the same whether it is right or wrong."""
-    taxonomy = Taxonomy.from_paths([f"Department {i // 20} > Category {i}" for i in range(categories)])
+    paths = [f"Department {i // 20} > Category {i}" for i in range(categories)]
     base = base_model_folder("minilm")
+    spec = Spec(tuple(sorted(paths)), ("title",), MAX_TOKENS, "mean", "none")
     torch.manual_seed(0)
-    model = new_classifier(base, "mean", taxonomy)
+    model = new_classifier(base, spec)
     # A wide head, so that the labels differ.
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
-    save_bundle(folder, model, base, Spec(taxonomy.categories, ("title",), MAX_TOKENS, "mean", "none"))
+    save_bundle(folder, model, base, spec)
     return folder
 
 
 def tokens_of(folder: Path, texts: pa.Array, max_tokens: int = MAX_TOKENS) -> Tokens:
-    return Tokens.from_arrow(tokenize(load_tokenizer(folder, max_tokens), texts))
+    return TextInput(folder, (), max_tokens).encode(texts)
 
 
 def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: Precision = "auto") -> float:
     """Rows/s of the forward pass alone: batches are sorted and padded before the clock starts."""
-    bundle = Bundle(folder, device, precision)
-    batches = pack(tokens.lengths, bundle.token_budget, bundle.row_budget)
-    ready = [tokens.padded(rows, bundle.pad_id) for rows in batches]
+    predictor = Predictor(folder, device, precision)
+    batches = pack(tokens.lengths, predictor.token_budget, predictor.row_budget)
+    ready = [tokens.batch(rows) for rows in batches]
 
-    def forward(chosen: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        with ThreadPoolExecutor(bundle.engine.streams) as pool:
-            deque(pool.map(lambda batch: bundle.engine(*batch), chosen), maxlen=0)
+    def forward(chosen: list[Batch]) -> None:
+        with ThreadPoolExecutor(predictor.engine.streams) as pool:
+            deque(pool.map(predictor.engine, chosen), maxlen=0)
         if device == "cuda":
             torch.cuda.synchronize()
 

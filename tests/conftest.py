@@ -126,11 +126,11 @@ def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
     paths = pq.read_table(catalog, columns=["category_path"]).column(0).to_pylist()
     taxonomy = Taxonomy.from_paths(paths)
     torch.manual_seed(1)
-    model = new_classifier(base, pooling, taxonomy)
-    # A wide head: with the usual small one all rows of an untrained model would get the same label.
-    torch.nn.init.normal_(model.classifier.weight, std=3.0)
     columns, thresholds = ("title", "brand", "description"), (0.8,) * (taxonomy.depth - 1) + (0.5,)
     spec = Spec(taxonomy.categories, columns, 32, pooling, "none", thresholds=thresholds)
+    model = new_classifier(base, spec)
+    # A wide head: with the usual small one all rows of an untrained model would get the same label.
+    torch.nn.init.normal_(model.classifier.weight, std=3.0)
     save_bundle(folder, model, base, spec)
     return folder
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger.bundle import SPEC, Spec, read_spec, write_spec
-from cataloger.heads.answers import assemble
+from cataloger.bundle import MANY_CATEGORIES, SPEC, Spec, read_spec, write_spec
+from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra.storage import locate
 from cataloger.publishing.snapshot import part_name, write_part
 
@@ -26,7 +26,7 @@ ONE = Spec(
     thresholds=(0.7, 0.6),
     group_column="group",
 )
-MANY = replace(ONE, multi_label=True, thresholds=(0.4,), category_thresholds=(0.5, 0.25, 0.5))
+MANY = replace(ONE, head=MANY_CATEGORIES, thresholds=(0.4,), category_thresholds=(0.5, 0.25, 0.5))
 
 
 def part_of(answers: pa.Table, spec: Spec) -> tuple[pa.Table, str]:
@@ -38,7 +38,9 @@ def part_of(answers: pa.Table, spec: Spec) -> tuple[pa.Table, str]:
             "reason": pa.array([None, None, None, "no text in any of the text columns"]),
         }
     )
-    labels, rejects = assemble(rows, answers.append_column("error", pa.nulls(len(answers), pa.string())), spec)
+    labels, rejects = assemble(
+        rows, answers.append_column("error", pa.nulls(len(answers), pa.string())), columns_of(spec)
+    )
     write_part(locate("run"), 0, labels, rejects, 3, {"run": "r", "model_digest": "d"})
     written = Path("run", part_name(0))
     return pq.read_table(written), hashlib.sha256(written.read_bytes()).hexdigest()[:16]
@@ -126,14 +128,14 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
  "thresholds": [
   0.4
  ],
- "multi_label": true,
+ "head": "many_categories",
  "category_thresholds": [
   0.5,
   0.25,
   0.5
  ],
  "group_column": "group",
- "format_version": 3
+ "format_version": 4
 }"""
     )
     Path("config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}}')

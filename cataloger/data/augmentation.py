@@ -6,8 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cataloger.bundle import load_tokenizer
-from cataloger.data.text import SEPARATOR
+from cataloger.data.text import SEPARATOR, load_tokenizer
 
 Ids = npt.NDArray[np.int32]
 # Share of words that are dropped, and of neighbours that are swapped (Wei & Zou 2019, section 3, alpha = 0.1).

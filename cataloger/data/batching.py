@@ -1,14 +1,15 @@
 """Token lists → batches of similar length, for labelling and for training."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 IntArray = npt.NDArray[np.int64]
+Batch = dict[str, npt.NDArray[Any]]  # the arguments of a network by name
 # Starting a batch costs as much as this share of a full one: measured on CPUs, about 150 tokens of 8,192.
 BATCHES_PER_START = 64
 # Of all batches that are computed at once: half a gibibyte in float32, of which probabilities need as much again.
@@ -37,37 +38,64 @@ class Ragged:
 
     def slice(self, start: int, stop: int) -> Self:
         """Rows `start` to `stop`, without a copy."""
-        return type(self)(self.flat, self.offsets[start : stop + 1])
+        return replace(self, offsets=self.offsets[start : stop + 1])
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
         """All rows of the parts, in their order."""
         flat = [part.flat[part.offsets[0] : part.offsets[-1]] for part in parts]
         lengths = np.concatenate([part.lengths for part in parts])
-        return cls(np.concatenate(flat), np.concatenate([[0], np.cumsum(lengths)]))
+        return replace(parts[0], flat=np.concatenate(flat), offsets=np.concatenate([[0], np.cumsum(lengths)]))
 
     def take(self, rows: IntArray) -> Self:
         """These rows, copied."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return type(self)(self.flat[positions], offsets)
+        return replace(self, flat=self.flat[positions], offsets=offsets)
 
     @property
     def lengths(self) -> IntArray:
         return np.diff(self.offsets)
 
+    def lists(self) -> pa.Array:
+        """A list<int32> column of fewer than 2^31 numbers."""
+        offsets, flat = self.offsets - self.offsets[0], self.flat[self.offsets[0] : self.offsets[-1]]
+        return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
 
+    def first(self) -> IntArray:
+        """[N] the first number of each row, -1 where it has none."""
+        if not len(self.flat):
+            return np.full(len(self), -1)
+        first = self.flat[np.minimum(self.offsets[:-1], len(self.flat) - 1)]
+        return np.where(self.lengths > 0, first, -1).astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Tokens(Ragged):
-    """The tokens of N texts."""
+    """The tokens of N texts, `Encoded` for a network; `pad_id` fills up the shorter ones of a batch."""
 
-    def padded(self, rows: IntArray, pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-        """(token ids, attention mask) of these rows, each [rows, longest of them]."""
+    pad_id: int = 0
+
+    @classmethod
+    def from_arrow(cls, lists: pa.Array | pa.ChunkedArray, pad_id: int = 0) -> Self:
+        """From a list<int32> column without nulls."""
+        return replace(super().from_arrow(lists), pad_id=pad_id)
+
+    def to_arrow(self) -> pa.Table:
+        return pa.table({"tokens": self.lists()})
+
+    @property
+    def costs(self) -> IntArray:
+        return self.lengths
+
+    def batch(self, rows: IntArray) -> Batch:
+        """`input_ids` and `attention_mask` of these rows, int64 and bool, each [rows, longest of them]."""
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         positions = starts[:, None] + np.arange((ends - starts).max(initial=1))
         mask = positions < ends[:, None]
-        ids = np.where(mask, self.flat[np.minimum(positions, len(self.flat) - 1)], pad_id)
-        return ids.astype(np.int64), mask
+        ids = np.where(mask, self.flat[np.minimum(positions, len(self.flat) - 1)], self.pad_id)
+        return {"input_ids": ids.astype(np.int64), "attention_mask": mask}
 
 
 def most_rows(categories: int, at_once: int = 1) -> int:

@@ -1,12 +1,17 @@
-"""A row → the text the model reads, its hash, and the side of the split it falls on."""
+"""A row → the text the model reads, its hash, its tokens, and the side of the split it falls on."""
 
+from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from tokenizers import Tokenizer
+
+from cataloger.errors import ModelError
 
 SEPARATOR = " | "
 # A token is rarely longer than this; what lies beyond max_tokens times it would be cut by the tokenizer anyway.
@@ -99,3 +104,30 @@ def split_position(hashes: npt.NDArray[np.uint64], start: float = 0.0) -> npt.ND
     """[N] where in [0, 1) each `split_hash` falls, counted from `start`; what is below a fraction is held out."""
     position: npt.NDArray[np.float64] = (hashes.astype(np.float64) / 2.0**64 - start) % 1.0
     return position
+
+
+def load_tokenizer(folder: Path, max_tokens: int) -> Tokenizer:
+    """The Rust tokenizer alone, set to cut at `max_tokens` and not to pad."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(f"model {folder}: has no tokenizer.json; save its fast tokenizer there")
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def mask_token(tokenizer: Tokenizer) -> int | None:
+    """The token that stands for a word to be guessed, or None in a tokenizer without one."""
+    names = [added.content for added in tokenizer.get_added_tokens_decoder().values()]
+    name = next((name for name in names if name.strip("[]<>|").lower() == "mask"), None)
+    return None if name is None else tokenizer.token_to_id(name)
+
+
+def tokenize(tokenizer: Tokenizer, texts: pa.Array) -> pa.Array:
+    """list<int32> of token ids per text, special tokens included."""
+    # One text at a time: lists of all numbers at once would leave the memory of a long-lived task in pieces.
+    flat, offsets = array("i"), array("i", [0])
+    for encoding in tokenizer.encode_batch_fast(texts.to_pylist()):
+        flat.extend(encoding.ids)
+        offsets.append(len(flat))
+    return pa.ListArray.from_arrays(*(pa.array(np.frombuffer(numbers, np.int32)) for numbers in (offsets, flat)))

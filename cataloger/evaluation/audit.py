@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger.bundle import Spec, read_spec
+from cataloger.bundle import ONE_CATEGORY, Spec, read_spec
 from cataloger.config import AuditConfig
 from cataloger.data import seen
 from cataloger.data.catalog import grouped, is_list, open_catalog
@@ -51,7 +51,7 @@ def audit(config: AuditConfig) -> Audit:
     specs = [read_spec(source.folder) for source in sources]
     text_columns = config.text_columns or specs[0].text_columns
     for source, spec in zip(sources, specs, strict=True):
-        if spec.multi_label:
+        if spec.head != ONE_CATEGORY:
             raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
     others = grouped(specs[0].group_column)
     catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, others)

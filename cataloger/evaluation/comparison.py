@@ -104,9 +104,9 @@ def side_by_side(found: Sequence[Contender]) -> tuple[Row, ...]:
 def compare_predictions(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pair:
     """Both models on the rows that both answered and whose categories both know.
 
-    Raises ConfigError when they have too few in common, or one is a multi-label model and the other is not.
+    Raises ConfigError when they have too few in common, or one gives a product one category and the other any number.
     """
-    if first.multi_label != second.multi_label:
+    if first.answer != second.answer:
         raise ConfigError(
             f"{names[0]} and {names[1]}: one gives a product any number of categories, the other just one"
         )

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from cataloger.bundle import read_spec
 from cataloger.data.catalog import open_catalog
+from cataloger.heads.columns import published_in
 from cataloger.labeling.predicting import predict_rows
 from cataloger.labeling.stream import TEXT
 from cataloger.model.registry import ModelSource
@@ -70,7 +71,7 @@ def _effect(uri: str, first: pa.Table, second: pa.Table) -> Effect:
         first.column("row").to_numpy(), second.column("row").to_numpy(), return_indices=True
     )
     first, second = first.take(pa.array(left)), second.take(pa.array(right))
-    before, after = _categories(first), _categories(second)
+    before, after = (published_in(labels.column_names).whole(labels) for labels in (first, second))
     moved = [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
     counts = Counter((before[place], after[place]) for place in moved)
     texts = second.column("text").to_pylist()
@@ -83,13 +84,6 @@ def _effect(uri: str, first: pa.Table, second: pa.Table) -> Effect:
         review_after=_share(second),
         flows=tuple(Flow(*pair, count, example[pair]) for pair, count in counts.most_common(FLOWS)),
     )
-
-
-def _categories(labels: pa.Table) -> list[str]:
-    """One string per row; several categories, in any order, count as one."""
-    if "categories" in labels.column_names:
-        return [" + ".join(sorted(row)) or "none" for row in labels.column("categories").to_pylist()]
-    return list(labels.column("category").to_pylist())
 
 
 def _share(labels: pa.Table) -> float:

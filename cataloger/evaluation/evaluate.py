@@ -15,6 +15,7 @@ from cataloger.data.labels import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.evaluation.predictions import FILE, SLICE, About, Predictions, sides
 from cataloger.heads import metrics
+from cataloger.heads.columns import columns_of
 from cataloger.heads.metrics import Scores
 from cataloger.heads.sets import Sets, exact
 from cataloger.infra import lasting, plots, runtime, tracking, vitals
@@ -40,7 +41,8 @@ class Evaluation:
     coverage_at_95: float
     needs_review: float
     texts_per_second: float
-    multi_label: bool
+    answer: str
+    """The column of the labels that was scored: `category`, or `categories` where a product has any number."""
     mlflow_run: str
 
     @property
@@ -58,8 +60,9 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
     text_columns = config.text_columns or spec.text_columns
     catalog = _open(config, spec, text_columns)
-    if is_list(catalog.schema.field(config.label_column).type) != spec.multi_label:
-        given, answered = ("lists of paths", "one") if not spec.multi_label else ("one path per row", "any number")
+    label = catalog.schema.field(config.label_column)
+    if not columns_of(spec).fits(label):
+        given, answered = ("lists of paths", "one") if is_list(label.type) else ("one path per row", "any number")
         raise CatalogError(
             f"catalog {config.catalog}: column {config.label_column!r} has {given}, but model {source.uri} gives a product {answered}; "
             "name another --label-column"
@@ -138,7 +141,7 @@ def _score(predictions: Predictions, run_id: str) -> Evaluation:
         coverage_at_95=metrics.coverage_at(confidence, correct, 0.95)[0],
         needs_review=float(pc.mean(predictions.table.column("needs_review")).as_py()),
         texts_per_second=predictions.about.texts_per_second,
-        multi_label=predictions.multi_label,
+        answer=predictions.answer,
         mlflow_run=run_id,
     )
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from cataloger.data import seen
 from cataloger.data.catalog import is_list
 from cataloger.errors import CatalogError
+from cataloger.heads.columns import published_in
 from cataloger.heads.sets import Sets, indicators
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Predictions:
 
         `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
         """
-        answer = "categories" if "categories" in labels.column_names else "category"
+        answer = published_in(labels.column_names).answer
         true = _normalised(labels.column("written"), names)
         columns = {name: labels.column(name) for name in ("row", "id", "text")}
         columns |= {
@@ -68,7 +69,7 @@ class Predictions:
         columns[f"true_{answer}"] = true
         columns |= {name: labels.column(name) for name in (answer, "confidence", "needs_review")}
         table = pa.table(columns)
-        known = true.is_valid() if answer == "category" else pc.greater(pc.list_value_length(true), 0)
+        known = pc.greater(pc.list_value_length(true), 0) if is_list(true.type) else true.is_valid()
         scored = table.filter(known)
         if len(scored) < len(table):
             log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
@@ -79,13 +80,9 @@ class Predictions:
         return cls(scored, replace(about, seen=seen.share(labels.column("seen").filter(known))))
 
     @property
-    def multi_label(self) -> bool:
-        return "categories" in self.table.column_names
-
-    @property
     def answer(self) -> str:
         """The name of the column of the model's answers; that of the true ones has `true_` before it."""
-        return "categories" if self.multi_label else "category"
+        return published_in(self.table.column_names).answer
 
     @property
     def slices(self) -> list[str]:

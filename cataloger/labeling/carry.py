@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cataloger.bundle import Spec
 from cataloger.data.text import hash_words
 from cataloger.errors import StorageError
-from cataloger.heads import answers
+from cataloger.heads.columns import columns_of
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
@@ -101,16 +101,21 @@ def _build(published: Published, spec: Spec, folder: Path) -> None:
 def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
     """Each part's distinct hashes and their answers."""
 
+    columns = columns_of(spec)
+
     def read(location: Location) -> pa.Table:
         try:
             labels = pq.read_table(
-                location.path, filesystem=location.filesystem, columns=answers.label_columns(spec), partitioning=None
+                location.path,
+                filesystem=location.filesystem,
+                columns=["text_hash", *columns.kept],
+                partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
         hashes = labels.column("text_hash").combine_chunks()
         words = hash_words(hashes)
-        table = answers.from_labels(labels, spec, published.alternatives)
+        table = columns.from_labels(labels, published.alternatives)
         table = table.add_column(0, "first", pa.array(words[:, 0])).add_column(1, "second", pa.array(words[:, 1]))
         _, once = np.unique(words[:, 0], return_index=True)
         return table.take(pa.array(once))

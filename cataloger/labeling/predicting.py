@@ -10,13 +10,14 @@ import pyarrow as pa
 from cataloger.bundle import Spec, digest, read_spec
 from cataloger.config import Precision
 from cataloger.data import ids, seen
-from cataloger.data.catalog import Catalog
+from cataloger.data.catalog import Catalog, is_string
+from cataloger.data.inputs import NO_TEXT
 from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError
-from cataloger.heads.answers import assemble
+from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.labeling.effort import Effort
-from cataloger.labeling.stream import KEY, NO_TEXT, ROW, Done, Model, Reading, predict_units
+from cataloger.labeling.stream import KEY, ROW, Done, Model, Reading, predict_units
 from cataloger.model.registry import ModelSource
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ UNREAD = ("text_hash", "level_confidences", "confidences", "trusted_category")
 
 @dataclass(frozen=True)
 class Predicted:
-    """The labels of `answers.assemble` in the catalog's order, with two more columns: `row`, the number of the row in the catalog,
+    """The labels of `columns.assemble` in the catalog's order, with two more columns: `row`, the number of the row in the catalog,
     and `seen`, whether the model was trained or validated on it, null where that cannot be told."""
 
     labels: pa.Table
@@ -73,19 +74,20 @@ def predict_rows(
     reading = Reading(catalog.location.filesystem, catalog.schema, kept, text_columns, held_out, every=every)
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
     shape, rows_of = runtime.labelling_shape(use_gpu), {unit.index: unit.rows for unit in units}
-    tables, rejected, read, effort = [], 0, 0, Effort()
+    tables, rejected, read, effort, columns = [], 0, 0, Effort(), columns_of(spec)
     with runtime.errors_of_tasks(), progress.meter(title, sum(rows_of.values())) as shown:
         for row in predict_units(reading, model, units, shape, precision, alternatives).iter_rows():
             done = Done.of(row)
-            labels, rejects = assemble(done.rows, done.answers, spec)
+            labels, rejects = assemble(done.rows, done.answers, columns)
             number = pa.array(labels.column("row").to_numpy() + starts[done.unit])
             known = saw.recognise(labels.column("seen").to_numpy()) if saw else pa.repeat(otherwise, len(labels))
             unread = [name for name in UNREAD if name in labels.column_names]
             labels = labels.drop_columns(["row", *unread] + ["seen"] * bool(saw))
-            if not spec.multi_label:
+            answer = labels.column(columns.answer)
+            if is_string(answer.type):
                 # Names by number: among millions of rows they would be most of what the driver holds.
-                place = labels.column_names.index("category")
-                labels = labels.set_column(place, "category", labels.column("category").dictionary_encode())
+                place = labels.column_names.index(columns.answer)
+                labels = labels.set_column(place, columns.answer, answer.dictionary_encode())
             tables.append((done.unit, labels.add_column(0, "row", number).append_column("seen", known)))
             rejected += len(rejects)
             effort += done.effort

@@ -1,4 +1,4 @@
-"""The stream that labelling and evaluation share: Parquet → text → tokens → batches → logits → categories.
+"""The stream that labelling and evaluation share: read → encode → answer; its callers make labels of the answers.
 
 One row of the Ray Dataset is one unit, its tables packed as Arrow IPC bytes: no stage can split or merge units, and
 GPU actors get exactly one per call.
@@ -21,11 +21,12 @@ import ray
 import ray.data
 from pyarrow.fs import FileSystem
 
-from cataloger.bundle import Spec, load_tokenizer, tokenize
+from cataloger.bundle import Spec
 from cataloger.config import Precision
 from cataloger.data import ids, seen
-from cataloger.data.batching import Tokens, slots
-from cataloger.data.text import compose, hash_texts, split_hash, split_keys, split_position, undecodable
+from cataloger.data.batching import slots
+from cataloger.data.inputs import Encoded, input_of
+from cataloger.data.text import split_hash, split_keys, split_position
 from cataloger.data.units import Read, Unit, plan_reads, read_units
 from cataloger.errors import ResourceError
 from cataloger.infra import runtime
@@ -37,9 +38,6 @@ from cataloger.labeling.effort import Effort, SharedClock
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.
 ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
-SHOWN_CHARACTERS = 200
-NO_TEXT = "no text in any of the text columns"
-NOT_UTF8 = "a text column is not valid UTF-8"
 ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
 BAD_ROWS_PER_UNIT = 100
@@ -130,64 +128,64 @@ class Labeler:
         import torch
 
         from cataloger.model.engines import Torch
-        from cataloger.model.predictor import Bundle
+        from cataloger.model.predictor import Predictor
 
         torch.set_num_threads(shape.threads)
         self.out_of_memory = torch.OutOfMemoryError
-        self.bundle = Bundle(model.folder(), shape.device, precision)
+        self.predictor = Predictor(model.folder(), shape.device, precision)
         self.alternatives = alternatives
         self.clock = SharedClock()
         self.has_answered = False
-        if not isinstance(self.bundle.engine, Torch):
+        if not isinstance(self.predictor.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One unit: its distinct texts' tokens become one answer each, after those that were carried over."""
+        """One unit: its distinct texts become one answer each, after those that were carried over."""
         effort = Effort(**json.loads(batch.column("effort")[0].as_py()))
-        tokens = Tokens.from_arrow(_unpack(batch.column("tokens")[0]).column(0))
+        encoded = self.predictor.input.from_arrow(_unpack(batch.column("encoded")[0]))
         carried = _unpack(batch.column("carried")[0])
         with effort.timed("forward", self.clock):
-            found = self._answer(tokens)
-        effort.forwarded, effort.tokens = len(tokens), len(tokens.flat)
-        effort.slots = slots(tokens.lengths, self.bundle.token_budget, self.bundle.row_budget)
-        effort.halvings = self.bundle.halvings
+            found = self._answer(encoded)
+        effort.forwarded, effort.tokens = len(encoded), int(encoded.costs.sum())
+        effort.slots = slots(encoded.costs, self.predictor.token_budget, self.predictor.row_budget)
+        effort.halvings = self.predictor.halvings
         if len(carried):
             carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
             found = pa.concat_tables([carried.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
-        self.has_answered |= len(tokens) > 0
+        self.has_answered |= len(encoded) > 0
         return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
 
-    def _answer(self, tokens: Tokens) -> pa.Table:
+    def _answer(self, encoded: Encoded) -> pa.Table:
         """One row per text: the prediction, or the error that its prediction raised."""
         errors: dict[int, str] = {}
-        found = pa.concat_tables(self._predict(tokens, 0, len(tokens), errors)).combine_chunks()
+        found = pa.concat_tables(self._isolate(encoded, 0, len(encoded), errors)).combine_chunks()
         if errors:
-            failed = np.isin(np.arange(len(tokens)), list(errors))
+            failed = np.isin(np.arange(len(encoded)), list(errors))
             place = np.cumsum(~failed) - 1
             found = found.take(pa.array(place, mask=failed))
-        return found.append_column("error", pa.array([errors.get(row) for row in range(len(tokens))], pa.string()))
+        return found.append_column("error", pa.array([errors.get(row) for row in range(len(encoded))], pa.string()))
 
-    def _predict(self, tokens: Tokens, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
+    def _isolate(self, encoded: Encoded, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
         """Answers for rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
         try:
-            yield self.bundle.predict(tokens.slice(start, stop), self.alternatives).table()
+            yield self.predictor.answer(encoded.slice(start, stop), self.alternatives)
         except (IndexError, ValueError, RuntimeError) as error:
             if isinstance(error, self.out_of_memory):
                 raise
-            if not self.bundle.works():
+            if not self.predictor.works():
                 self._end_process(error)
             if len(errors) >= BAD_ROWS_PER_UNIT:
                 raise
             if stop - start == 1:
                 errors[start] = f"the model raised {_said(error)}"
-                yield self.bundle.predict(tokens.slice(0, 0), self.alternatives).table()
+                yield self.predictor.answer(encoded.slice(0, 0), self.alternatives)
             else:
                 middle = (start + stop) // 2
-                yield from self._predict(tokens, start, middle, errors)
-                yield from self._predict(tokens, middle, stop, errors)
+                yield from self._isolate(encoded, start, middle, errors)
+                yield from self._isolate(encoded, middle, stop, errors)
 
     def _end_process(self, error: Exception) -> NoReturn:
         """The model cannot answer in this process any more: Ray starts another one and gives it the units of this one.
@@ -210,7 +208,7 @@ def _said(error: Exception) -> str:
 
 
 def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
-    """Read → compose → tokenize: the units of one `Read`."""
+    """Read and encode the units of one `Read`."""
     units = read_units(reading.filesystem, Read.from_dict(row).units, reading.schema)
     while True:
         effort = Effort()
@@ -222,27 +220,28 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[
 
 
 def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model: Model) -> dict[str, Any]:
-    """One unit's rows, the answers it need not ask for, and the tokens of its other texts."""
-    spec = model.spec
+    """One unit's rows, the answers it need not ask for, and its other values ready for the network."""
+    spec, given = model.spec, input_of(model.spec, model.folder(), reading.text_columns)
     with effort.timed("reading"):
-        table, reason = _readable(table, reading)
-        texts = compose(table, reading.text_columns, spec.max_tokens)
+        table, reason = _with_ids(table, reading)
+        read = given.read(table)
+        table, values, reason = read.table, read.values, pc.coalesce(reason, read.reasons)
         if ROW in reading.kept.values():
             table = table.append_column(ROW, pa.array(np.arange(len(table))))
         if TEXT in reading.kept.values():
-            table = table.append_column(TEXT, pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS))
+            table = table.append_column(TEXT, given.shown(values))
         if KEY in reading.kept.values():
-            table = table.append_column(KEY, pa.array(seen.keys(table, texts, spec.group_column, spec.format_version)))
+            table = table.append_column(KEY, pa.array(seen.keys(table, values, spec.group_column, spec.format_version)))
         chosen = np.ones(len(table), bool)
         if reading.held_out:
-            hashes = split_hash(split_keys(table, texts, spec.group_column), spec.format_version)
+            hashes = split_hash(split_keys(table, values, spec.group_column), spec.format_version)
             chosen &= split_position(hashes, spec.test_start) < spec.test_fraction
         if reading.every > 1:
             chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0
         if not chosen.all():
-            table, texts, reason = (values.filter(pa.array(chosen)) for values in (table, texts, reason))
-        distinct = texts.dictionary_encode()
-        hashes, carried, place = hash_texts(distinct.dictionary), None, distinct.indices
+            table, values, reason = (one.filter(pa.array(chosen)) for one in (table, values, reason))
+        distinct = values.dictionary_encode()
+        hashes, carried, place = given.key(distinct.dictionary), None, distinct.indices
         fresh = distinct.dictionary
         if reading.published is not None:
             known, carried = carry.find(reading.published, spec, hashes)
@@ -252,38 +251,25 @@ def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model
             fresh = fresh.filter(pa.array(~known))
             effort.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
     with effort.timed("tokenizing"):
-        tokens = tokenize(_tokenizer(model.folder(), spec.max_tokens), fresh)
+        encoded = given.encode(fresh)
     effort.rows = len(table)
-    reason = pc.coalesce(reason, pc.if_else(texts.is_valid(), pa.scalar(None, pa.string()), NO_TEXT))
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
     rows = rows.append_column("text_hash", hashes.take(distinct.indices))
     rows = rows.append_column("place", place).append_column("reason", reason)
-    packed = {"rows": _pack(rows), "tokens": _pack(pa.table({"tokens": tokens}))}
+    packed = {"rows": _pack(rows), "encoded": _pack(encoded.to_arrow())}
     packed["carried"] = _pack(carried if carried is not None else pa.table({}))
     return {"unit": unit.index, **packed, "effort": json.dumps(asdict(effort))}
 
 
-def _readable(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
-    """(the table with nothing in it that is not UTF-8, why a row had to lose its text or its own spelling of its id)."""
+def _with_ids(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
+    """(the table with every id written as valid UTF-8, why a row had to lose its own spelling of it)."""
     reason = pa.nulls(len(table), pa.string())
-    for name in reading.text_columns:
-        bad = undecodable(table.column(name))
-        if bad.any():
-            # Nulled before composing: Arrow's string functions stop at invalid bytes.
-            field = pc.if_else(pa.array(bad), pa.scalar(None, table.schema.field(name).type), table.column(name))
-            table = table.set_column(table.column_names.index(name), name, field)
-            reason = pc.if_else(pa.array(bad), NOT_UTF8, reason)
     if id_column := reading.kept.get("id"):
         spelt, bad = ids.written(table.column(id_column))
         if bad.any():
             table = table.set_column(table.column_names.index(id_column), id_column, spelt)
             reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
     return table, reason
-
-
-@functools.cache
-def _tokenizer(folder: Path, max_tokens: int) -> Any:
-    return load_tokenizer(folder, max_tokens)
 
 
 def _pack(table: pa.Table) -> bytes:

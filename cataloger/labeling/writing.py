@@ -13,7 +13,7 @@ from cataloger.bundle import Spec
 from cataloger.config import Precision
 from cataloger.data import ids
 from cataloger.data.units import Unit
-from cataloger.heads.answers import assemble
+from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
@@ -61,7 +61,7 @@ def label_units(
 def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str, str], every: int) -> dict[str, Any]:
     done = Done.of(row)
     with done.effort.timed("writing"):
-        labels, rejects = assemble(done.rows, done.answers, spec)
+        labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
         part = snapshot.write_part(folder, done.unit, labels, rejects, done.effort.forwarded, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "effort": json.dumps(asdict(done.effort))}

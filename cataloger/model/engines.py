@@ -1,4 +1,4 @@
-"""Ways to run a bundle's network, behind one seam: padded token ids in, logits out.
+"""Ways to run a bundle's network, behind one seam: the arguments of a network in, logits out.
 
 PyTorch on GPUs, OpenVINO on CPUs where it is installed (`pip install 'cataloger[openvino]'`): benchmarks/engines.py has
 the figures. OpenVINO's form of a network is made once per node and kept there; starting from it needs no transformers.
@@ -18,6 +18,7 @@ import torch
 
 from cataloger.bundle import digest
 from cataloger.config import Precision
+from cataloger.data.batching import Batch
 from cataloger.errors import ConfigError
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
@@ -34,8 +35,8 @@ class Engine(Protocol):
     # How many batches to give it at once, each from a thread of its own.
     streams: int
 
-    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
-        """Logits, float32 [rows, categories] on the device, of token ids and attention mask [rows, tokens]."""
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Logits, float32 [rows, categories] on the device."""
         ...
 
 
@@ -79,9 +80,9 @@ class Torch:
         self.device = device
         self.network = load_network(folder, dtype).to(device).eval()
 
-    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> torch.Tensor:
         with torch.inference_mode():
-            output = self.network(input_ids=self._put(ids), attention_mask=self._put(mask))
+            output = self.network(**{name: self._put(array) for name, array in batch.items()})
             return output.logits.float()  # type: ignore[no-any-return]
 
     def _put(self, array: npt.NDArray[Any]) -> torch.Tensor:
@@ -119,12 +120,14 @@ class OpenVino:
         self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
         self.own = threading.local()
         # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
-        self(np.zeros((1, 2), np.int64), np.ones((1, 2), np.bool_))
+        self({"input_ids": np.zeros((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.bool_)})
 
-    def __call__(self, ids: npt.NDArray[np.int64], mask: npt.NDArray[np.bool_]) -> torch.Tensor:
+    def __call__(self, batch: Batch) -> torch.Tensor:
         if not hasattr(self.own, "request"):
             self.own.request = self.network.create_infer_request()
-        (logits,) = self.own.request.infer([ids, mask.astype(np.int64)], share_inputs=True).values()
+        (logits,) = self.own.request.infer(
+            [batch["input_ids"], batch["attention_mask"].astype(np.int64)], share_inputs=True
+        ).values()
         return torch.from_numpy(logits)
 
 

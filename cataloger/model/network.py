@@ -3,28 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cataloger.bundle import Spec, read_spec, write_spec
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec, read_spec, write_spec
 from cataloger.errors import ModelError
 from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
-from cataloger.taxonomy import Taxonomy
 
-FloatArray = npt.NDArray[np.float32]
+# For pipelines elsewhere: softmax or sigmoid.
+PROBLEM_TYPES = {ONE_CATEGORY: "single_label_classification", MANY_CATEGORIES: "multi_label_classification"}
 
 
-def new_classifier(folder: Path, pooling: str, taxonomy: Taxonomy, multi_label: bool = False) -> PreTrainedModel:
+def new_classifier(folder: Path, spec: Spec) -> PreTrainedModel:
     """The base model with a fresh classification head. Raises ModelError when the folder holds no usable encoder."""
-    labels: dict[str, Any] = {"id2label": dict(enumerate(taxonomy.categories)), "label2id": taxonomy.label_ids}
-    # For pipelines elsewhere: softmax or sigmoid.
-    labels["problem_type"] = "multi_label_classification" if multi_label else "single_label_classification"
+    labels: dict[str, Any] = {"id2label": dict(enumerate(spec.categories)), "problem_type": PROBLEM_TYPES[spec.head]}
+    labels["label2id"] = {path: label for label, path in enumerate(spec.categories)}
     with quiet_transformers():
         try:
-            if pooling == "cls":
+            if spec.pooling == "cls":
                 return AutoModelForSequenceClassification.from_pretrained(
                     folder, ignore_mismatched_sizes=True, **labels
                 )

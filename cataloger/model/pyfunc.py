@@ -5,15 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array
 
-from cataloger.bundle import load_tokenizer, read_spec, tokenize
-from cataloger.data.batching import Tokens
-from cataloger.data.text import compose
+from cataloger.bundle import read_spec
+from cataloger.heads.columns import columns_of
 from cataloger.taxonomy import SEPARATOR
 
 
@@ -24,34 +22,22 @@ class Categorizer:
         # Registering a model needs this module, but not torch.
         import torch
 
-        from cataloger.model.predictor import Bundle
+        from cataloger.model.predictor import Predictor
 
-        self.bundle = Bundle(folder, "cuda" if torch.cuda.is_available() else "cpu", "auto")
-        self.tokenizer = load_tokenizer(folder, self.bundle.spec.max_tokens)
+        self.predictor = Predictor(folder, "cuda" if torch.cuda.is_available() else "cpu", "auto")
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
-        """`category`, of a multi-label model `categories`, and `confidence` per row of a DataFrame with the model's text columns.
+        """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's text columns.
 
         Rows keep their place and their index. A row without text gets None.
         """
         import pandas as pd
 
-        spec, rows = self.bundle.spec, len(frame)
-        columns = {name: _column(frame[name]) if name in frame else pa.nulls(rows) for name in spec.text_columns}
-        texts = compose(pa.table(columns), spec.text_columns, spec.max_tokens)
-        given, confidence = np.full(rows, None, object), np.full(rows, None, object)
-        readable = np.flatnonzero(texts.is_valid())
-        if len(readable):
-            found = self.bundle.predict(Tokens.from_arrow(tokenize(self.tokenizer, texts.drop_null())))
-            names = np.array(spec.categories, dtype=object)
-            if spec.multi_label:
-                for row, one in zip(readable, np.split(names[found.sets.flat], found.sets.offsets[1:-1]), strict=True):
-                    given[row] = one.tolist()
-            else:
-                given[readable] = names[found.labels]
-            confidence[readable] = found.confidence.astype(float)
-        answer = "categories" if spec.multi_label else "category"
-        return pd.DataFrame({answer: given, "confidence": confidence}, index=frame.index, dtype=object)
+        spec = self.predictor.spec
+        columns = {name: _column(frame[name]) if name in frame else pa.nulls(len(frame)) for name in spec.text_columns}
+        labels = self.predictor.label(pa.table(columns))
+        answers = {name: labels.column(name).to_pylist() for name in (columns_of(spec).answer, "confidence")}
+        return pd.DataFrame(answers, index=frame.index, dtype=object)
 
 
 def _column(values: Any) -> pa.Array:
@@ -77,10 +63,11 @@ def _load_pyfunc(path: str) -> Categorizer:
 def signature(folder: Path) -> ModelSignature:
     spec = read_spec(folder)
     # Strings or numbers, as in a catalog: with a type of its own a column would take nothing else.
-    columns: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in spec.text_columns]
-    answer = ColSpec(Array(DataType.string), "categories") if spec.multi_label else ColSpec(DataType.string, "category")
+    read: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in spec.text_columns]
+    columns, kind = columns_of(spec), DataType.string
+    answer = ColSpec(Array(kind) if columns.fits(pa.field("", pa.list_(pa.string()))) else kind, columns.answer)
     outputs: list[ColSpec | TensorSpec] = [answer, ColSpec(DataType.double, "confidence")]
-    return ModelSignature(Schema(columns), Schema(outputs))
+    return ModelSignature(Schema(read), Schema(outputs))
 
 
 def example(folder: Path) -> dict[str, list[str]]:

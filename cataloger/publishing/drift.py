@@ -8,10 +8,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cataloger.data import ids
 from cataloger.errors import StorageError
+from cataloger.heads.columns import published_in
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing import snapshot
 
@@ -169,22 +171,21 @@ class _Part:
 def _read_part(part: Location, every: int | None) -> _Part:
     try:
         with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
-            found = {"category", "categories"} & set(file.schema_arrow.names)
-            table = file.read(columns=["id", "confidence", "needs_review", "text_hash", *found])
-    except (OSError, pa.ArrowException) as error:
+            columns = published_in(file.schema_arrow.names)
+            table = file.read(columns=["id", "confidence", "needs_review", "text_hash", columns.answer])
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise StorageError(
             f"{part}: cannot be read, to compare labels: {explain(error)}; see jobs/verify.py"
         ) from error
-    frame = table.drop_columns(["id", "text_hash"]).to_pandas()
-    single = frame["category"] if "category" in found else frame["categories"].explode().dropna()
-    if "categories" in found:  # whether a product moved is asked of all of them together
-        frame["category"] = [" + ".join(sorted(row)) or "none" for row in frame.pop("categories")]
+    frame = table.drop_columns(["id", "text_hash", columns.answer]).to_pandas()
+    counts = pc.value_counts(columns.each(table)).to_pylist()
+    frame["category"] = columns.whole(table)
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
     frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
     chosen = frame["id"] % np.uint64(every) == 0 if every else np.zeros(len(frame), bool)
     return _Part(
         rows=len(frame),
-        counts=Counter(single.value_counts().to_dict()),
+        counts=Counter({pair["values"]: pair["counts"] for pair in counts}),
         confidence=float(frame["confidence"].sum()),
         histogram=np.histogram(frame["confidence"], CONFIDENCE_BINS, (0, 1))[0],
         review=int(frame["needs_review"].sum()),

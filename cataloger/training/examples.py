@@ -1,8 +1,7 @@
 """Rows in a training worker's memory, and which of them an epoch goes through."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import ray
 
 from cataloger.config import LongTail
 from cataloger.data.batching import IntArray, Ragged, Tokens
+from cataloger.data.inputs import Input
 
 # What the ingest has a row for.
 TRAINING, VALIDATION, UNLABELLED = range(3)
@@ -32,22 +32,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    @cached_property
-    def labels(self) -> IntArray:
-        """[N] the first label of each row, -1 where it has none."""
-        if not len(self.sets.flat):
-            return np.full(len(self), -1)
-        first = self.sets.flat[np.minimum(self.sets.offsets[:-1], len(self.sets.flat) - 1)]
-        return np.where(self.sets.lengths > 0, first, -1).astype(np.int64)
-
-    def indicators(self, rows: IntArray, categories: int) -> npt.NDArray[np.float32]:
-        """[rows, categories] 1 where the row has the label."""
-        sets = self.sets.take(rows)
-        row, known = np.repeat(np.arange(len(rows)), sets.lengths), sets.flat >= 0
-        matrix = np.zeros((len(rows), categories), np.float32)
-        matrix[row[known], sets.flat[known]] = 1
-        return matrix
-
     def take(self, rows: IntArray) -> "Examples":
         return Examples(self.tokens.take(rows), self.sets.take(rows))
 
@@ -55,7 +39,7 @@ class Examples:
         return Examples(Tokens.joined([self.tokens, others.tokens]), Ragged.joined([self.sets, others.sets]))
 
 
-def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
+def load_examples(blocks: Sequence[Any], given: Input) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables."""
     columns = ["tokens", "labels", "use"]
     table = pa.concat_tables([block.select(columns) for block in ray.get(list(blocks))])
@@ -63,7 +47,7 @@ def load_examples(blocks: Sequence[Any]) -> tuple[Examples, Examples, Examples]:
 
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
-        return Examples(Tokens.from_arrow(chosen.column("tokens")), Ragged.from_arrow(chosen.column("labels")))
+        return Examples(given.from_arrow(chosen), Ragged.from_arrow(chosen.column("labels")))
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 
@@ -82,7 +66,8 @@ def draw(
     """
     if long_tail not in ("sampling", "augmentation"):
         return examples, rng.permutation(len(examples))
-    chances = 1 / np.sqrt(np.bincount(examples.labels, minlength=categories)[examples.labels])
+    labels = examples.sets.first()
+    chances = 1 / np.sqrt(np.bincount(labels, minlength=categories)[labels])
     drawn = rng.choice(len(examples), len(examples), p=chances / chances.sum())
     if long_tail == "sampling":
         return examples, drawn
@@ -92,4 +77,6 @@ def draw(
     texts = np.split(chosen.tokens.flat, chosen.tokens.offsets[1:-1])
     texts = [alter(text, rng) if repeated else text for text, repeated in zip(texts, again, strict=True)]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-    return Examples(Tokens(np.concatenate(texts), offsets), chosen.sets), np.arange(len(drawn))
+    return Examples(replace(chosen.tokens, flat=np.concatenate(texts), offsets=offsets), chosen.sets), np.arange(
+        len(drawn)
+    )

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger.bundle import FORMAT, base_model_folder, load_tokenizer, tokenize
+from cataloger.bundle import FORMAT, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
+from cataloger.data.inputs import TextInput
 from cataloger.data.seen import Seen
-from cataloger.data.text import compose, split_hash, split_keys, split_position, undecodable
+from cataloger.data.text import split_hash, split_keys, split_position, undecodable
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
 from cataloger.infra import runtime
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
@@ -77,21 +78,21 @@ def _encode_units(
 
 
 def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
-    columns = [*config.text_columns, *filter(None, [config.group_column])]
-    bad = np.any([undecodable(table.column(name)) for name in columns], axis=0)
+    texts_and_group = [*config.text_columns, *filter(None, [config.group_column])]
+    bad = np.any([undecodable(table.column(name)) for name in texts_and_group], axis=0)
     names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
     table = table.filter(pa.array(~bad))
-    texts = compose(table, config.text_columns, config.max_tokens)
+    given = _input(config.base_model, config.text_columns, config.max_tokens)
+    texts = given.read(table).values
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
     uses = _uses(split_keys(table, texts, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
-    tokens = tokenize(_tokenizer(config.base_model, config.max_tokens), texts.filter(usable))
+    encoded = given.encode(texts.filter(usable)).to_arrow()
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
     keys = pa.array(seen.keys(table, texts, config.group_column))
-    rows = pa.table(
-        {"tokens": tokens, "labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
-    )
+    columns = {"labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    rows = pa.table({**{name: encoded.column(name) for name in encoded.column_names}, **columns})
     if not names:
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
     left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
@@ -128,5 +129,5 @@ def wants_unlabelled(config: TrainConfig) -> bool:
 
 
 @functools.cache
-def _tokenizer(base_model: str, max_tokens: int) -> Any:
-    return load_tokenizer(base_model_folder(base_model), max_tokens)
+def _input(base_model: str, columns: tuple[str, ...], max_tokens: int) -> TextInput:
+    return TextInput(base_model_folder(base_model), columns, max_tokens)

@@ -8,6 +8,7 @@ its last checkpoint with as many workers as there are then: all randomness is a 
 import functools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from cataloger.bundle import Spec, checked_base_model, network_shape
+from cataloger.bundle import Spec, checked_base_model
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Tokens, shuffled_batches
+from cataloger.data.inputs import TextInput
 from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
@@ -34,9 +36,8 @@ from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import Examples, load_examples
 from cataloger.training.objectives import Classification, Machine, Objective
 from cataloger.training.pretraining import MaskedLanguage
-from cataloger.training.scoring import Validation
-from cataloger.training.set_scoring import SetValidation
 from cataloger.training.tuning import adversarial, averaged, merged
+from cataloger.training.validation import Validation
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
@@ -60,12 +61,13 @@ class Loop:
         self.device = ray.train.torch.get_device()
         self.base = checked_base_model(config.base_model)
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
-        machine = Machine(self.device, bf16, network_shape(self.base)[0])
-        train, held_out, unlabelled = load_examples(blocks)
-        validation = SetValidation if spec.multi_label else Validation
-        self.validation = validation(held_out, spec, config.target_precision, self.rank, self.world)
+        machine = Machine(self.device, bf16)
+        train, held_out, unlabelled = load_examples(
+            blocks, TextInput(self.base, config.text_columns, config.max_tokens)
+        )
+        self.validation = Validation(held_out, spec, config.target_precision, self.rank, self.world)
         torch.manual_seed(config.seed)
-        self.plain = new_classifier(self.base, spec.pooling, spec.taxonomy, spec.multi_label)
+        self.plain = new_classifier(self.base, spec)
         set_dropout(self.plain, config.dropout, self.device.type)
         self.classification = Classification(config, spec, self.plain, train, unlabelled, self.base, machine)
         self.stages: list[Objective] = [self.classification]
@@ -264,7 +266,9 @@ class Loop:
             "model": self.objective.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "own_labels": [torch.from_numpy(array) for array in (own.tokens.flat, own.tokens.offsets, own.labels)],
+            "own_labels": [
+                torch.from_numpy(array) for array in (own.tokens.flat, own.tokens.offsets, own.sets.first())
+            ],
             "level_weights": self.classification.loss.level_weights,
             "recent": self.recent,
         }
@@ -286,7 +290,9 @@ class Loop:
             self.optimizer.load_state_dict(state["optimizer"])
             flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
             self.classification.loss.level_weights = tuple(state["level_weights"])
-            self.classification.own_labels = Examples.of_one_category(Tokens(flat, offsets), labels)
+            self.classification.own_labels = Examples.of_one_category(
+                replace(self.classification.train.tokens, flat=flat, offsets=offsets), labels
+            )
             self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.

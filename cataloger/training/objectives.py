@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,11 @@ from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.data.augmentation import Augmenter, Ids
 from cataloger.data.batching import IntArray, Ragged, Tokens, most_rows, pack
-from cataloger.heads.losses import Loss, SetLoss
+from cataloger.data.inputs import Encoded
+from cataloger.heads.base import head_of
 from cataloger.training.examples import Examples, draw
-from cataloger.training.scoring import TOKENS_PER_BATCH
 from cataloger.training.tuning import parameter_groups
+from cataloger.training.validation import TOKENS_PER_BATCH
 
 NOTHING = np.empty(0, np.int32), np.zeros(1, np.int64)
 NO_LABELS = Examples(Tokens(*NOTHING), Ragged(*NOTHING))
@@ -30,12 +31,10 @@ class Machine:
 
     device: torch.device
     bf16: bool
-    pad_id: int
 
-    def inputs(self, tokens: Tokens, rows: IntArray) -> tuple[torch.Tensor, torch.Tensor]:
-        """(token ids, attention mask) of these rows on the device."""
-        ids, mask = tokens.padded(rows, self.pad_id)
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device)
+    def batch(self, encoded: Encoded, rows: IntArray) -> dict[str, torch.Tensor]:
+        """The network's arguments for these rows, on the device."""
+        return {name: torch.from_numpy(array).to(self.device) for name, array in encoded.batch(rows).items()}
 
     def arithmetic(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bf16 else nullcontext()
@@ -73,17 +72,10 @@ class Classification:
     ) -> None:
         self.config, self.network, self.machine, self.base = config, network, machine, base
         self.train, self.unlabelled = train, unlabelled
-        self.epochs, self.rows, self.categories = config.epochs, len(train), len(spec.categories)
-        self.multi_label = spec.multi_label
-        self.loss = SetLoss(config.long_tail) if spec.multi_label else self._one_category_loss(spec)
+        self.epochs, self.rows, self.spec = config.epochs, len(train), spec
+        self.head = head_of(spec, machine.device)
+        self.loss = self.head.objective(config, train.sets)
         self.own_labels, self.epoch_rows = NO_LABELS, train
-
-    def _one_category_loss(self, spec: Spec) -> Loss:
-        config, counts = self.config, np.bincount(self.train.labels, minlength=self.categories)
-        weights = (1.0,) if config.level_weights == "auto" else config.level_weights
-        if len(weights) == 1:
-            weights *= spec.taxonomy.depth - 1
-        return Loss(spec.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.machine.device)
 
     @cached_property
     def augmenter(self) -> Augmenter:
@@ -94,7 +86,7 @@ class Classification:
 
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
         rows = self.train.and_these(self.own_labels) if len(self.own_labels) else self.train
-        self.epoch_rows, order = draw(rows, self.categories, self.config.long_tail, rng, self._alter)
+        self.epoch_rows, order = draw(rows, len(self.spec.categories), self.config.long_tail, rng, self._alter)
         return self.epoch_rows.tokens, order
 
     def _alter(self, text: Ids, rng: np.random.Generator) -> Ids:
@@ -102,14 +94,13 @@ class Classification:
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         these = self.epoch_rows
-        true = these.indicators(rows, self.categories) if self.multi_label else these.labels[rows]
-        return self.loss(self.logits(model, these.tokens, rows), torch.from_numpy(true).to(self.machine.device))
+        return self.loss(self.logits(model, these.tokens, rows), self.head.targets(these.sets.take(rows)))
 
     def logits(self, model: Any, tokens: Tokens, rows: IntArray) -> torch.Tensor:
         """float32 [rows, categories] on the device."""
-        ids, mask = self.machine.inputs(tokens, rows)
+        batch = self.machine.batch(tokens, rows)
         with self.machine.arithmetic():
-            return model(input_ids=ids, attention_mask=mask).logits.float()  # type: ignore[no-any-return]
+            return model(**batch).logits.float()  # type: ignore[no-any-return]
 
     def weigh_levels(self, metrics: Mapping[str, float]) -> None:
         """With `--level-weights auto`: an upper level counts by its errors on validation, those of the category being 1."""
@@ -124,13 +115,13 @@ class Classification:
         Those whose calibrated confidence reaches `--pseudo-labels`. Rank r of n asks for every n-th batch; all get all.
         """
         rows = self.unlabelled.take(rng.permutation(len(self.unlabelled))[: len(self.train)])
-        labels = np.full(len(rows), -1)
+        labels, head = np.full(len(rows), -1), head_of(replace(self.spec, temperature=temperature), self.machine.device)
         with torch.inference_mode():
-            batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(self.categories)))
+            batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(len(self.spec.categories))))
             for batch in batches[rank::world]:
-                probabilities = torch.softmax(logits_of(rows.tokens, batch) / temperature, dim=1)
-                confidence, best = probabilities.max(dim=1)
-                labels[batch] = torch.where(confidence >= self.config.pseudo_labels, best, -1).cpu().numpy()
+                best, confidence, *_ = head.read(logits_of(rows.tokens, batch), 0)
+                sure = torch.where(confidence >= self.config.pseudo_labels, best, -1)
+                labels[batch] = sure[:, 0].cpu().numpy()
         if world > 1:
             everyone: list[Any] = [None] * world
             dist.all_gather_object(everyone, labels)

@@ -5,12 +5,20 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cataloger.bundle import MOST_TOKENS, Spec, checked_base_model, load_tokenizer, mask_token, resolve_pooling
+from cataloger.bundle import (
+    MANY_CATEGORIES,
+    MOST_TOKENS,
+    Spec,
+    checked_base_model,
+    resolve_pooling,
+)
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
-from cataloger.data.catalog import Catalog, grouped, is_list, open_catalog
+from cataloger.data.catalog import Catalog, grouped, open_catalog
 from cataloger.data.labels import count_labels, normalise_labels
+from cataloger.data.text import load_tokenizer, mask_token
 from cataloger.errors import CatalogError, ConfigError
+from cataloger.heads.columns import head_for
 from cataloger.infra import lasting
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.taxonomy import Taxonomy
@@ -39,9 +47,9 @@ def plan(config: TrainConfig) -> Plan:
         # Workers have working folders of their own.
         config = replace(config, base_model=str(folder.resolve()))
     _check_base(config, folder)
-    multi_label = is_list(sources[0].catalog.schema.field(config.label_column).type)
-    if multi_label:
-        _check_multi_label(config)
+    head = head_for(sources[0].catalog.schema.field(config.label_column))
+    if head == MANY_CATEGORIES:
+        _check_many_categories(config)
     spec = Spec(
         categories=taxonomy.categories,
         text_columns=config.text_columns,
@@ -50,7 +58,7 @@ def plan(config: TrainConfig) -> Plan:
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
-        multi_label=multi_label,
+        head=head,
         group_column=config.group_column,
     )
     storage = locate(lasting.place(config.storage, "--storage"))
@@ -85,7 +93,7 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError("--text-columns: name at least one column")
 
 
-def _check_multi_label(config: TrainConfig) -> None:
+def _check_many_categories(config: TrainConfig) -> None:
     if config.long_tail not in ("off", "focal"):
         raise ConfigError(
             f"--long-tail {config.long_tail}: is for one category per product; with lists of them use off or focal"
@@ -141,10 +149,10 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
     opened = [(TRAINING, *_count(uri, config))]
     if config.eval_catalog:
         opened.append((VALIDATION, *_count(config.eval_catalog, config)))
-        first, second = (one[1].schema.field(config.label_column).type for one in opened)
-        if is_list(first) != is_list(second):
+        first, second = (one[1].schema.field(config.label_column) for one in opened)
+        if head_for(first) != head_for(second):
             raise CatalogError(
-                f"catalog {config.eval_catalog}: column {config.label_column!r} is {second}, that of --catalog {first}; "
+                f"catalog {config.eval_catalog}: column {config.label_column!r} is {second.type}, that of --catalog {first.type}; "
                 "both need one category per row, or lists of them"
             )
     names, rows = opened[0][2:]

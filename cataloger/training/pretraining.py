@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cataloger.bundle import load_tokenizer, mask_token
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Tokens
+from cataloger.data.text import load_tokenizer, mask_token
 from cataloger.training.objectives import Machine
 from cataloger.training.tuning import default_learning_rate
 
@@ -46,7 +46,8 @@ class MaskedLanguage:
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         """The mean cross-entropy of each row's chosen words; 0 where none was chosen."""
-        ids, mask = self.machine.inputs(self.texts, rows)
+        batch = self.machine.batch(self.texts, rows)
+        ids, mask = batch["input_ids"], batch["attention_mask"]
         chosen = (torch.rand(ids.shape) < CHOSEN).to(ids.device) & mask & ~torch.isin(ids, self.special)
         fate = torch.rand(ids.shape).to(ids.device)
         shown = torch.where(chosen & (fate < 0.8), self.mask, ids)

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cataloger.bundle import base_model_folder, load_tokenizer
+from cataloger.bundle import base_model_folder
 from cataloger.data.augmentation import Augmenter
+from cataloger.data.text import load_tokenizer
 
 TEXT = "red running shoes for women | Acme unbelievable | light and breathable"
 

@@ -50,8 +50,8 @@ def test_an_epoch_has_every_row_once_in_batches_of_the_size_asked_for(
 
 def test_padding_restores_the_tokens() -> None:
     lists = [[5, 6, 7], [8], [], [9, 10]]
-    tokens = Tokens.from_arrow(pa.array([[1], *lists], pa.list_(pa.int32())).slice(1))
-    ids, mask = tokens.padded(np.array([3, 0, 2]), pad_id=-1)
+    tokens = Tokens.from_arrow(pa.array([[1], *lists], pa.list_(pa.int32())).slice(1), pad_id=-1)
+    ids, mask = tokens.batch(np.array([3, 0, 2])).values()
     assert ids.tolist() == [[9, 10, -1], [5, 6, 7], [-1, -1, -1]]
     assert mask.tolist() == [[True, True, False], [True, True, True], [False, False, False]]
 

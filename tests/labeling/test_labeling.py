@@ -10,15 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoModel, AutoTokenizer
 
-from cataloger.bundle import load_tokenizer, tokenize
 from cataloger.config import LabelConfig
 from cataloger.data import units
-from cataloger.data.batching import Tokens
 from cataloger.data.text import compose
 from cataloger.infra.storage import locate
 from cataloger.labeling.job import label
 from cataloger.labeling.stream import NO_TEXT
-from cataloger.model.predictor import Bundle
+from cataloger.model.predictor import Predictor
 from cataloger.publishing import snapshot
 from cataloger.taxonomy import prefix
 from conftest import free_of_ray, make_bundle, published
@@ -54,13 +52,15 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert labels.column("id").to_pylist() == source.column("sku").to_numpy()[readable].tolist(), (
         "ids as they came, in order"
     )
-    loaded = Bundle(bundle)
-    found = loaded.predict(Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), texts.drop_null())), alternatives=3)
-    expected = [loaded.spec.categories[i] for i in found.labels]
+    loaded = Predictor(bundle)
+    found = loaded.answer(loaded.input.encode(texts.drop_null()), alternatives=3).to_pydict()
+    expected = [loaded.spec.categories[i] for i in found["label"]]
     assert labels.column("category").to_pylist() == expected
-    np.testing.assert_allclose(labels.column("confidence").to_numpy(), found.confidence, rtol=1e-3)
+    np.testing.assert_allclose(labels.column("confidence").to_numpy(), found["confidence"], rtol=1e-3)
     row = labels.slice(77, 1).to_pylist()[0]
-    assert [a["category"] for a in row["alternatives"]] == [loaded.spec.categories[i] for i in found.alternatives[77]]
+    assert [a["category"] for a in row["alternatives"]] == [
+        loaded.spec.categories[i] for i in found["alternatives"][77]
+    ]
     assert len(row["level_confidences"]) == row["category"].count(" > ") + 1
     assert row["level_confidences"][-1] == pytest.approx(row["confidence"], rel=1e-5)
     for row in labels.to_pylist():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import FORMAT, read_spec
+from cataloger.bundle import FORMAT, MANY_CATEGORIES, read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.data.text import split_hash, split_position
 from cataloger.errors import CatalogError
@@ -63,7 +63,7 @@ def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw
     model: TrainResult, catalog: Path
 ) -> None:
     spec = read_spec(registry.fetch_model(model.model_uri).folder)
-    assert spec.multi_label
+    assert spec.head == MANY_CATEGORIES
     assert len(spec.category_thresholds) == len(spec.categories)
     assert model.metrics["val_micro_f1"] > 0.5, "it learns"
     found = evaluate(
@@ -82,7 +82,7 @@ def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw
     groups = sorted(set(of_group.values()))
     positions = split_position(split_hash(pa.array(groups, pa.large_string()), FORMAT))
     assert scored == {name for name, at in zip(groups, positions, strict=True) if at < 0.2}
-    assert found.multi_label
+    assert found.answer == "categories"
     true, given = (answers.column(name).to_pylist() for name in ("true_categories", "categories"))
     exact = np.mean([set(a) == set(b) for a, b in zip(true, given, strict=True)])
     assert found.overall.accuracy == pytest.approx(exact)

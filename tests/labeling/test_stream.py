@@ -4,14 +4,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import digest, load_tokenizer, read_spec, tokenize
-from cataloger.data.batching import Tokens
+from cataloger.bundle import digest, read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import plan_units
-from cataloger.heads.answers import assemble
+from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import runtime
 from cataloger.labeling.stream import Done, Model, Reading, predict_units
-from cataloger.model.predictor import Bundle
+from cataloger.model.predictor import Predictor
 
 ROWS = 300
 
@@ -30,10 +29,14 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"}, ("title",))
     stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32", alternatives=0)
     done = {row.unit: row for row in map(Done.of, stream.iter_rows())}
-    labels = pa.concat_tables([assemble(done[unit.index].rows, done[unit.index].answers, spec)[0] for unit in units])
+    labels = pa.concat_tables(
+        [assemble(done[unit.index].rows, done[unit.index].answers, columns_of(spec))[0] for unit in units]
+    )
     readable = [(i, title.strip()) for i, title in enumerate(titles) if title]
-    tokens = Tokens.from_arrow(tokenize(load_tokenizer(bundle, 32), pa.array([title for _, title in readable])))
-    loaded = Bundle(bundle)
-    expected = [loaded.predict(tokens.slice(row, row + 1)).labels[0] for row in range(len(tokens))]
+    loaded = Predictor(bundle)
+    one_by_one = [
+        loaded.label(pa.table({name: [title if name == "title" else None] for name in spec.text_columns}))
+        for _, title in readable
+    ]
     assert labels.column("id").to_pylist() == [i for i, _ in readable]
-    assert labels.column("category").to_pylist() == [spec.categories[label] for label in expected]
+    assert labels.column("category").to_pylist() == [row.column("category")[0].as_py() for row in one_by_one]

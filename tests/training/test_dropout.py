@@ -3,16 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from cataloger.bundle import Spec
 from cataloger.model.network import new_classifier
-from cataloger.taxonomy import Taxonomy
 from cataloger.training.dropout import FastDropout, set_dropout
 
-TREE = Taxonomy.from_paths(["A > a", "A > b", "B"])
+CATEGORIES = ("A > a", "A > b", "B")
 
 
 @pytest.fixture(params=["mean", "cls"])
 def model(request: pytest.FixtureRequest, tiny_model: Path) -> torch.nn.Module:
-    return new_classifier(tiny_model, request.param, TREE)
+    return new_classifier(tiny_model, Spec(CATEGORIES, ("title",), 32, request.param, ""))
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])

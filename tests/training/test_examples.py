@@ -30,18 +30,17 @@ def test_rows_are_taken_and_joined_with_their_tokens() -> None:
     part = Examples(rows.tokens.slice(4, 6), rows.sets.slice(4, 6))
     both = part.and_these(chosen)
     assert texts(both) == [[4, 5], [5, 6, 7], [3, 4, 5], [0, 1], [3, 4, 5]]
-    assert both.labels.tolist() == [4, 5, 3, 0, 3]
+    assert both.sets.first().tolist() == [4, 5, 3, 0, 3]
     assert texts(rows.take(np.array([], int))) == []
 
 
 def test_a_row_has_as_many_labels_as_it_likes() -> None:
     tokens = numbered(4, np.zeros(4, int)).tokens
     rows = Examples(tokens, Ragged(np.array([2, 0, -1, 1], np.int32), np.array([0, 2, 2, 3, 4])))
-    assert rows.labels.tolist() == [2, -1, -1, 1]
-    assert rows.indicators(np.array([3, 0, 2, 1]), 3).tolist() == [[0, 1, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0]]
+    assert rows.sets.first().tolist() == [2, -1, -1, 1]
     part = rows.take(np.array([0, 3])).and_these(rows.take(np.array([1])))
-    assert part.indicators(np.arange(3), 3).tolist() == [[1, 0, 1], [0, 1, 0], [0, 0, 0]]
-    assert rows.take(np.array([1])).labels.tolist() == [-1]
+    assert part.sets.lists().to_pylist() == [[2, 0], [1], []]
+    assert rows.take(np.array([1])).sets.first().tolist() == [-1]
 
 
 def test_every_row_is_drawn_once_by_default() -> None:
@@ -55,7 +54,7 @@ def test_sampling_draws_a_category_by_its_square_root() -> None:
     rows = numbered(10_000, np.repeat([0, 1], [9_000, 1_000]))
     same, order = draw(rows, 2, "sampling", np.random.default_rng(0), never)
     assert len(order) == 10_000
-    rare = (same.labels[order] == 1).mean()
+    rare = (same.sets.first()[order] == 1).mean()
     assert rare == pytest.approx(1 / (1 + 3), abs=0.02), "sqrt(1,000) of sqrt(1,000) + sqrt(9,000)"
 
 
@@ -68,7 +67,7 @@ def test_augmentation_alters_what_is_drawn_again() -> None:
     drawn, order = draw(rows, 2, "augmentation", np.random.default_rng(0), reverse)
     assert sorted(order) == list(range(1_000))
     seen: set[int] = set()
-    for text, label in zip(texts(drawn), drawn.labels, strict=True):
+    for text, label in zip(texts(drawn), drawn.sets.first(), strict=True):
         row = min(text)
         assert label == (row >= 990)
         assert text == (texts(rows)[row][::-1] if row in seen else texts(rows)[row])

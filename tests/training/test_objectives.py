@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import Spec, load_tokenizer, mask_token, tokenize
+from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.config import LongTail, TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
-from cataloger.heads.losses import Loss
+from cataloger.data.text import load_tokenizer, mask_token, tokenize
+from cataloger.heads.one_category import Loss
 from cataloger.model.network import new_classifier
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
@@ -18,7 +20,8 @@ from cataloger.training.objectives import Classification, Machine
 from cataloger.training.pretraining import MaskedLanguage
 
 TREE = Taxonomy.from_paths(["Food > Tea", "Shoes > Boots"])
-MACHINE = Machine(torch.device("cpu"), False, 0)
+SPEC = Spec(TREE.categories, ("title",), 32, "mean", "")
+MACHINE = Machine(torch.device("cpu"), False)
 
 
 def examples(base: Path, count: int, label: int) -> Examples:
@@ -30,8 +33,8 @@ def examples(base: Path, count: int, label: int) -> Examples:
 
 def classification(base: Path, **options: Any) -> Classification:
     config = TrainConfig(**options)
-    spec = Spec(TREE.categories, ("title",), 32, "mean", "")
-    network = new_classifier(base, "mean", TREE)
+    spec = SPEC
+    network = new_classifier(base, spec)
     return Classification(config, spec, network, examples(base, 40, 0), examples(base, 100, -1), base, MACHINE)
 
 
@@ -50,7 +53,7 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     stage.label_more(sure_of_long_ones, 1.0, np.random.default_rng(0), 0, world)
     own = stage.own_labels
     assert 0 < len(own) < 40, "at most as many as there are labelled rows, and only sure ones"
-    assert set(own.labels) == {1}
+    assert set(own.sets.first()) == {1}
     assert own.tokens.lengths.min() > stage.unlabelled.tokens.lengths.min()
     tokens, order = stage.begin_epoch(np.random.default_rng(0))
     assert sorted(order) == list(range(40 + len(own)))
@@ -75,8 +78,11 @@ def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) 
 def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
     stage = classification(tiny_model, long_tail=long_tail, label_smoothing=0.1, level_weights=(0.3,))
     stage.network.eval()
-    rows, counts = np.arange(8), np.bincount(stage.train.labels)
-    logits, labels = stage.logits(stage.network, stage.train.tokens, rows), torch.from_numpy(stage.train.labels[rows])
+    rows, counts = np.arange(8), np.bincount(stage.train.sets.first())
+    logits, labels = (
+        stage.logits(stage.network, stage.train.tokens, rows),
+        torch.from_numpy(stage.train.sets.first()[rows]),
+    )
     wanted = Loss(TREE, counts, long_tail, (0.3,), 0.1)(logits, labels)
     torch.testing.assert_close(stage.losses(stage.network, rows), wanted)
     assert not torch.allclose(wanted, Loss(TREE, counts)(logits, labels))
@@ -97,13 +103,18 @@ def test_an_epoch_draws_as_the_options_ask_for(tiny_model: Path, long_tail: Long
 def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
     texts = examples(tiny_model, 64, 0)
     sets = Ragged(np.tile([0, 1, 0], 21).astype(np.int32), np.concatenate([np.repeat(np.arange(22) * 3, 3)[1:], [63]]))
-    config, spec = TrainConfig(learning_rate=5e-3), Spec(TREE.categories, ("title",), 32, "mean", "", multi_label=True)
-    network = new_classifier(tiny_model, "mean", TREE, multi_label=True)
+    config, spec = (
+        TrainConfig(learning_rate=5e-3),
+        Spec(TREE.categories, ("title",), 32, "mean", "", head=MANY_CATEGORIES),
+    )
+    network = new_classifier(tiny_model, spec)
     rows = Examples(texts.tokens, sets)
     stage = Classification(config, spec, network, rows, rows.take(np.arange(0)), tiny_model, MACHINE)
     logits = stage.logits(network, rows.tokens, np.arange(8))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
-        logits, torch.from_numpy(rows.indicators(np.arange(8), 2)), reduction="none"
+        logits,
+        torch.tensor([[float(label in sets.flat[a:b]) for label in range(2)] for a, b in pairwise(sets.offsets[:9])]),
+        reduction="none",
     )
     torch.testing.assert_close(stage.losses(network, np.arange(8)), expected.sum(dim=1))
 
@@ -111,7 +122,7 @@ def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
 def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path) -> None:
     texts = examples(tiny_model, 64, -1).tokens
     torch.manual_seed(0)
-    network = new_classifier(tiny_model, "mean", TREE)
+    network = new_classifier(tiny_model, SPEC)
     stage = MaskedLanguage(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)
     shown: list[torch.Tensor] = []
     stage.network.register_forward_pre_hook(lambda _, inputs: shown.append(torch.stack([inputs[0], inputs[2].long()])))
@@ -127,7 +138,7 @@ def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path)
     assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
     ids = torch.stack([pair[0] for pair in shown])
     chosen = torch.stack([pair[1] for pair in shown]).bool()
-    plain, mask = MACHINE.inputs(texts, order[:32])
+    plain, mask = MACHINE.batch(texts, order[:32]).values()
     words = (mask & (plain != 101) & (plain != 102)).expand_as(chosen)
     assert not (chosen & ~words).any(), "neither padding nor special tokens are guessed"
     assert chosen.sum() / words.sum() == pytest.approx(0.15, abs=0.01)
@@ -143,7 +154,7 @@ def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path)
 
 def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
     empty = Tokens.from_arrow(tokenize(load_tokenizer(tiny_model, 8), pa.array(["", ""])))
-    network = new_classifier(tiny_model, "cls", TREE)
+    network = new_classifier(tiny_model, replace(SPEC, pooling="cls"))
     stage = MaskedLanguage(TrainConfig(pretrain_epochs=1), network, empty, tiny_model, MACHINE)
     losses = stage.losses(stage.network, np.arange(2))
     losses.sum().backward()

@@ -22,7 +22,7 @@ from cataloger.errors import ConflictError, TrainingError
 from cataloger.infra import progress, tracking
 from cataloger.infra.storage import locate
 from cataloger.model import registry
-from cataloger.model.predictor import Bundle
+from cataloger.model.predictor import Predictor
 from cataloger.training import claims
 from cataloger.training.job import TrainResult, train
 from cataloger.training.loop import Loop
@@ -165,9 +165,12 @@ def test_a_model_trained_by_adapters_is_an_ordinary_one(tiny_model: Path, labell
     query = "encoder.layer.0.attention.self.query.weight"
     assert not torch.equal(kept[f"bert.{query}"], base[query])
     assert not [key for key in kept if "lora" in key]
-    loaded = Bundle(folder)
+    loaded = Predictor(folder)
     ids = torch.tensor([[101, 2_000, 3_000, 102]]).numpy()
-    assert loaded.engine(ids, np.ones_like(ids, bool)).shape == (1, len(loaded.spec.categories))
+    assert loaded.engine({"input_ids": ids, "attention_mask": np.ones_like(ids, bool)}).shape == (
+        1,
+        len(loaded.spec.categories),
+    )
 
 
 def test_a_trained_model_is_registered_and_described(trained, labelled: Path) -> None:  # type: ignore[no-untyped-def]

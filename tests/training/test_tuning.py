@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModel, AutoTokenizer, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
+from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.model.network import new_classifier, without_weights
-from cataloger.taxonomy import Taxonomy
 from cataloger.training.dropout import set_dropout
 from cataloger.training.plans import _check_base
 from cataloger.training.tuning import (
@@ -20,12 +20,12 @@ from cataloger.training.tuning import (
     parameter_groups,
 )
 
-TREE = Taxonomy.from_paths(["A > x", "A > y", "B"])
+CATEGORIES = ("A > x", "A > y", "B")
 
 
 @pytest.fixture(params=["mean", "cls"])
 def model(request: pytest.FixtureRequest, tiny_model: Path) -> torch.nn.Module:
-    return new_classifier(tiny_model, request.param, TREE)
+    return new_classifier(tiny_model, Spec(CATEGORIES, ("title",), 32, request.param, ""))
 
 
 @pytest.mark.parametrize(("fine_tune", "layers"), [("all", {0, 1}), ("head", set()), ("1", {1}), ("2", {0, 1})])
@@ -71,7 +71,7 @@ def test_the_default_rate_falls_with_the_square_of_the_width(model: torch.nn.Mod
 def test_encoders_that_name_their_layers_otherwise(tmp_path: Path, shape: PreTrainedConfig, pooling: str) -> None:
     AutoModel.from_config(shape).save_pretrained(tmp_path)
     assert layers_of_their_own(without_weights(tmp_path)) == 3
-    model = new_classifier(tmp_path, pooling, TREE)
+    model = new_classifier(tmp_path, Spec(CATEGORIES, ("title",), 32, pooling, ""))
     encoder = dict(model.base_model.named_parameters())
     layers = layers_of(model)
     assert set(layers.values()) == {-1, 0, 1, 2, None}
@@ -152,7 +152,7 @@ def test_a_number_of_layers_is_one_that_there_is(tiny_model: Path, fine_tune: st
 def test_the_rest_is_done_with_shared_layers_as_with_others(albert: Path, fine_tune: str) -> None:
     config = TrainConfig(base_model=str(albert), fine_tune=fine_tune)
     _check_base(config, albert)
-    model = new_classifier(albert, "mean", TREE)
+    model = new_classifier(albert, Spec(CATEGORIES, ("title",), 32, "mean", ""))
     trained = {id(parameter) for group in parameter_groups(model, config) for parameter in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in trained}
     assert {"classifier.weight", "classifier.bias"} <= names

@@ -5,12 +5,13 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import Spec
-from cataloger.heads import answers
-from cataloger.heads.heads import SetPredictions, head_of
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
+from cataloger.data.batching import Ragged
+from cataloger.heads.base import head_of
+from cataloger.heads.columns import assemble, columns_of
 
 SPEC = Spec(
-    ("A > x", "A > y", "B", "C"), ("title",), 64, "mean", "", multi_label=True,
+    ("A > x", "A > y", "B", "C"), ("title",), 64, "mean", "", head=MANY_CATEGORIES,
     category_thresholds=(0.5, 0.9, 0.2, 0.5), thresholds=(0.3,), temperature=2.0,
 )  # fmt: skip
 
@@ -23,26 +24,22 @@ PROBABILITIES = [[0.6, 0.8, 0.3, 0.1], [0.1, 0.2, 0.1, 0.2], [0.7, 0.95, 0.9, 0.
 LOGITS = torch.tensor([[logit(p) for p in row] for row in PROBABILITIES])
 
 
-def predictions(alternatives: int, splits: list[int]) -> SetPredictions:
+def answers(alternatives: int, splits: list[int]) -> pa.Table:
     head = head_of(SPEC, "cpu")
     batches = [head.read(part, alternatives) for part in LOGITS.split(splits)]
-    found = head.join(batches, np.arange(3))
-    assert isinstance(found, SetPredictions)
-    return found
+    return head.join(batches, np.arange(3))
 
 
 @pytest.mark.parametrize("splits", [[3], [1, 2], [2, 1]])
 def test_a_row_has_the_categories_that_reach_their_own_thresholds(splits: list[int]) -> None:
-    found = predictions(2, splits)
-    lists = [
-        found.sets.flat[a:b].tolist() for a, b in zip(found.sets.offsets[:-1], found.sets.offsets[1:], strict=True)
-    ]
+    table = answers(2, splits)
     # A > y is the most probable of the first row, and below its threshold.
-    assert lists == [[0, 2], [], [1, 2, 0, 3]]
-    np.testing.assert_allclose(found.probabilities, [0.6, 0.3, 0.95, 0.9, 0.7, 0.6], rtol=1e-5)
-    np.testing.assert_allclose(found.confidence[0], 0.6 * 0.2 * 0.3 * 0.9, rtol=1e-5)
-    np.testing.assert_allclose(found.confidence[1], 0.9 * 0.8 * 0.9 * 0.8, rtol=1e-5)
-    table = found.table()
+    assert table.column("labels").to_pylist() == [[0, 2], [], [1, 2, 0, 3]]
+    probabilities = table.column("probabilities").combine_chunks().flatten()
+    np.testing.assert_allclose(probabilities, [0.6, 0.3, 0.95, 0.9, 0.7, 0.6], rtol=1e-5)
+    confidence = table.column("confidence").to_numpy()
+    np.testing.assert_allclose(confidence[0], 0.6 * 0.2 * 0.3 * 0.9, rtol=1e-5)
+    np.testing.assert_allclose(confidence[1], 0.9 * 0.8 * 0.9 * 0.8, rtol=1e-5)
     assert table.column("alternatives").to_pylist()[0] == [1, 3]
     assert len(table.column("alternatives").to_pylist()[1]) == 2
     assert table.column("alternatives").to_pylist()[2] == []
@@ -50,13 +47,13 @@ def test_a_row_has_the_categories_that_reach_their_own_thresholds(splits: list[i
 
 def test_nothing_waits_for_the_numbers_of_a_batch() -> None:
     """Tensors of the device "meta" have none: whatever would need one raises."""
-    one = replace(SPEC, categories=("A > x", "A > y", "B"), multi_label=False, thresholds=(), category_thresholds=())
+    one = replace(SPEC, categories=("A > x", "A > y", "B"), head=ONE_CATEGORY, thresholds=(), category_thresholds=())
     labels, scores, levels = head_of(one, "meta").read(torch.empty(5, 3, device="meta"), 1)
     assert (labels.shape, scores.shape, levels.shape) == ((5, 2), (5, 2), (5, 2))
 
 
 def test_answers_become_labels_and_labels_the_same_answers_again() -> None:
-    found = predictions(2, [3]).table().append_column("error", pa.nulls(3, pa.string()))
+    found = answers(2, [3]).append_column("error", pa.nulls(3, pa.string()))
     rows = pa.table(
         {
             "id": ["a", "b", "c", "d"],
@@ -65,16 +62,16 @@ def test_answers_become_labels_and_labels_the_same_answers_again() -> None:
             "reason": pa.array([None, None, None, "no text"], pa.string()),
         }
     )
-    labels, rejects = answers.assemble(rows, found, SPEC)
+    labels, rejects = assemble(rows, found, columns_of(SPEC))
     assert labels.column_names == [
         "id", "categories", "confidences", "confidence", "alternatives", "needs_review", "text_hash"
     ]  # fmt: skip
     assert labels.column("categories").to_pylist() == [["A > x", "B"], [], ["A > y", "B", "A > x", "C"]]
     assert labels.column("needs_review").to_pylist() == [True, False, False]
     assert rejects.column("id").to_pylist() == ["d"]
-    again = answers.from_labels(labels.select(answers.label_columns(SPEC)), SPEC, 2)
+    again = columns_of(SPEC).from_labels(labels.select(columns_of(SPEC).kept), 2)
     assert again.to_pylist() == found.drop_columns("error").to_pylist()
-    relabelled, _ = answers.assemble(rows.slice(0, 3), again.append_column("error", pa.nulls(3, pa.string())), SPEC)
+    relabelled, _ = assemble(rows.slice(0, 3), again.append_column("error", pa.nulls(3, pa.string())), columns_of(SPEC))
     assert relabelled.equals(labels)
 
 
@@ -82,4 +79,10 @@ def test_no_rows_have_no_answers() -> None:
     for spec in (SPEC, Spec(SPEC.categories, ("title",), 64, "mean", "")):
         head = head_of(spec, "cpu")
         found = head.join([head.read(torch.empty(0, 4), 2)], np.empty(0, np.int64))
-        assert len(found.table()) == 0
+        assert len(found) == 0
+
+
+def test_a_row_is_held_against_the_categories_it_has_and_the_model_knows() -> None:
+    rows = Ragged(np.array([2, 0, -1, 1], np.int32), np.array([0, 2, 2, 3, 4]))
+    targets = head_of(SPEC, "cpu").targets(rows.take(np.array([3, 0, 2, 1])))
+    assert targets.tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]

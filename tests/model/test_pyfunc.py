@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import read_spec, write_spec
+from cataloger.bundle import MANY_CATEGORIES, read_spec, write_spec
 from cataloger.config import LabelConfig
 from cataloger.labeling.job import label
 from cataloger.model.pyfunc import Categorizer
@@ -68,7 +68,7 @@ def test_answers_keep_the_index_of_the_frame_that_was_given(categorizer: Categor
 def test_answers_of_many_categories_keep_the_index_too(bundle: Path, working_folder: Path) -> None:
     folder = shutil.copytree(bundle, working_folder / "many")
     spec = read_spec(folder)
-    write_spec(folder, dataclasses.replace(spec, multi_label=True, thresholds=(0.5,)))
+    write_spec(folder, dataclasses.replace(spec, head=MANY_CATEGORIES, thresholds=(0.5,)))
     frame = pd.DataFrame({"title": ["tea", None, "red shoes"]}, index=["c", "b", "a"])
     answers = Categorizer(folder).predict(frame)
     assert answers.index.tolist() == ["c", "b", "a"]

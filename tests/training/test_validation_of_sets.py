@@ -2,23 +2,24 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger.bundle import Spec
+from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.data.batching import IntArray, Ragged, Tokens
+from cataloger.heads.many_categories import ENOUGH, FLOOR, fit_thresholds
+from cataloger.heads.one_category import NEVER
 from cataloger.training.examples import Examples
-from cataloger.training.scoring import NEVER
-from cataloger.training.set_scoring import ENOUGH, FLOOR, SetValidation, fit_thresholds
+from cataloger.training.validation import Validation
 
 CATEGORIES = ("A > x", "A > y", "B")
 CPU = torch.device("cpu")
 
 
-def validation(sets: list[list[int]], target: float = 0.9) -> SetValidation:
+def validation(sets: list[list[int]], target: float = 0.9) -> Validation:
     lengths = np.arange(len(sets)) % 50 + 2
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     flat = np.array([label for labels in sets for label in labels], np.int32)
     labels = Ragged(flat, np.concatenate([[0], np.cumsum([len(labels) for labels in sets])]))
     rows = Examples(Tokens(np.zeros(offsets[-1], np.int32), offsets), labels)
-    return SetValidation(rows, Spec(CATEGORIES, ("title",), 64, "mean", "", multi_label=True), target, 0, 1)
+    return Validation(rows, Spec(CATEGORIES, ("title",), 64, "mean", "", head=MANY_CATEGORIES), target, 0, 1)
 
 
 def score(logits: torch.Tensor, sets: list[list[int]], target: float = 0.9) -> tuple[dict[str, float], Spec]:

@@ -7,10 +7,11 @@ import torch
 from cataloger.bundle import Spec
 from cataloger.data import batching
 from cataloger.data.batching import IntArray, Tokens
+from cataloger.heads.one_category import NEVER
 from cataloger.taxonomy import Taxonomy
-from cataloger.training import scoring
+from cataloger.training import validation
 from cataloger.training.examples import Examples
-from cataloger.training.scoring import NEVER, Validation
+from cataloger.training.validation import Validation
 
 TREE = Taxonomy.from_paths(["A", "A > x", "A > y", "B > z"])
 CPU = torch.device("cpu")
@@ -48,7 +49,7 @@ def test_the_temperature_undoes_overconfidence() -> None:
 def test_rows_beyond_those_that_fit_the_temperature_are_scored_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, labels = overconfident(4_000, 2.5)
     all_kept, _ = score(logits, labels)
-    monkeypatch.setattr(scoring, "LOGITS_KEPT", 4 * 1_000)
+    monkeypatch.setattr(validation, "LOGITS_KEPT", 4 * 1_000)
     some_kept, spec = score(logits, labels)
     for name in ("val_accuracy", "val_weighted_f1", "val_macro_f1", "val_loss"):
         assert some_kept[name] == pytest.approx(all_kept[name])

@@ -1,0 +1,224 @@
+"""What is published of a model's answers: their columns, made from its answers and read back.
+
+Answers are Arrow tables with one row per distinct text. Those of one category: label, confidence, levels [D] (NaN below the
+depth of the category), alternatives [K] and alternative_confidence [K]; those of any number: labels, probabilities,
+confidence, alternatives and alternative_confidence, all but the third of any length. Labels have the published columns.
+"""
+
+from collections.abc import Collection
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
+from cataloger.data.catalog import is_list
+from cataloger.taxonomy import Taxonomy
+
+
+class Columns(Protocol):
+    """The published columns of one kind of answer, both ways."""
+
+    answer: ClassVar[str]
+    """The column of the category, or categories."""
+    kept: ClassVar[tuple[str, ...]]
+    """The columns that answers can be made from again."""
+
+    def __init__(self, spec: Spec) -> None: ...
+
+    @staticmethod
+    def fits(label: pa.Field) -> bool:
+        """Whether such a label column is what a model with these answers learns from."""
+
+    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]: ...
+
+    def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
+        """The answers that labels of the same model, with as many alternatives, were made from."""
+
+    @staticmethod
+    def each(labels: pa.Table) -> pa.ChunkedArray:
+        """The category of every row; of rows that have several, all of them, end to end."""
+
+    @staticmethod
+    def whole(labels: pa.Table) -> list[str]:
+        """One string per row, the same for the same category, or the same set of them."""
+
+
+class Category:
+    """Of one category each."""
+
+    answer: ClassVar[str] = "category"
+    kept: ClassVar[tuple[str, ...]] = ("category", "level_confidences", "confidence", "alternatives")
+
+    def __init__(self, spec: Spec) -> None:
+        self.categories, self.taxonomy = pa.array(spec.categories), Taxonomy(spec.categories)
+        self.thresholds = np.array(spec.thresholds or [0.0] * self.taxonomy.depth, np.float32)
+
+    @staticmethod
+    def fits(label: pa.Field) -> bool:
+        return not is_list(label.type)
+
+    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
+        category = self.categories.take(answers.column("label").combine_chunks())
+        trusted = self._trusted(answers)
+        return {
+            "category": category,
+            "confidence": answers.column("confidence").combine_chunks(),
+            "level_confidences": _trim(answers.column("levels").combine_chunks()),
+            "alternatives": _alternatives(answers, self.categories),
+            "trusted_category": trusted,
+            "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
+        }
+
+    def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
+        count = min(alternatives, len(self.categories) - 1)
+        label = pc.index_in(labels.column("category").combine_chunks(), self.categories)
+        levels = labels.column("level_confidences").combine_chunks()
+        depths = pc.list_value_length(levels).to_numpy(zero_copy_only=False)
+        matrix = np.full((len(labels), self.taxonomy.depth), np.nan, np.float32)
+        matrix[np.arange(matrix.shape[1]) < depths[:, None]] = levels.flatten().to_numpy()
+        others = labels.column("alternatives").combine_chunks().flatten()
+        other_labels = pc.index_in(others.field("category"), self.categories).to_numpy(zero_copy_only=False)
+        return pa.table(
+            {
+                "label": label.cast(pa.int32()),
+                "confidence": labels.column("confidence").combine_chunks(),
+                "levels": lists_of(matrix),
+                "alternatives": lists_of(other_labels.astype(np.int32).reshape(len(labels), count)),
+                "alternative_confidence": lists_of(others.field("confidence").to_numpy().reshape(len(labels), count)),
+            }
+        )
+
+    @staticmethod
+    def each(labels: pa.Table) -> pa.ChunkedArray:
+        return labels.column("category")
+
+    @staticmethod
+    def whole(labels: pa.Table) -> list[str]:
+        return list(labels.column("category").to_pylist())
+
+    def _trusted(self, answers: pa.Table) -> pa.Array:
+        """The deepest step of each answer's path that reaches the threshold of its level; null where not even the top does."""
+        taxonomy, label = self.taxonomy, answers.column("label").to_numpy().astype(np.int64)
+        levels = answers.column("levels").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        confidence = answers.column("confidence").to_numpy()
+        certainty = taxonomy.certainty(levels.reshape(len(label), taxonomy.depth), confidence, label)
+        passed = certainty >= self.thresholds
+        deepest = taxonomy.depth - 1 - passed[:, ::-1].argmax(axis=1)
+        names = pa.array([name for level in range(taxonomy.depth) for name in taxonomy.ancestors(level)])
+        return names.take(pa.array(deepest * len(taxonomy) + label, mask=~passed.any(axis=1)))
+
+
+class Categories:
+    """Of any number of categories each."""
+
+    answer: ClassVar[str] = "categories"
+    kept: ClassVar[tuple[str, ...]] = ("categories", "confidences", "confidence", "alternatives")
+
+    def __init__(self, spec: Spec) -> None:
+        self.categories = pa.array(spec.categories)
+        self.threshold = pa.scalar((spec.thresholds or (0.0,))[0], pa.float32())
+
+    @staticmethod
+    def fits(label: pa.Field) -> bool:
+        return is_list(label.type)
+
+    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
+        confidence = answers.column("confidence").combine_chunks()
+        labels, probabilities = (answers.column(name).combine_chunks() for name in ("labels", "probabilities"))
+        return {
+            "categories": _relisted(labels, self.categories.take(labels.flatten())),
+            "confidences": _relisted(probabilities, probabilities.flatten()),
+            "confidence": confidence,
+            "alternatives": _alternatives(answers, self.categories),
+            "needs_review": pc.less(confidence, self.threshold),
+        }
+
+    def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
+        names, others = (labels.column(name).combine_chunks() for name in ("categories", "alternatives"))
+        fields = others.flatten()
+        return pa.table(
+            {
+                "labels": _relisted(names, pc.index_in(names.flatten(), self.categories).cast(pa.int32())),
+                "probabilities": labels.column("confidences").combine_chunks(),
+                "confidence": labels.column("confidence").combine_chunks(),
+                "alternatives": _relisted(
+                    others, pc.index_in(fields.field("category"), self.categories).cast(pa.int32())
+                ),
+                "alternative_confidence": _relisted(others, fields.field("confidence")),
+            }
+        )
+
+    @staticmethod
+    def each(labels: pa.Table) -> pa.ChunkedArray:
+        found = labels.column("categories")
+        return pa.chunked_array([chunk.flatten() for chunk in found.chunks], found.type.value_type)
+
+    @staticmethod
+    def whole(labels: pa.Table) -> list[str]:
+        return [" + ".join(sorted(row)) or "none" for row in labels.column("categories").to_pylist()]
+
+
+COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Categories}
+
+
+def columns_of(spec: Spec) -> Columns:
+    """Those of a model."""
+    return COLUMNS[spec.head](spec)
+
+
+def published_in(names: Collection[str]) -> type[Columns]:
+    """Those of labels with columns of these names, whatever model made them. Raises ValueError where it made none."""
+    for kind in COLUMNS.values():
+        if kind.answer in names:
+            return kind
+    raise ValueError(f"no column {' or '.join(kind.answer for kind in COLUMNS.values())}")
+
+
+def head_for(label: pa.Field) -> str:
+    """The head of a model that learns from such a label column."""
+    return next(head for head, kind in COLUMNS.items() if kind.fits(label))
+
+
+def assemble(rows: pa.Table, answers: pa.Table, columns: Columns) -> tuple[pa.Table, pa.Table]:
+    """(labels, rejects) of a unit in input order: `place` says which answer is a row's, `reason` why it has none."""
+    found = answers.take(rows.column("place"))
+    reason = pc.coalesce(rows.column("reason"), found.column("error"))
+    labelled = reason.is_null()
+    kept = rows.drop_columns(["place", "reason", "text_hash"])
+    labels, found = kept.filter(labelled), found.filter(labelled)
+    for name, column in columns.to_labels(found).items():
+        labels = labels.append_column(name, column)
+    labels = labels.append_column("text_hash", rows.column("text_hash").filter(labelled))
+    rejected = pc.invert(labelled)
+    return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+
+
+def lists_of(matrix: npt.NDArray[Any]) -> pa.Array:
+    """A [rows, width] matrix as a list column."""
+    offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _trim(levels: pa.Array) -> pa.Array:
+    """Level confidences without the NaN below the depth of a category."""
+    values = levels.flatten().to_numpy(zero_copy_only=False)
+    real = ~np.isnan(values)
+    starts = levels.offsets.to_numpy()[:-1] - levels.offsets[0].as_py()
+    counts = np.add.reduceat(real, starts) if len(levels) else np.empty(0, int)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[real]))
+
+
+def _alternatives(found: pa.Table, categories: pa.Array) -> pa.Array:
+    labels = found.column("alternatives").combine_chunks()
+    scores = found.column("alternative_confidence").combine_chunks()
+    columns = [categories.take(labels.flatten()), scores.flatten()]
+    return _relisted(labels, pa.StructArray.from_arrays(columns, ["category", "confidence"]))
+
+
+def _relisted(lists: pa.ListArray, values: pa.Array) -> pa.ListArray:
+    """Lists as long as these, of other values."""
+    return pa.ListArray.from_arrays(pc.subtract(lists.offsets, lists.offsets[0]), values)

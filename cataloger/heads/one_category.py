@@ -1,0 +1,188 @@
+"""One category per product: softmax over the categories, whose tree gives each ancestor the sum of what lies below it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch.nn import functional as F
+
+from cataloger.bundle import Spec
+from cataloger.config import LongTail, TrainConfig
+from cataloger.data.batching import IntArray, Ragged
+from cataloger.heads.columns import lists_of
+from cataloger.taxonomy import Taxonomy
+
+FOCUS = 2.0
+BETA = 0.999
+# Above every confidence: where validation never reached the target precision, all rows need review.
+NEVER = 1.01
+
+
+class OneCategory:
+    """Softmax; nothing waits for a batch while the next one is being packed."""
+
+    def __init__(self, spec: Spec, device: torch.device | str) -> None:
+        self.spec, self.taxonomy, self.device = spec, Taxonomy(spec.categories), device
+        self.levels = Levels(self.taxonomy, device)
+
+    def targets(self, sets: Ragged) -> torch.Tensor:
+        return torch.from_numpy(sets.first()).to(self.device)
+
+    def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
+
+    def objective(self, config: TrainConfig, sets: Ragged) -> "Loss":
+        counts = np.bincount(sets.first(), minlength=len(self.taxonomy))
+        weights = (1.0,) if config.level_weights == "auto" else config.level_weights
+        if len(weights) == 1:
+            weights *= self.taxonomy.depth - 1
+        return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.device)
+
+    def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
+        probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
+        top = torch.topk(probabilities, min(alternatives + 1, logits.shape[1]), dim=1)
+        return top.indices, top.values, self.levels.confidences(probabilities, top.indices[:, 0])
+
+    def join(self, batches: Sequence[tuple[torch.Tensor, ...]], place: IntArray) -> pa.Table:
+        label, score, level = (torch.cat(column).cpu().numpy()[place] for column in zip(*batches, strict=True))
+        return pa.table(
+            {
+                "label": label[:, 0].astype(np.int32),
+                "confidence": score[:, 0],
+                "levels": lists_of(level),
+                "alternatives": lists_of(label[:, 1:].astype(np.int32)),
+                "alternative_confidence": lists_of(score[:, 1:]),
+            }
+        )
+
+    def judge(self, logits: torch.Tensor, sets: Ragged) -> dict[str, npt.NDArray[Any]]:
+        true = sets.first()
+        loss = self.losses(logits, self.targets(sets)).cpu().numpy()
+        label, score, level = (tensor.cpu().numpy() for tensor in self.read(logits, 0))
+        certainty = self.taxonomy.certainty(level, score[:, 0], label[:, 0])
+        return {
+            "true": true,
+            "given": label[:, 0],
+            "certainty": certainty,
+            "loss": np.where(true < 0, math.nan, loss),  # of an unknown category there is none
+        }
+
+    def fit(self, judged: dict[str, npt.NDArray[Any]], target_precision: float) -> tuple[dict[str, float], Spec]:
+        # Imported here: served models have none of SciPy.
+        from cataloger.heads.metrics import expected_calibration_error, flat_scores
+
+        true, given, certainty = (judged[name] for name in ("true", "given", "certainty"))
+        right = self.taxonomy.right(true, given)
+        own = np.arange(len(true)), self.taxonomy.depths[given] - 1
+        confidence, correct = certainty[own].astype(np.float64), right[own]
+        thresholds = self._thresholds(certainty, right, target_precision)
+        scores = flat_scores(true, given)
+        metrics = {
+            "val_loss": float(np.nanmean(judged["loss"])) if (true >= 0).any() else math.nan,
+            "val_accuracy": scores.accuracy,
+            "val_weighted_f1": scores.weighted_f1,
+            "val_macro_f1": scores.macro_f1,
+            "val_calibration_error": expected_calibration_error(confidence, correct),
+            "val_coverage": float((confidence >= np.array(thresholds)[own[1]]).mean()),
+            "val_temperature": self.spec.temperature,
+        }
+        for level, group in enumerate(self.taxonomy.groups[:-1], 1):
+            metrics[f"val_level_{level}_accuracy"] = float(((true >= 0) & (group[true] == group[given])).mean())
+        return metrics, replace(self.spec, thresholds=thresholds)
+
+    def _thresholds(
+        self, certainty: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], target_precision: float
+    ) -> tuple[float, ...]:
+        """Per level, the least certainty from which on answers at that level reach the target precision."""
+        from cataloger.heads.metrics import coverage_at
+
+        thresholds = []
+        for level in range(self.taxonomy.depth):
+            there = ~np.isnan(certainty[:, level])
+            found = coverage_at(certainty[there, level].astype(np.float64), right[there, level], target_precision)
+            thresholds.append(min(found[1], NEVER))
+        return tuple(thresholds)
+
+
+class Levels:
+    """The category tree on a device. Its sizes are known here: asked of the device, they would have to wait for it."""
+
+    def __init__(self, taxonomy: Taxonomy, device: torch.device | str) -> None:
+        self.groups = [torch.from_numpy(group).to(device) for group in taxonomy.groups]
+        self.sizes = [int(group.max()) + 1 for group in taxonomy.groups]
+        self.depths = torch.from_numpy(taxonomy.depths).to(device)
+
+    def confidences(self, probabilities: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[rows, levels]: the sum of the [rows, categories] probabilities below each ancestor of the label, NaN below its depth."""
+        columns = []
+        for level, (group, size) in enumerate(zip(self.groups, self.sizes, strict=True)):
+            mass = probabilities.new_zeros(len(probabilities), size).index_add_(1, group, probabilities)
+            column = mass.gather(1, group[labels].unsqueeze(1)).squeeze(1)
+            columns.append(column.masked_fill(self.depths[labels] <= level, math.nan))
+        return torch.stack(columns, dim=1).clamp(max=1.0)
+
+
+class Loss:
+    """Per-row loss of logits. `counts` [categories] are the training rows of each category.
+
+    With level weights w, top level first, the cross-entropy of the row's ancestor at each upper level l is added w[l] times;
+    the probability of an ancestor is the sum over the categories below it. With label smoothing s, a share s of the target is spread evenly over the levels
+    of the tree and at each level over the categories that share the row's ancestor there: near categories get more than
+    far ones (after Bertinetto et al. 2020, section 3.2).
+    """
+
+    def __init__(
+        self,
+        taxonomy: Taxonomy,
+        counts: npt.NDArray[np.int64],
+        long_tail: LongTail = "off",
+        level_weights: Sequence[float] = (),
+        label_smoothing: float = 0.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.long_tail, self.level_weights, self.label_smoothing = long_tail, tuple(level_weights), label_smoothing
+        self.weight = torch.from_numpy(class_weights(counts)).float().to(device)
+        # Categories without training rows keep a finite prior.
+        self.log_prior = torch.from_numpy(np.log(np.maximum(counts, 0.5) / counts.sum())).float().to(device)
+        self.levels = [torch.from_numpy(group).to(device) for group in taxonomy.groups[:-1]]
+
+    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """[rows] losses of [rows, categories] float32 logits and [rows] label ids."""
+        # Menon et al. 2021, equation 10, with tau = 1: the prior is added while training, and not when predicting.
+        scores = logits + self.log_prior if self.long_tail == "logit-adjusted" else logits
+        logs = F.log_softmax(scores, dim=1)
+        own = logs.gather(1, labels.unsqueeze(1)).squeeze(1)
+        loss = -own
+        if self.label_smoothing:
+            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * self._far(logs, labels)
+        if self.long_tail == "focal":  # Lin et al. 2017, equation 4
+            loss = loss * (1 - own.exp()).clamp(min=0) ** FOCUS
+        if self.long_tail == "class-balanced":
+            loss = loss * self.weight[labels]
+        for group, weight in zip(self.levels, self.level_weights, strict=False):
+            if weight:
+                outside = group.unsqueeze(0) != group[labels].unsqueeze(1)
+                loss = loss - weight * logs.masked_fill(outside, -torch.inf).logsumexp(dim=1)
+        return loss
+
+    def _far(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean over the root and the upper levels of the mean -log p of the categories below the row's ancestor there."""
+        losses = [-logs.mean(dim=1)]
+        for group in self.levels:
+            inside = (group.unsqueeze(0) == group[labels].unsqueeze(1)).float()
+            losses.append(-(logs * inside).sum(dim=1) / inside.sum(dim=1))
+        return torch.stack(losses).mean(dim=0)
+
+
+def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Inverse effective number of rows, (1 - beta) / (1 - beta^n) with beta = 0.999 (Cui et al. 2019, equation 4).
+
+    Scaled so that their mean over the training rows is 1: the learning rate keeps its meaning.
+    """
+    weights = (1 - BETA) / (1 - BETA ** np.maximum(counts, 1).astype(np.float64))
+    return np.asarray(weights * counts.sum() / (weights * counts).sum())
