@@ -1,11 +1,41 @@
-"""What may go wrong with a training's state: is it the state's fault, or the machine's?"""
+"""A training's checkpoints: written by rank 0, read by all; and whose fault it is when one cannot be restored."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+import ray.train
 import torch
 
 from cataloger.errors import CheckpointError
+from cataloger.infra.node_cache import working_folder
+
+# Below every real score: the newest checkpoint is where a run goes on, never the one that is registered.
+NO_RESULT = {"val_weighted_f1": -1.0}
+STATE = "state.pt"
+
+
+def save(
+    metrics: dict[str, float], rank: int, state: Callable[[], dict[str, Any]], write: Callable[[Path], None]
+) -> None:
+    """Report an epoch, or a point within one, with a checkpoint: its state, and what `write` puts beside it. Called on all ranks."""
+    with working_folder("checkpoint") as folder:
+        checkpoint = None
+        if rank == 0:
+            write(folder)
+            torch.save(state(), folder / STATE)
+            checkpoint = ray.train.Checkpoint.from_directory(str(folder))
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def latest(device: torch.device) -> tuple[str, dict[str, Any]] | None:
+    """(where the newest checkpoint lies, its state), None where there is none yet. Raises CheckpointError."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return None
+    with checkpoint.as_directory() as folder, restoring(checkpoint.path):
+        return checkpoint.path, torch.load(Path(folder) / STATE, map_location=device, weights_only=True)
 
 
 @contextmanager

@@ -1,14 +1,12 @@
-"""What each Ray Train worker runs: the fine-tuning loop.
+"""What each Ray Train worker runs: the training loop.
 
-Every worker holds all tokens (they are small) and walks the same seeded sequence of global batches; rank r of n takes
+Every worker holds all rows (their tokens are small) and walks the same seeded sequence of global batches; rank r of n takes
 every n-th row of each. So the loss curve does not depend on the number of workers, and after a crash a run goes on from
 its last checkpoint with as many workers as there are then: all randomness is a function of seed, step and rank.
 """
 
-import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,27 +25,37 @@ from cataloger.data.inputs import TextInput
 from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
-from cataloger.infra.node_cache import working_folder
 from cataloger.infra.progress import StepMetric
 from cataloger.model.engines import resolve_dtype
 from cataloger.model.network import new_classifier, save_bundle
-from cataloger.training.checkpoint import is_out_of_memory, restoring
+from cataloger.training import checkpoint
+from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring
 from cataloger.training.dropout import set_dropout
-from cataloger.training.examples import Examples, load_examples
-from cataloger.training.objectives import Classification, Machine, Objective
-from cataloger.training.pretraining import MaskedLanguage
-from cataloger.training.tuning import adversarial, averaged, merged
-from cataloger.training.validation import Validation
+from cataloger.training.examples import load_examples
+from cataloger.training.pretraining import MaskedWords
+from cataloger.training.stages import FineTuning, Machine, Result, Stage
+from cataloger.training.tuning import merged
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
 # A checkpoint carries the metrics of this long before it: a driver that is killed may not have logged them yet.
 RECENT_MS = 10 * 60 * 1000
-# Where a run stands: stage, its epochs done, batches of this epoch done, optimiser steps in all; the best score, epochs
-# since, and the temperature of the last validation.
-COUNTERS = ("stage", "epoch", "batch", "step", "best", "stale", "temperature")
-# Below every real score: the newest checkpoint is where a run goes on, never the one that is registered.
-NO_RESULT = {"val_weighted_f1": -1.0}
+# Where a run stands: stage, its epochs done, batches of this epoch done, optimiser steps in all; the best score, epochs since.
+COUNTERS = ("number", "epoch", "batch", "step", "best", "stale")
+
+
+def stages_of(config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path, machine: Machine) -> list[Stage]:
+    """What this configuration trains, in order; the last stage has a result."""
+    rows = load_examples(blocks, TextInput(base, config.text_columns, config.max_tokens))
+    torch.manual_seed(config.seed)
+    network = new_classifier(base, spec)
+    set_dropout(network, config.dropout, machine.device.type)
+    stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine)]
+    if config.pretrain_epochs:
+        labelled, _, unlabelled = rows
+        texts = Tokens.joined([labelled.tokens, unlabelled.tokens])
+        stages.insert(0, MaskedWords(config, network, texts, base, machine))
+    return stages
 
 
 class Loop:
@@ -61,21 +69,9 @@ class Loop:
         self.device = ray.train.torch.get_device()
         self.base = checked_base_model(config.base_model)
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
-        machine = Machine(self.device, bf16)
-        train, held_out, unlabelled = load_examples(
-            blocks, TextInput(self.base, config.text_columns, config.max_tokens)
-        )
-        self.validation = Validation(held_out, spec, config.target_precision, self.rank, self.world)
-        torch.manual_seed(config.seed)
-        self.plain = new_classifier(self.base, spec)
-        set_dropout(self.plain, config.dropout, self.device.type)
-        self.classification = Classification(config, spec, self.plain, train, unlabelled, self.base, machine)
-        self.stages: list[Objective] = [self.classification]
-        if config.pretrain_epochs:
-            texts = Tokens.joined([train.tokens, unlabelled.tokens])
-            self.stages.insert(0, MaskedLanguage(config, self.plain, texts, self.base, machine))
-        self.stage, self.epoch, self.batch, self.step = 0, 0, 0, 0
-        self.best, self.stale, self.temperature = -1.0, 0, 1.0
+        self.stages = stages_of(config, spec, blocks, self.base, Machine(self.device, bf16, self.rank, self.world))
+        self.number, self.epoch, self.batch, self.step = 0, 0, 0, 0
+        self.best, self.stale = -1.0, 0
         self.saved = time.monotonic()
         self.recent: list[StepMetric] = []
 
@@ -101,51 +97,50 @@ class Loop:
 
     def _run_stages(self) -> None:
         while True:
-            while self.epoch < self.objective.epochs and self.stale < self.config.patience:
+            while self.epoch < self.stage.epochs and self.stale < self.config.patience:
                 self._train_epoch()
                 self.epoch, self.batch = self.epoch + 1, 0
-                if self.objective is self.classification:
-                    self._validate()
-                else:
-                    self._save(NO_RESULT, None)
-            if self.objective is self.classification:
+                self._end_epoch(self.stage.end_epoch())
+            if self.number == len(self.stages) - 1:
                 return
-            self.stage, self.epoch = self.stage + 1, 0
+            self.number, self.epoch = self.number + 1, 0
             self._enter()
 
     def _enter(self) -> None:
         """Make the stage's network ready to be trained."""
         torch.manual_seed(self.config.seed)  # for adapters, which are new
-        self.objective = self.stages[self.stage]
+        self.stage = self.stages[self.number]
         # Of an earlier stage: only one DDP at a time may hold the weights.
         self.model: Any = None
-        self.optimizer = torch.optim.AdamW(self.objective.parameter_groups(), lr=0.0, fused=True)
-        self.model = ray.train.torch.prepare_model(self.objective.network)
-        averages = self.config.average_decay and self.objective is self.classification
-        self.average = averaged(self.plain, self.config.average_decay) if averages else None
+        self.optimizer = torch.optim.AdamW(self.stage.parameter_groups(), lr=0.0, fused=True)
+        self.model = ray.train.torch.prepare_model(self.stage.network)
+        self.stage.entered()
 
     def _train_epoch(self) -> None:
-        if self.objective is self.classification and not self.batch:
-            self._label_more()
+        seeds = [self.config.seed, self.number, self.epoch]
+        if not self.batch and (found := self.stage.prepare_epoch(seeds)):
+            self._post(
+                {self.step: found}, self.epoch, ", ".join(f"{value:,.0f} {name}" for name, value in found.items())
+            )
         self.model.train()
-        rng = np.random.default_rng([self.config.seed, self.stage, self.epoch])
-        tokens, drawn = self.objective.begin_epoch(rng)
-        batches = shuffled_batches(tokens.lengths, drawn, self.config.batch_size, rng)
+        rng = np.random.default_rng(seeds)
+        encoded, drawn = self.stage.begin_epoch(rng)
+        batches = shuffled_batches(encoded.costs, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []
         trained, since = 0, time.monotonic()
         for batch in batches[self.batch :]:
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
-            rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.objective.epochs)
+            rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.stage.epochs)
             losses.append(self._step(batch))
-            trained += int(tokens.lengths[batch].sum())
+            trained += int(encoded.costs[batch].sum())
             self.step, self.batch = self.step + 1, self.batch + 1
             if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
                 shown = {"learning_rate": rate, "tokens_per_second": trained / (time.monotonic() - since)}
                 due = self._log_losses(losses, shown, self.epoch + self.batch / len(batches))
                 losses = []
                 if due and self.batch < len(batches):
-                    self._save(NO_RESULT, None)
+                    self._save(None)
                 trained, since = 0, time.monotonic()
 
     def _step(self, batch: IntArray) -> torch.Tensor:
@@ -155,48 +150,27 @@ class Loop:
         rows, weight = (mine, 1.0) if len(mine) else (batch[:1], 0.0)
 
         def backward() -> torch.Tensor:
-            total = self.objective.losses(self.model, rows).sum() * weight / len(batch)
+            total = self.stage.losses(self.model, rows).sum() * weight / len(batch)
             # DDP averages over ranks; the factor turns that into the sum.
             (total * self.world).backward()
             return total.detach()
 
-        loss = backward()
-        if self.config.adversarial and self.objective is self.classification:
-            with adversarial(self.plain.get_input_embeddings().weight, self.config.adversarial):
-                backward()
-        torch.nn.utils.clip_grad_norm_(self.objective.network.parameters(), GRADIENT_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.average:
-            self.average.update_parameters(self.plain)
-        return loss
+        def update() -> None:
+            torch.nn.utils.clip_grad_norm_(self.stage.network.parameters(), GRADIENT_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
 
-    def _validate(self) -> None:
-        """Score this epoch's result and keep it with a checkpoint."""
-        metrics, spec = self.validation.score(self._logits_of_result(), self.device)
-        self.temperature = spec.temperature
-        self.stale = 0 if metrics["val_weighted_f1"] > self.best else self.stale + 1
-        self.best = max(self.best, metrics["val_weighted_f1"])
-        self.classification.weigh_levels(metrics)
-        note = f"validation F1 {metrics['val_weighted_f1']:.3f}"
-        self._post({self.step: {**metrics, "epoch": float(self.epoch)}}, self.epoch, note)
-        self._save(metrics, spec)
+        return self.stage.step(backward, update)
 
-    def _label_more(self) -> None:
-        """Unlabelled rows that the model is sure of, for this epoch."""
-        if self.config.pseudo_labels and self.epoch:
-            rng = np.random.default_rng([self.config.seed, self.stage, self.epoch, 1])
-            self.classification.label_more(self._logits_of_result(), self.temperature, rng, self.rank, self.world)
-            count = len(self.classification.own_labels)
-            self._post({self.step: {"pseudo_labelled_rows": float(count)}}, self.epoch, f"{count:,} pseudo-labels")
-
-    def _result(self) -> Any:
-        """The network to validate and to keep."""
-        return self.average.module if self.average else self.plain
-
-    def _logits_of_result(self) -> Any:
-        # Not through DDP: its forward talks to the other ranks, which may have fewer batches.
-        return functools.partial(self.classification.logits, self._result().eval())
+    def _end_epoch(self, result: Result | None) -> None:
+        """Keep an epoch with a checkpoint."""
+        if result:
+            score = result.metrics["val_weighted_f1"]
+            self.stale = 0 if score > self.best else self.stale + 1
+            self.best = max(self.best, score)
+            metrics = {**result.metrics, "epoch": float(self.epoch)}
+            self._post({self.step: metrics}, self.epoch, f"validation F1 {score:.3f}")
+        self._save(result)
 
     def _set_learning_rate(self, progress: float) -> float:
         """Linear warm-up, then linear decay to zero; `progress` in [0, 1) is the share of the stage done."""
@@ -227,8 +201,9 @@ class Loop:
                 "or use --precision fp32"
             )
         first = self.step - len(values) + 1
-        name = "train_loss" if self.objective is self.classification else "pretrain_loss"
-        steps: dict[int, dict[str, float]] = {step: {name: loss} for step, loss in enumerate(values, first)}
+        steps: dict[int, dict[str, float]] = {
+            step: {f"{self.stage.name}_loss": loss} for step, loss in enumerate(values, first)
+        }
         steps[self.step] |= shown
         self._post(steps, epochs, f"loss {np.mean(values):.3f}")
         return bool(overdue)
@@ -239,60 +214,40 @@ class Loop:
             now = int(time.time() * 1000)
             metrics = [(name, float(value), now, step) for step, row in steps.items() for name, value in row.items()]
             self.recent += metrics
-            done = sum(stage.epochs * stage.rows for stage in self.stages[: self.stage])
-            stage = "epoch" if self.objective is self.classification else "pretraining epoch"
-            note = f"{stage} {int(np.ceil(epochs))}/{self.objective.epochs}  {note}"
-            self.board.post.remote(done + int(epochs * self.objective.rows), note, metrics)
+            done = sum(stage.epochs * stage.rows for stage in self.stages[: self.number])
+            note = f"{self.stage.name} epoch {int(np.ceil(epochs))}/{self.stage.epochs}  {note}"
+            self.board.post.remote(done + int(epochs * self.stage.rows), note, metrics)
 
-    def _save(self, metrics: dict[str, float], spec: Spec | None) -> None:
-        """A checkpoint of all that a run needs to go on; with a spec also the bundle."""
-        with working_folder("checkpoint") as folder:
-            checkpoint = None
-            if self.rank == 0:
-                if spec:
-                    save_bundle(folder / "bundle", merged(self._result()), self.base, spec)
-                    seen.write(folder / "bundle", self.saw)
-                torch.save(self._state(), folder / "state.pt")
-                checkpoint = ray.train.Checkpoint.from_directory(str(folder))
-            ray.train.report(metrics, checkpoint=checkpoint)
+    def _save(self, result: Result | None) -> None:
+        """A checkpoint of all that a run needs to go on; of a result also the bundle."""
+
+        def write(folder: Path) -> None:
+            if result:
+                save_bundle(folder / "bundle", merged(result.network), self.base, result.spec)
+                seen.write(folder / "bundle", self.saw)
+
+        checkpoint.save(result.metrics if result else NO_RESULT, self.rank, self._state, write)
         self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
         since = int(time.time() * 1000) - RECENT_MS
         self.recent = [metric for metric in self.recent if metric[2] >= since]
-        own = self.classification.own_labels
-        return {
-            **{key: getattr(self, key) for key in COUNTERS},
-            "model": self.objective.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else None,
-            "own_labels": [
-                torch.from_numpy(array) for array in (own.tokens.flat, own.tokens.offsets, own.sets.first())
-            ],
-            "level_weights": self.classification.loss.level_weights,
-            "recent": self.recent,
-        }
+        counters = {key: getattr(self, key) for key in COUNTERS}
+        return {**counters, **self.stage.state(), "optimizer": self.optimizer.state_dict(), "recent": self.recent}
 
     def _resume(self) -> None:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
+        found = checkpoint.latest(self.device)
+        if found is None:
             self._enter()
             return
-        with checkpoint.as_directory() as folder, restoring(checkpoint.path):
-            state = torch.load(Path(folder) / "state.pt", map_location=self.device, weights_only=True)
+        path, state = found
+        with restoring(path):
             for key in COUNTERS:
                 setattr(self, key, state[key])
         self._enter()  # where a rank waits for the others, whose errors are not this checkpoint's
-        with restoring(checkpoint.path):
-            self.objective.network.load_state_dict(state["model"])
-            if self.average:
-                self.average.load_state_dict(state["average"])
+        with restoring(path):
+            self.stage.load_state(state)
             self.optimizer.load_state_dict(state["optimizer"])
-            flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
-            self.classification.loss.level_weights = tuple(state["level_weights"])
-            self.classification.own_labels = Examples.of_one_category(
-                replace(self.classification.train.tokens, flat=flat, offsets=offsets), labels
-            )
             self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.

@@ -1,5 +1,6 @@
 """The stage before the categories: masked words of all texts, so that the encoder learns the language of the catalog."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from torch.nn import functional as F
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.text import load_tokenizer, mask_token
-from cataloger.training.objectives import Machine
+from cataloger.training.stages import Machine
 from cataloger.training.tuning import default_learning_rate
 
 # Devlin et al. 2019, section 3.1: of these tokens, 80% are masked, 10% replaced, 10% left as they are.
 CHOSEN = 0.15
 
 
-class MaskedLanguage:
+class MaskedWords:
     """Guess hidden tokens of all texts."""
+
+    name = "pretrain"
 
     def __init__(self, config: TrainConfig, network: Any, texts: Tokens, base: Path, machine: Machine) -> None:
         self.texts, self.machine, self.config = texts, machine, config
@@ -41,6 +44,12 @@ class MaskedLanguage:
             {"params": [p for p in trained if p.ndim == 1], "peak": rate, "weight_decay": 0.0},
         ]
 
+    def entered(self) -> None:
+        pass
+
+    def prepare_epoch(self, seeds: Sequence[int]) -> dict[str, float]:
+        return {}
+
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
         return self.texts, rng.permutation(len(self.texts))
 
@@ -59,6 +68,20 @@ class MaskedLanguage:
         row = chosen.nonzero()[:, 0]
         sums = each.new_zeros(len(ids)).index_add(0, row, each)
         return sums / chosen.sum(dim=1).clamp(min=1)
+
+    def step(self, backward: Callable[[], torch.Tensor], update: Callable[[], None]) -> torch.Tensor:
+        loss = backward()
+        update()
+        return loss
+
+    def end_epoch(self) -> None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {"model": self.network.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.network.load_state_dict(state["model"])
 
 
 class MaskedLanguageModel(nn.Module):

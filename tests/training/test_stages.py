@@ -16,8 +16,8 @@ from cataloger.heads.one_category import Loss
 from cataloger.model.network import new_classifier
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
-from cataloger.training.objectives import Classification, Machine
-from cataloger.training.pretraining import MaskedLanguage
+from cataloger.training.pretraining import MaskedWords
+from cataloger.training.stages import FineTuning, Machine
 
 TREE = Taxonomy.from_paths(["Food > Tea", "Shoes > Boots"])
 SPEC = Spec(TREE.categories, ("title",), 32, "mean", "")
@@ -31,11 +31,12 @@ def examples(base: Path, count: int, label: int) -> Examples:
     return Examples.of_one_category(tokens, labels)
 
 
-def classification(base: Path, **options: Any) -> Classification:
+def fine_tuning(base: Path, machine: Machine = MACHINE, **options: Any) -> FineTuning:
     config = TrainConfig(**options)
     spec = SPEC
     network = new_classifier(base, spec)
-    return Classification(config, spec, network, examples(base, 40, 0), examples(base, 100, -1), base, MACHINE)
+    rows = examples(base, 40, 0), examples(base, 10, 0), examples(base, 100, -1)
+    return FineTuning(config, spec, network, rows, base, machine)
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -49,8 +50,10 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     monkeypatch.setattr(
         "torch.distributed.all_gather_object", lambda into, mine: into.__setitem__(slice(None), [mine] * 2)
     )
-    stage = classification(tiny_model, pseudo_labels=0.9)
-    stage.label_more(sure_of_long_ones, 1.0, np.random.default_rng(0), 0, world)
+    stage = fine_tuning(tiny_model, Machine(torch.device("cpu"), False, 0, world), pseudo_labels=0.9)
+    monkeypatch.setattr(stage, "logits", lambda model, tokens, batch: sure_of_long_ones(tokens, batch))
+    assert stage.prepare_epoch([0, 0, 0]) == {}, "what is not trained yet has nothing to say"
+    assert stage.prepare_epoch([0, 0, 1]) == {"pseudo_labelled_rows": len(stage.own_labels)}
     own = stage.own_labels
     assert 0 < len(own) < 40, "at most as many as there are labelled rows, and only sure ones"
     assert set(own.sets.first()) == {1}
@@ -58,25 +61,29 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     tokens, order = stage.begin_epoch(np.random.default_rng(0))
     assert sorted(order) == list(range(40 + len(own)))
     assert len(tokens) == len(order)
-    stage.label_more(sure_of_long_ones, 9.0, np.random.default_rng(0), 0, world)
+    stage.temperature = 9.0
+    stage.prepare_epoch([0, 0, 2])
     assert not len(stage.own_labels), "a higher temperature makes the model less sure"
 
 
 def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) -> None:
-    stage = classification(tiny_model, level_weights="auto")
+    stage = fine_tuning(tiny_model, level_weights="auto")
     assert stage.loss.level_weights == (1.0,)
-    stage.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
-    assert stage.loss.level_weights == pytest.approx((0.25,))
-    stage.weigh_levels({"val_accuracy": 1.0, "val_level_1_accuracy": 1.0})
-    assert stage.loss.level_weights == (0.0,)
-    fixed = classification(tiny_model, level_weights=(0.3,))
-    fixed.weigh_levels({"val_accuracy": 0.8, "val_level_1_accuracy": 0.95})
-    assert fixed.loss.level_weights == (0.3,)
+    fixed = fine_tuning(tiny_model, level_weights=(0.3,))
+
+    def ends_with(stage: FineTuning, **metrics: float) -> tuple[float, ...]:
+        stage.validation.score = lambda *_: (metrics, SPEC)  # type: ignore[method-assign]
+        assert stage.end_epoch().metrics == metrics
+        return stage.loss.level_weights
+
+    assert ends_with(stage, val_accuracy=0.8, val_level_1_accuracy=0.95) == pytest.approx((0.25,))
+    assert ends_with(stage, val_accuracy=1.0, val_level_1_accuracy=1.0) == (0.0,)
+    assert ends_with(fixed, val_accuracy=0.8, val_level_1_accuracy=0.95) == (0.3,)
 
 
 @pytest.mark.parametrize("long_tail", ["focal", "class-balanced", "logit-adjusted"])
 def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
-    stage = classification(tiny_model, long_tail=long_tail, label_smoothing=0.1, level_weights=(0.3,))
+    stage = fine_tuning(tiny_model, long_tail=long_tail, label_smoothing=0.1, level_weights=(0.3,))
     stage.network.eval()
     rows, counts = np.arange(8), np.bincount(stage.train.sets.first())
     logits, labels = (
@@ -90,7 +97,7 @@ def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTai
 
 @pytest.mark.parametrize("long_tail", ["sampling", "augmentation"])
 def test_an_epoch_draws_as_the_options_ask_for(tiny_model: Path, long_tail: LongTail) -> None:
-    stage = classification(tiny_model, long_tail=long_tail)
+    stage = fine_tuning(tiny_model, long_tail=long_tail)
     tokens, order = stage.begin_epoch(np.random.default_rng(0))
     texts = {tokens.flat[start:stop].tobytes() for start, stop in pairwise(tokens.offsets)}
     known = stage.train.tokens
@@ -109,7 +116,7 @@ def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
     )
     network = new_classifier(tiny_model, spec)
     rows = Examples(texts.tokens, sets)
-    stage = Classification(config, spec, network, rows, rows.take(np.arange(0)), tiny_model, MACHINE)
+    stage = FineTuning(config, spec, network, (rows, rows, rows.take(np.arange(0))), tiny_model, MACHINE)
     logits = stage.logits(network, rows.tokens, np.arange(8))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         logits,
@@ -123,7 +130,7 @@ def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path)
     texts = examples(tiny_model, 64, -1).tokens
     torch.manual_seed(0)
     network = new_classifier(tiny_model, SPEC)
-    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)
+    stage = MaskedWords(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)
     shown: list[torch.Tensor] = []
     stage.network.register_forward_pre_hook(lambda _, inputs: shown.append(torch.stack([inputs[0], inputs[2].long()])))
     optimizer = torch.optim.AdamW(stage.parameter_groups(), lr=1e-2)
@@ -155,7 +162,7 @@ def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path)
 def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
     empty = Tokens.from_arrow(tokenize(load_tokenizer(tiny_model, 8), pa.array(["", ""])))
     network = new_classifier(tiny_model, replace(SPEC, pooling="cls"))
-    stage = MaskedLanguage(TrainConfig(pretrain_epochs=1), network, empty, tiny_model, MACHINE)
+    stage = MaskedWords(TrainConfig(pretrain_epochs=1), network, empty, tiny_model, MACHINE)
     losses = stage.losses(stage.network, np.arange(2))
     losses.sum().backward()
     assert losses.tolist() == [0.0, 0.0]
