@@ -1,4 +1,4 @@
-"""One frozen dataclass per job: its fields are the job's flags, their docstrings the `--help` text.
+"""One frozen dataclass per job: its fields are the job's flags, their docstrings the `--help` text; `jobs/_flags.py` groups them.
 
 `dataclasses.asdict(config)` is what MLflow gets. This module imports neither torch nor ray, so that `--help` is instant.
 """
