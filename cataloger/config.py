@@ -1,4 +1,4 @@
-"""One frozen dataclass per job: its fields are the job's flags, their docstrings the `--help` text.
+"""One frozen dataclass per job: its fields are the job's flags, their docstrings the `--help` text; `jobs/_flags.py` groups them.
 
 `dataclasses.asdict(config)` is what MLflow gets. This module imports neither torch nor ray, so that `--help` is instant.
 """
@@ -21,7 +21,7 @@ class TrainConfig:
     unlabelled_catalog: str | None = None
     """Parquet without categories, such as the whole catalog, for --pretrain-epochs and --pseudo-labels."""
     eval_catalog: str | None = None
-    """Labelled Parquet to validate on after each epoch; without it, a part of the catalog is held out by text hash."""
+    """Labelled Parquet to validate on after each epoch; without it, on --validation-fraction of the catalog's texts."""
     id_column: str = "id"
     """Column that identifies a product."""
     text_columns: tuple[str, ...] = ("title", "brand", "description")
@@ -29,21 +29,21 @@ class TrainConfig:
     label_column: str = "category_path"
     """Column with the category path, its levels separated by ' > '; a column of lists of paths trains a multi-label model."""
     group_column: str | None = None
-    """Column of products that belong together, such as variants: a group never falls on both sides of the split."""
+    """Column with the same value for products that belong together, such as variants; no split separates them."""
     base_model: str = "minilm"
     """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder."""
     pooling: Pooling = "auto"
-    """How token vectors become one vector; auto takes what the base model was trained with."""
+    """How the vectors of the tokens become one for the text; auto takes what the base model was trained with."""
     max_tokens: int = 64
     """Longer texts are cut to this many tokens, special tokens included."""
     epochs: int = 3
     """Passes over the training rows; training stops early when validation no longer improves."""
     patience: int = 2
-    """Epochs without a better validation score before training stops."""
+    """Training stops after this many epochs without a better validation score."""
     batch_size: int = 32
     """Rows per optimiser step, summed over all workers."""
     learning_rate: float | None = None
-    """Peak learning rate of the encoder, the new head gets ten times as much; by default 3e-4 x (384 / model width)^2."""
+    """Peak learning rate of the encoder, that of the new head is ten times as high; by default 3e-4 x (384 / model width)^2."""
     weight_decay: float = 0.01
     """Weight decay of AdamW, applied to matrices only."""
     warmup_fraction: float = 0.1
@@ -53,48 +53,54 @@ class TrainConfig:
     test_fraction: float = 0.0
     """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
     test_start: float = 0.0
-    """Which texts these are: 0, 0.2, 0.4, 0.6 and 0.8 give five disjoint fifths, for the models of `audit.py`."""
+    """Which texts --test-fraction keeps from training: of 0.2, the starts 0, 0.2, 0.4, 0.6 and 0.8 give five disjoint fifths, for the
+    models of `audit.py`."""
     target_precision: float = 0.95
-    """Precision that a trusted label must have had on the validation rows, level by level; other labels are marked needs_review."""
+    """Precision on the validation rows that a category needs to be trusted, level by level; rows whose whole path is not trusted are
+    marked needs_review."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
     fine_tune: str = "all"
-    """What is trained: all, head, the number of layers below the head, or lora: small adapters that are merged in the end."""
+    """What is trained: all, head (the head alone), a number (the head and that many layers below it), or lora (small adapters, merged into
+    the model at the end)."""
     layer_decay: float = 1.0
-    """Factor of the learning rate from each encoder layer to the one below it."""
+    """Learning rate of an encoder layer divided by that of the layer above it; 1 is off."""
     dropout: float | None = None
     """Dropout in the network; by default that of the base model."""
     adversarial: float = 0.0
-    """Size of the step against the model that each batch's word embeddings take for a second pass, with --fine-tune all; 0 is off."""
+    """Adversarial training: each batch is learnt a second time, with the word embeddings moved by this much in the direction in which
+    the loss rises fastest. Needs --fine-tune all; 0 is off."""
     average_decay: float = 0.0
-    """Decay per step of the moving average of the weights that is kept in place of the last ones, such as 0.999; 0 is off."""
+    """Keep a moving average of the weights in place of the last ones, with this decay per step, such as 0.999; 0 is off."""
     long_tail: LongTail = "off"
-    """What helps rare categories: another loss, or drawing their rows more often, with augmentation in altered words."""
+    """Help for rare categories: another loss (focal, class-balanced, logit-adjusted), or their rows drawn more often, as they are (sampling)
+    or with changed words (augmentation)."""
     level_weights: tuple[float, ...] | Literal["auto"] = ()
-    """How much each upper level of the tree counts in the loss, top level first, or one number for all; auto: by its errors on validation."""
+    """Weight in the loss of each level above the category itself, top level first, or one number for all; auto follows their errors on
+    validation. By default 0."""
     label_smoothing: float = 0.0
-    """Share of the target that is spread over other categories, near ones in the tree first."""
+    """Share of the target that is spread over other categories, more of it over near ones in the tree; 0 is off."""
     pretrain_epochs: int = 0
-    """Passes of masked-language-model training over all texts, labelled or not, before fine-tuning."""
+    """Passes of masked-language-model training over all texts, labelled or not, before fine-tuning; 0 is off."""
     pseudo_labels: float = 0.0
-    """Confidence from which on the model's own labels of unlabelled rows count as true from the second epoch on; 0 is off."""
+    """From the second epoch on, take the model's own labels of unlabelled rows as true where its confidence is at least this; 0 is off."""
     num_workers: str = "1"
-    """DDP workers: one per GPU, or several sharing the CPUs; MIN:MAX starts with what there is and grows."""
+    """DDP workers: one per GPU, or several that share the CPUs; MIN:MAX starts with as many as fit and adds more when more fit."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     seed: int = 0
     """Seed of the initial head, the row order and dropout."""
     checkpoint_minutes: float = 10.0
-    """Time between checkpoints within an epoch; each epoch ends with one anyway."""
+    """Minutes between checkpoints within an epoch; each epoch ends with one anyway."""
     storage: str = "checkpoints"
-    """Folder or s3:// prefix for checkpoints; on several nodes one that all of them reach."""
+    """Folder or s3:// prefix for checkpoints; on several nodes, one that all of them reach."""
     experiment: str = "cataloger"
     """MLflow experiment of the run."""
     model_name: str = "product-category"
     """Name under which the model is registered in MLflow."""
     sweep: str | None = None
-    """YAML file with values to try, such as `learning_rate: [1e-4, 3e-4]`: all combinations are trained, the poor ones stopped
-    early, each a nested run in MLflow, and the best one is registered."""
+    """YAML file with values to try, such as `learning_rate: [1e-4, 3e-4]`. Each combination is a nested run in MLflow, those that fall
+    behind are stopped early, and the best is registered."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ class LabelConfig:
     catalog: str
     """Parquet to label: a file, a folder or an s3:// prefix."""
     output: str
-    """Folder or s3:// prefix of the label snapshots; readers follow its _latest.json."""
+    """Folder or s3:// prefix for the labels; readers follow its _latest.json."""
     model: str = "models:/product-category@champion"
     """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
     id_column: str = "id"
@@ -120,13 +126,13 @@ class LabelConfig:
     max_reject_fraction: float = 0.01
     """Share of rejected rows above which the labels are not published."""
     max_missing_fraction: float = 0.2
-    """Share of the published products that may have no label tonight; more is held back."""
+    """Share of the published products that may be without a label in this run; above it the run is held back."""
     max_changed_fraction: float = 0.1
-    """Share of products that may change category from one night to the next with the same model; more is held back."""
+    """Share of products that may have another category than in the published run, if the same model made it; above it the run is held back."""
     publish_anyway: bool = False
     """Publish labels that --max-missing-fraction or --max-changed-fraction would hold back, or that were rolled back by hand."""
     anew: bool = False
-    """Label every row again: carry no label over from the published run, and don't take a finished run for an answer."""
+    """Label every row again, even if this run is complete, and carry no label over from the published run."""
     experiment: str = "cataloger"
     """MLflow experiment of the run."""
 
@@ -189,22 +195,23 @@ class CompareConfig:
     """Compare models on the same rows, see what a change would do to the catalog, and promote the better one."""
 
     runs: tuple[str, ...]
-    """Two or more, the first is compared with all others: aliases (champion challenger), models:/NAME/VERSION, run ids, or parts of ids and names of the newest 1,000 runs."""
+    """Two or more models; the first is compared with each of the others. Each is champion, challenger, models:/NAME/VERSION, a bundle
+    folder, a run's id, or a part of the id or name of one of the newest 1,000 runs."""
     model_name: str = "product-category"
-    """Registered model that plain aliases, and --rollback, refer to."""
+    """Registered model that champion, challenger and --rollback refer to."""
     evaluate: str | None = None
-    """Labelled Parquet to evaluate all of them on first; without it, their newest evaluations on the same rows are compared."""
+    """Labelled Parquet to evaluate all models on first; without it, their newest evaluations on the same rows are compared."""
     catalog: str | None = None
-    """Catalog of which a sample is labelled by all of them: which products would change category?"""
+    """Parquet of which all models label a sample, to see which products would change category."""
     promote: bool = False
-    """Give the alias champion, which must be named first, to the best challenger if it is better by --metric and on no guard
-    significantly worse: accuracy, tail macro F1, calibration error, speed. Exit code 1 if it stays."""
+    """Move the alias champion to the best challenger, if that is better in --metric, not significantly worse in accuracy, tail macro
+    F1 and calibration error, and within --max-slowdown. Name the champion first. Exit code 1 if the alias stays."""
     rollback: bool = False
     """Give the alias champion back to the version that had it before."""
     metric: Metric = "accuracy"
-    """What a challenger must be better in."""
+    """Score in which a challenger must be better to be promoted."""
     max_slowdown: float = 1.5
-    """How many times as long a promoted model may take for a text."""
+    """How many times the champion's time per text a promoted model may take."""
     id_column: str = "id"
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
@@ -216,7 +223,7 @@ class CompareConfig:
     slice_columns: tuple[str, ...] = ()
     """Columns of --evaluate, such as language or brand, by whose values the scores are broken down."""
     report: str = "comparison.html"
-    """Page to write; the MLflow run has it as well."""
+    """HTML page to write; the MLflow run has it as well."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     experiment: str = "cataloger"
@@ -234,7 +241,7 @@ class SampleConfig:
     labelled: bool = False
     """Write the category_path column."""
     seed: int = 0
-    """Rows are a function of seed and row number."""
+    """The same seed gives the same rows."""
 
 
 @dataclass(frozen=True)
@@ -244,9 +251,9 @@ class PublishConfig:
     output: str
     """Folder or s3:// prefix that label.py writes to."""
     run: str | None = None
-    """Complete run to publish in place of the current one."""
+    """Complete run to publish in place of the one that is published now."""
     prune: int | None = None
-    """Remove all but this many newest complete runs, and every unfinished one; never the published one."""
+    """Keep this many of the newest complete runs and remove all others, unfinished ones too; the published run always stays."""
 
 
 @dataclass(frozen=True)

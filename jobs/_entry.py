@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from _flags import flat, nested
 from cataloger.errors import CatalogerError
 
 Config = TypeVar("Config")
@@ -18,7 +20,11 @@ Config = TypeVar("Config")
 
 def parse(config: type[Config], *markers: Any) -> Config:
     """The job's configuration from the command line; exits with 2 on a wrong flag, before anything heavy is imported."""
-    return tyro.cli(config, config=(tyro.conf.FlagCreatePairsOff, *markers))
+    if {"-h", "--help"} & set(sys.argv):
+        # On wider terminals tyro sets the groups side by side: the common ones would not come first.
+        os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))
+    conf = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, *markers)
+    return flat(config, tyro.cli(nested(config), description=config.__doc__, config=conf))
 
 
 def run(job: Callable[[], Any]) -> None:

@@ -3,6 +3,8 @@
 make demo
 """
 
+import tyro
+
 from _entry import run
 
 
@@ -33,4 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # It has no flags, but whoever asks for --help does not want it to start.
+    tyro.cli(main, description=__doc__)

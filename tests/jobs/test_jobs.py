@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,12 +11,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tyro
 
 from conftest import ROOT, refused
 
 Job = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
-JOBS = ["train", "label", "evaluate", "compare", "sample"]
+JOBS = ["train", "label", "evaluate", "audit", "compare", "sample", "publish", "verify"]
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def catalog(write: Write) -> Path:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_help_explains_every_flag_and_imports_nothing_heavy(name: str) -> None:
+def test_help_explains_every_flag_by_intent_and_imports_nothing_heavy(name: str) -> None:
     program = (
         "import runpy, sys, atexit\n"
         f"sys.argv = ['{name}.py', '--help']; sys.path.insert(0, '{ROOT / 'jobs'}')\n"
@@ -37,13 +39,49 @@ def test_help_explains_every_flag_and_imports_nothing_heavy(name: str) -> None:
         "atexit.register(lambda: print('HEAVY', [m for m in heavy if m in sys.modules]))\n"
         f"runpy.run_path('{ROOT / 'jobs' / name}.py', run_name='__main__')\n"
     )
-    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    command, environment = [sys.executable, "-c", program], {**os.environ, "COLUMNS": "1000", "PYTHONUTF8": "1"}
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout
     assert "HEAVY []" in shown
     from cataloger import config
 
     fields = getattr(config, f"{name.title()}Config").__dataclass_fields__
-    for field in fields:
-        assert (f"--{field.replace('_', '-')}" if field != "runs" else "STR") in shown
+    boxes = re.findall(r"╭─ (.+?) ─*╮\n(.*?)╰", shown, re.DOTALL)
+    if "runs" in fields:
+        assert boxes.pop(0)[0] == "positional arguments"
+    assert [title for title, _ in boxes[:2]] == ["options", "common options"]
+    assert "--help" in boxes.pop(0)[1]
+    flags = [flag for _, box in boxes for flag in re.findall(r"^│ --(\S+)", box, re.MULTILINE)]
+    assert sorted(flags) == sorted(field.replace("_", "-") for field in fields if field != "runs")
+
+
+def test_the_demo_does_not_start_when_asked_for_help(job: Job) -> None:
+    code, out, _ = job("demo", "--help")
+    assert code == 0
+    assert "a generated catalog" in out
+
+
+def test_grouped_flags_make_a_flat_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cataloger.config import CompareConfig, TrainConfig
+
+    monkeypatch.syspath_prepend(str(ROOT / "jobs"))
+    from _entry import parse
+
+    def given(*flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["job", *flags])
+
+    given()
+    assert parse(TrainConfig) == TrainConfig()
+    given(
+        "--catalog", "c", "--level-weights", "1", "0.5", "--learning-rate", "1e-4", "--long-tail", "focal", "--use-gpu"
+    )
+    assert parse(TrainConfig) == TrainConfig(
+        catalog="c", level_weights=(1.0, 0.5), learning_rate=1e-4, long_tail="focal", use_gpu=True
+    )
+    given("--level-weights", "auto", "--dropout", "None")
+    assert parse(TrainConfig) == TrainConfig(level_weights="auto")
+    given("champion", "challenger", "--text-columns", "title", "brand", "--promote")
+    compared = CompareConfig(("champion", "challenger"), text_columns=("title", "brand"), promote=True)
+    assert parse(CompareConfig, tyro.conf.PositionalRequiredArgs) == compared
 
 
 def test_a_wrong_flag_is_refused(job: Job) -> None:
