@@ -35,7 +35,7 @@ def main() -> None:
             ]
             pq.write_table(pa.table({"id": table.column("id"), "title": night}), room / "catalog.parquet")
             took = seconds(lambda: results.append(run(bundle, room / "catalog.parquet", room / "labels")))
-            forwarded = results[-1].effort.forwarded
+            forwarded = results[-1].cost.forwarded
             rows.append(
                 {
                     "night": f"{changed:.0%} changed" if rows else "first run",

@@ -59,7 +59,7 @@ def main() -> None:
         run(bundle, room / "few.parquet", room / "labels-of-few")  # MLflow's tables are made, the page cache is warm
         rates[STEADY], took, result = steady_state(bundle, table, room)
         rates["cataloger, whole wall time"] = len(table) / took
-        print(f"cataloger: {result.effort.describe(took)}")
+        print(f"cataloger: {result.cost.describe(took)}")
         if config.whole:
             everything = titles(None, room)
             pq.write_table(everything, room / "everything.parquet")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from cataloger.evaluation import comparison, evaluate, paired, slices
+from cataloger.evaluation import comparison, evaluate, slices
 from cataloger.evaluation.predictions import About, Predictions
 
 CATEGORIES = 400
@@ -44,7 +44,7 @@ def main() -> None:
             scores = step("scores", config.rows, lambda: evaluate._score(first, "none"))
             step("report and pictures", config.rows, lambda: evaluate._log(scores, first))
     for module, name in ((comparison, "differences"), (slices, "accuracy_difference")):
-        setattr(module, name, functools.partial(getattr(paired, name), samples=config.samples))
+        setattr(module, name, functools.partial(getattr(significance, name), samples=config.samples))
     step(
         f"comparison, {config.samples} samples",
         config.rows,

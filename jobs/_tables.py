@@ -10,7 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cataloger.evaluation.comparison import Comparison, Pair
     from cataloger.evaluation.evaluate import Evaluation
-    from cataloger.training.sweeping import SweepResult
+    from cataloger.training.sweep import SweepResult
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:

@@ -17,7 +17,7 @@ def main() -> None:
 
     def job() -> None:
         from _tables import show_comparison
-        from cataloger.evaluation.comparing import compare, rollback
+        from cataloger.evaluation.compare import compare, rollback
 
         if config.rollback:
             before, until_now = rollback(config.model_name)

@@ -20,9 +20,9 @@ def main() -> None:
             ("rows in", f"{result.rows:,}"),
             ("labelled", f"{result.labelled:,}"),
             ("rejected", f"{result.rejects:,}"),
-            ("carried over from the published run", f"{result.effort.carried:,}"),
-            ("distinct texts through the model", f"{result.effort.forwarded:,}"),
-            ("padding", f"{result.effort.padding_waste:.1%}"),
+            ("carried over from the published run", f"{result.cost.carried:,}"),
+            ("distinct texts through the model", f"{result.cost.forwarded:,}"),
+            ("padding", f"{result.cost.padding_waste:.1%}"),
             ("seconds, start-up included", f"{result.seconds:.1f}"),
             ("rows/s", f"{result.rows / result.seconds:,.0f}"),
         ]

@@ -15,7 +15,7 @@ def main() -> None:
         from _tables import show, show_sweep
 
         if config.sweep:
-            from cataloger.training.sweeping import sweep
+            from cataloger.training.sweep import sweep
 
             show_sweep(sweep(config))
             return

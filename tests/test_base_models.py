@@ -8,7 +8,7 @@ from cataloger import bundle
 from cataloger.bundle import base_model_folder, checked_base_model
 from cataloger.config import TrainConfig
 from cataloger.errors import ModelError
-from cataloger.training.plans import plan
+from cataloger.training.plan import plan
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from cataloger.bundle import ONE_CATEGORY, Spec, read_spec
 from cataloger.config import AuditConfig
 from cataloger.data import seen
 from cataloger.data.catalog import grouped, is_list, open_catalog
-from cataloger.data.labels import count_labels, normalise_labels
+from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
-from cataloger.infra import lasting, runtime, tracking
+from cataloger.infra import places, runtime, tracking
 from cataloger.infra.storage import check_writable, locate
-from cataloger.labeling.predicting import predict_rows
+from cataloger.labeling.predict import predict_rows
 from cataloger.model import registry
 from cataloger.model.registry import ModelSource
 
@@ -63,7 +63,7 @@ def audit(config: AuditConfig) -> Audit:
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
     )
-    output = locate(lasting.place(config.output, "--output"))
+    output = locate(places.place(config.output, "--output"))
     check_writable(output.parent)
     with runtime.session():
         tracking.check_nodes(tracking_uri)

@@ -7,10 +7,10 @@ import numpy as np
 
 from cataloger.errors import ConfigError
 from cataloger.evaluation.contenders import Contender
-from cataloger.evaluation.effect import Effect
-from cataloger.evaluation.gate import Check
-from cataloger.evaluation.paired import Difference, McNemar, Scored, differences, mcnemar
+from cataloger.evaluation.impact import Effect
 from cataloger.evaluation.predictions import Predictions, sides
+from cataloger.evaluation.promotion import Check
+from cataloger.evaluation.significance import Difference, McNemar, Scored, differences, mcnemar
 from cataloger.evaluation.slices import CategoryChange, Slice, by_category, frequency_groups, slices
 from cataloger.heads.sets import Sets
 

@@ -11,16 +11,16 @@ import pyarrow.compute as pc
 from cataloger.bundle import Spec, digest, read_spec
 from cataloger.config import EvaluateConfig
 from cataloger.data.catalog import Catalog, grouped, is_list, open_catalog
-from cataloger.data.labels import count_labels, normalise_labels
+from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.evaluation.predictions import FILE, SLICE, About, Predictions, sides
 from cataloger.heads import metrics
 from cataloger.heads.columns import columns_of
 from cataloger.heads.metrics import Scores
 from cataloger.heads.sets import Sets, exact
-from cataloger.infra import lasting, plots, runtime, tracking, vitals
+from cataloger.infra import places, plots, runtime, tracking, vitals
 from cataloger.infra.storage import check_writable, locate
-from cataloger.labeling.predicting import predict_rows
+from cataloger.labeling.predict import predict_rows
 from cataloger.labeling.stream import TEXT
 from cataloger.model import registry
 
@@ -70,7 +70,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     written = count_labels(catalog, config.label_column, config.id_column)
     names, _ = normalise_labels(written, config.catalog, config.label_column)
     if config.predictions:
-        check_writable(locate(lasting.place(config.predictions, "--predictions")).parent)
+        check_writable(locate(places.place(config.predictions, "--predictions")).parent)
     about = {"model": source.uri, "model_digest": digest(source.folder), "split": config.split}
     kept = {"id": config.id_column, "text": TEXT, "written": config.label_column}
     with runtime.session():
@@ -97,7 +97,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 label_column=config.label_column,
                 split=config.split,
                 categories=spec.categories,
-                texts_per_second=found.effort.forwarded / max(1e-9, found.effort.forward_seconds),
+                texts_per_second=found.cost.forwarded / max(1e-9, found.cost.forward_seconds),
             )
             predictions = Predictions.of(found.labels, names, described)
             if predictions.about.knows_the_answers:

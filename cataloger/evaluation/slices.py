@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.stats
 
-from cataloger.evaluation.paired import Array, Difference, Mask, McNemar, accuracy_difference, mcnemar
 from cataloger.evaluation.predictions import SLICE, Predictions, sides
+from cataloger.evaluation.significance import Array, Difference, Mask, McNemar, accuracy_difference, mcnemar
 from cataloger.heads.sets import Sets, exact, levels
 
 # Categories by rows, the largest first: half of all rows is the head, what comes after nine tenths the tail.

@@ -22,7 +22,7 @@ MODULES = (
     "heads.columns",
     "heads.many_categories",
     "heads.one_category",
-    "labeling.carry",
+    "labeling.reuse",
     "labeling.stream",
     "model.engines",
     "model.mean_pooling",

@@ -21,7 +21,7 @@ from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 
 from cataloger.errors import TrackingError
-from cataloger.infra import alive, lasting
+from cataloger.infra import alive, places
 from cataloger.infra.lineage import CatalogDataset, Dataset, code_version
 from cataloger.infra.storage import locked
 
@@ -39,7 +39,7 @@ def connect() -> str:
 
     `MLFLOW_TRACKING_URI` if set, else SQLite in the working folder.
     """
-    if not os.environ.get("MLFLOW_TRACKING_URI") and lasting.is_submitted():
+    if not os.environ.get("MLFLOW_TRACKING_URI") and places.is_submitted():
         raise TrackingError(
             "MLFLOW_TRACKING_URI is not set, and what is written to the working folder of a submitted job is gone with it; set it "
             "where the cluster is started: to a server's address, on one machine to sqlite:////ABSOLUTE/PATH/mlflow.db"

@@ -14,10 +14,10 @@ from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
-from cataloger.infra import deciding, lasting, runtime, tracking, vitals
+from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import Location, check_writable, locate
-from cataloger.labeling.carry import Published
-from cataloger.labeling.effort import Effort
+from cataloger.labeling.cost import Cost
+from cataloger.labeling.reuse import Published
 from cataloger.labeling.stream import Model, Reading
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
@@ -39,7 +39,7 @@ class LabelResult:
     rows: int
     labelled: int
     rejects: int
-    effort: Effort
+    cost: Cost
     seconds: float
     mlflow_run: str | None
 
@@ -51,7 +51,7 @@ def label(config: LabelConfig) -> LabelResult:
     """
     started = time.monotonic()
     _check(config)
-    output = locate(lasting.place(config.output, "--output"))
+    output = locate(places.place(config.output, "--output"))
     tracking_uri = _connect(config.model)
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
@@ -80,7 +80,7 @@ def label(config: LabelConfig) -> LabelResult:
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
     with runtime.session():
-        lasting.check_shared(output, "--output")
+        places.check_shared(output, "--output")
         if tracking_uri:
             tracking.check_nodes(tracking_uri)
         shape = runtime.labelling_shape(config.use_gpu)
@@ -93,7 +93,7 @@ def label(config: LabelConfig) -> LabelResult:
             kept = {"id": config.id_column}
             reading = Reading(filesystem, schema, kept, text_columns, published=_to_carry_over(night))
             todo = [unit for unit in units if unit.index not in parts]
-            effort = Effort()
+            cost = Cost()
             settings = (config.precision, config.alternatives)
             about_part = {"run": run, **night.decided_by}
             for part, sample, spent in label_units(
@@ -101,9 +101,9 @@ def label(config: LabelConfig) -> LabelResult:
             ):
                 parts[part.unit] = part
                 samples.append(sample)
-                effort += spent
+                cost += spent
             snapshot.check_complete(run, units, parts)
-            result = _result(night, units, parts, effort, mlflow_run)
+            result = _result(night, units, parts, cost, mlflow_run)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
             _publish(night, units, parts, about, result)
@@ -238,11 +238,11 @@ def _publish_again(night: _Night) -> LabelResult:
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
     seconds = time.monotonic() - night.started
-    return LabelResult(night.run, str(night.output), rows, labelled, rejects, Effort(), seconds, None)
+    return LabelResult(night.run, str(night.output), rows, labelled, rejects, Cost(), seconds, None)
 
 
 def _result(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], effort: Effort, mlflow_run: str | None
+    night: _Night, units: Sequence[Unit], parts: dict[int, Part], cost: Cost, mlflow_run: str | None
 ) -> LabelResult:
     return LabelResult(
         run=night.run,
@@ -250,7 +250,7 @@ def _result(
         rows=sum(unit.rows for unit in units),
         labelled=sum(part.rows for part in parts.values()),
         rejects=sum(part.rejects for part in parts.values()),
-        effort=effort,
+        cost=cost,
         seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
     )
@@ -259,9 +259,9 @@ def _result(
 def _figures(result: LabelResult) -> dict[str, str]:
     """For the page."""
     figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
-    if result.effort.rows:
-        figures["carried over"] = f"{result.effort.carried / result.effort.rows:.1%}"
-        figures["rows/s"] = f"{result.effort.rows / result.seconds:,.0f}"
+    if result.cost.rows:
+        figures["carried over"] = f"{result.cost.carried / result.cost.rows:.1%}"
+        figures["rows/s"] = f"{result.cost.rows / result.seconds:,.0f}"
     return figures
 
 
@@ -269,7 +269,7 @@ def _metrics(result: LabelResult) -> dict[str, float]:
     return {
         "rows": result.rows,
         "rejects": result.rejects,
-        **result.effort.metrics(result.seconds),
+        **result.cost.metrics(result.seconds),
         "seconds": result.seconds,
         "rows_per_second": result.rows / result.seconds,
     }

@@ -32,8 +32,8 @@ from cataloger.errors import ResourceError
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import first_time
 from cataloger.infra.runtime import ActorShape
-from cataloger.labeling import carry
-from cataloger.labeling.effort import Effort, SharedClock
+from cataloger.labeling import reuse
+from cataloger.labeling.cost import Cost, SharedClock
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.
@@ -71,7 +71,7 @@ class Reading:
     text_columns: tuple[str, ...]
     held_out: bool = False
     every: int = 1
-    published: carry.Published | None = None
+    published: reuse.Published | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,13 @@ class Done:
     unit: int
     rows: pa.Table
     answers: pa.Table
-    effort: Effort
+    cost: Cost
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Done":
         """From one row of `predict_units`."""
-        effort = Effort(**json.loads(row["effort"]))
-        return cls(int(row["unit"]), _unpack(row["rows"]), _unpack(row["answers"]), effort)
+        cost = Cost(**json.loads(row["cost"]))
+        return cls(int(row["unit"]), _unpack(row["rows"]), _unpack(row["answers"]), cost)
 
 
 def predict_units(
@@ -142,21 +142,21 @@ class Labeler:
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """One unit: its distinct texts become one answer each, after those that were carried over."""
-        effort = Effort(**json.loads(batch.column("effort")[0].as_py()))
+        cost = Cost(**json.loads(batch.column("cost")[0].as_py()))
         encoded = self.predictor.input.from_arrow(_unpack(batch.column("encoded")[0]))
         carried = _unpack(batch.column("carried")[0])
-        with effort.timed("forward", self.clock):
+        with cost.timed("forward", self.clock):
             found = self._answer(encoded)
-        effort.forwarded, effort.tokens = len(encoded), int(encoded.costs.sum())
-        effort.slots = slots(encoded.costs, self.predictor.token_budget, self.predictor.row_budget)
-        effort.halvings = self.predictor.halvings
+        cost.forwarded, cost.tokens = len(encoded), int(encoded.costs.sum())
+        cost.slots = slots(encoded.costs, self.predictor.token_budget, self.predictor.row_budget)
+        cost.halvings = self.predictor.halvings
         if len(carried):
             carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
             found = pa.concat_tables([carried.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
         self.has_answered |= len(encoded) > 0
-        return pa.table({**columns, "effort": [json.dumps(asdict(effort))]})
+        return pa.table({**columns, "cost": [json.dumps(asdict(cost))]})
 
     def _answer(self, encoded: Encoded) -> pa.Table:
         """One row per text: the prediction, or the error that its prediction raised."""
@@ -211,18 +211,18 @@ def _read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[
     """Read and encode the units of one `Read`."""
     units = read_units(reading.filesystem, Read.from_dict(row).units, reading.schema)
     while True:
-        effort = Effort()
-        with effort.timed("reading"):
+        cost = Cost()
+        with cost.timed("reading"):
             found = next(units, None)
         if found is None:
             return
-        yield _encode(*found, effort, reading, model)
+        yield _encode(*found, cost, reading, model)
 
 
-def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model: Model) -> dict[str, Any]:
+def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Model) -> dict[str, Any]:
     """One unit's rows, the answers it need not ask for, and its other values ready for the network."""
     spec, given = model.spec, input_of(model.spec, model.folder(), reading.text_columns)
-    with effort.timed("reading"):
+    with cost.timed("reading"):
         table, reason = _with_ids(table, reading)
         read = given.read(table)
         table, values, reason = read.table, read.values, pc.coalesce(reason, read.reasons)
@@ -244,21 +244,21 @@ def _encode(unit: Unit, table: pa.Table, effort: Effort, reading: Reading, model
         hashes, carried, place = given.key(distinct.dictionary), None, distinct.indices
         fresh = distinct.dictionary
         if reading.published is not None:
-            known, carried = carry.find(reading.published, spec, hashes)
+            known, carried = reuse.find(reading.published, spec, hashes)
             # Carried answers come first, those of the model after them.
             order = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
             place = pa.array(order).take(distinct.indices)
             fresh = fresh.filter(pa.array(~known))
-            effort.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
-    with effort.timed("tokenizing"):
+            cost.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
+    with cost.timed("tokenizing"):
         encoded = given.encode(fresh)
-    effort.rows = len(table)
+    cost.rows = len(table)
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
     rows = rows.append_column("text_hash", hashes.take(distinct.indices))
     rows = rows.append_column("place", place).append_column("reason", reason)
     packed = {"rows": _pack(rows), "encoded": _pack(encoded.to_arrow())}
     packed["carried"] = _pack(carried if carried is not None else pa.table({}))
-    return {"unit": unit.index, **packed, "effort": json.dumps(asdict(effort))}
+    return {"unit": unit.index, **packed, "cost": json.dumps(asdict(cost))}
 
 
 def _with_ids(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:

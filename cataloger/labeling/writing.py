@@ -17,7 +17,7 @@ from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
-from cataloger.labeling.effort import Effort
+from cataloger.labeling.cost import Cost
 from cataloger.labeling.stream import Done, Model, Reading, predict_units
 from cataloger.publishing import snapshot
 from cataloger.publishing.snapshot import Part
@@ -35,8 +35,8 @@ def label_units(
     folder: Location,
     about: Mapping[str, str],
     every: int,
-) -> Iterator[tuple[Part, ids.Hashes, Effort]]:
-    """Write each unit to the run's folder, and show how far it is: its part, the hashes of the ids that `every` samples, its effort.
+) -> Iterator[tuple[Part, ids.Hashes, Cost]]:
+    """Write each unit to the run's folder, and show how far it is: its part, the hashes of the ids that `every` samples, its cost.
 
     Units come in any order. Raises the CatalogerError a task met.
     """
@@ -44,24 +44,24 @@ def label_units(
         return
     write = functools.partial(_write, spec=model.spec, folder=folder, about=about, every=every)
     stream = predict_units(reading, model, units, shape, precision, alternatives).map(write, num_cpus=runtime.TASK_CPUS)
-    rejects, effort = 0, Effort()
+    rejects, cost = 0, Cost()
     with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
         for row in stream.iter_rows():
-            part, spent = Part.from_dict(json.loads(row["part"])), Effort(**json.loads(row["effort"]))
-            if spent.halvings > effort.halvings:
+            part, spent = Part.from_dict(json.loads(row["part"])), Cost(**json.loads(row["cost"]))
+            if spent.halvings > cost.halvings:
                 log.warning(
                     "a GPU ran out of memory: fewer tokens per forward pass from now on; the labels stay the same"
                 )
-            effort, rejects = effort + spent, rejects + part.rejects
+            cost, rejects = cost + spent, rejects + part.rejects
             rejected = f"{rejects:,} rejected, " if rejects else ""
-            shown.advance_to(effort.rows, rejected + effort.describe(shown.seconds))
+            shown.advance_to(cost.rows, rejected + cost.describe(shown.seconds))
             yield part, np.frombuffer(row["ids"], np.uint64), spent
 
 
 def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str, str], every: int) -> dict[str, Any]:
     done = Done.of(row)
-    with done.effort.timed("writing"):
+    with done.cost.timed("writing"):
         labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
-        part = snapshot.write_part(folder, done.unit, labels, rejects, done.effort.forwarded, about)
+        part = snapshot.write_part(folder, done.unit, labels, rejects, done.cost.forwarded, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
-    return {"part": json.dumps(asdict(part)), "ids": hashes, "effort": json.dumps(asdict(done.effort))}
+    return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}

@@ -19,15 +19,15 @@ from ray.train.torch import TorchTrainer
 
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
-from cataloger.infra import lasting, progress, runtime, tracking, vitals
+from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
 from cataloger.training import claims
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.ingest import NOT_UTF8, ingest, seen_rows
-from cataloger.training.plans import Plan, plan
+from cataloger.training.plan import Plan, plan
+from cataloger.training.rows import NOT_UTF8, ingest, seen_rows
 
 log = logging.getLogger(__name__)
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
@@ -86,7 +86,7 @@ def fitted(
     tracking_uri = tracking.connect()
     fingerprints = [source.catalog.fingerprint for source in sources]
     with runtime.session():
-        lasting.check_shared(planned.storage, "--storage")
+        places.check_shared(planned.storage, "--storage")
         tracking.check_nodes(tracking_uri)
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
 from cataloger.data.catalog import Catalog, CatalogFile, open_catalog
-from cataloger.data.labels import count_labels
+from cataloger.data.truth import count_labels
 from cataloger.data.units import Read, plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import Location

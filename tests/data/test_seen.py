@@ -14,10 +14,10 @@ from cataloger.data.catalog import open_catalog
 from cataloger.data.seen import Seen
 from cataloger.data.units import plan_units, read_units
 from cataloger.errors import ConfigError, ModelError
-from cataloger.evaluation.comparing import _check_rows
+from cataloger.evaluation.compare import _check_rows
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.ingest import _encode, seen_rows
+from cataloger.training.rows import _encode, seen_rows
 
 ABOUT = About("m", "shop.parquet", "f", "id", "category_path", "all", ("A", "B"), 1.0)
 

@@ -18,7 +18,7 @@ import pytest
 from cataloger.config import EvaluateConfig
 from cataloger.evaluation.comparison import Comparison, Decision, Pair, Row, compare_predictions
 from cataloger.evaluation.comparison_page import comparison_page
-from cataloger.evaluation.effect import Effect, Flow
+from cataloger.evaluation.impact import Effect, Flow
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.infra import tracking
 from cataloger.publishing import drift, nightly

@@ -16,7 +16,7 @@ NOT_DECIDING = {
     "infra.runtime",
     "infra.s3",
     "infra.storage",
-    "labeling.effort",
+    "labeling.cost",
     "publishing.snapshot",
     "strict",
 }

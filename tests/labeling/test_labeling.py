@@ -74,7 +74,7 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
     assert trusted - set(labels.column("category").to_pylist()) - {None}, "some rows back off"
     assert len(row["text_hash"]) == 32
     distinct = texts.slice(0, UNIT).drop_null().unique(), texts.slice(UNIT).drop_null().unique()
-    assert result.effort.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
+    assert result.cost.forwarded <= sum(map(len, distinct)), "repeats within a unit go through the model once"
 
 
 def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_same_command_again_costs_nothing_and_another_setting_is_another_run
     config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
     first = label(config)
     again = label(config)
-    assert (again.run, again.effort.forwarded, again.mlflow_run) == (first.run, 0, None)
+    assert (again.run, again.cost.forwarded, again.mlflow_run) == (first.run, 0, None)
     other = label(LabelConfig(**{**vars(config), "alternatives": 1}))
     assert other.run != first.run
     assert json.loads(Path("labels/_latest.json").read_text())["run"] == other.run

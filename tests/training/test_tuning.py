@@ -9,7 +9,7 @@ from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.model.network import new_classifier, without_weights
 from cataloger.training.dropout import set_dropout
-from cataloger.training.plans import _check_base
+from cataloger.training.plan import _check_base
 from cataloger.training.tuning import (
     adversarial,
     averaged,

@@ -15,15 +15,15 @@ from cataloger.bundle import (
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
 from cataloger.data.catalog import Catalog, grouped, open_catalog
-from cataloger.data.labels import count_labels, normalise_labels
 from cataloger.data.text import load_tokenizer, mask_token
+from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import head_for
-from cataloger.infra import lasting
+from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.ingest import Source, wants_unlabelled
+from cataloger.training.rows import Source, wants_unlabelled
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def plan(config: TrainConfig) -> Plan:
         head=head,
         group_column=config.group_column,
     )
-    storage = locate(lasting.place(config.storage, "--storage"))
+    storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
     return Plan(config, spec, tuple(sources), storage)
 

@@ -13,7 +13,7 @@ from cataloger.config import LabelConfig
 from cataloger.data import units
 from cataloger.data.text import hash_texts
 from cataloger.infra.storage import locate
-from cataloger.labeling import carry
+from cataloger.labeling import reuse
 from cataloger.labeling.job import label
 from conftest import published
 
@@ -38,15 +38,15 @@ def test_changed_rows_alone_go_through_the_model_and_the_labels_are_those_of_a_f
     titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(900)]
     write_catalog("c", titles)
     first = run(bundle, "labels")
-    assert (first.effort.carried, first.effort.forwarded) == (0, 900)
+    assert (first.cost.carried, first.cost.forwarded) == (0, 900)
     # Some new, some gone, some moved, one without text, one that is in the catalog twice now.
     tonight = [None, "quite new", *titles[5:400], "new as well", *titles[450:], titles[7]]
     write_catalog("c", tonight)
     second = run(bundle, "labels")
-    assert second.effort.forwarded == 2
-    assert second.effort.carried == len(tonight) - 3
+    assert second.cost.forwarded == 2
+    assert second.cost.carried == len(tonight) - 3
     carried = published("labels")
-    assert run(bundle, "elsewhere").effort.carried == 0
+    assert run(bundle, "elsewhere").cost.carried == 0
     full = published("elsewhere")
     for name in ("id", "category", "text_hash", "needs_review"):
         assert carried.column(name).equals(full.column(name)), name
@@ -66,10 +66,10 @@ def test_another_setting_carries_nothing_over(ray_session: None, working_folder:
     write_catalog("c", [f"product {i}" for i in range(50)])
     run(bundle, "labels")
     other = run(bundle, "labels", alternatives=0)
-    assert (other.effort.carried, other.effort.forwarded) == (0, 50)
+    assert (other.cost.carried, other.cost.forwarded) == (0, 50)
     write_catalog("c", [f"product {i}" for i in range(51)])
     again = run(bundle, "labels", alternatives=0)
-    assert (again.effort.carried, again.effort.forwarded) == (50, 1)
+    assert (again.cost.carried, again.cost.forwarded) == (50, 1)
     assert published("labels").column("alternatives").to_pylist() == [[]] * 51
 
 
@@ -85,11 +85,11 @@ def test_texts_are_found_in_any_number_of_buckets(
     wanted = pa.array([f"product {i}" for i in range(890, 910)][::-1])
     expected = [row["category"] for row in labels.slice(890).to_pylist()][::-1]
     for size, buckets in [(1 << 22, 1), (225, 4), (10, 128)]:
-        monkeypatch.setattr(carry, "ROWS_PER_BUCKET", size)
-        source = carry.Published(f"{working_folder.name}-{size}", folder, units, len(labels), 3)
-        known, answers = carry.find(source, spec, hash_texts(wanted))
+        monkeypatch.setattr(reuse, "ROWS_PER_BUCKET", size)
+        source = reuse.Published(f"{working_folder.name}-{size}", folder, units, len(labels), 3)
+        known, answers = reuse.find(source, spec, hash_texts(wanted))
         assert 1 << source.bits == buckets
         assert known.tolist() == [False] * 10 + [True] * 10
         assert [spec.categories[label] for label in answers.column("label").to_pylist()] == expected
-    known, answers = carry.find(source, spec, hash_texts(pa.array([], pa.string())))
+    known, answers = reuse.find(source, spec, hash_texts(pa.array([], pa.string())))
     assert (len(known), len(answers)) == (0, 0)

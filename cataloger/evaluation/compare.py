@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from cataloger.config import CompareConfig, EvaluateConfig
 from cataloger.errors import ConfigError
-from cataloger.evaluation import contenders, gate
+from cataloger.evaluation import contenders, promotion
 from cataloger.evaluation.comparison import Comparison, Decision, Pair, compare_predictions, side_by_side
 from cataloger.evaluation.comparison_page import comparison_page
 from cataloger.evaluation.contenders import Contender
-from cataloger.evaluation.effect import effects
 from cataloger.evaluation.evaluate import evaluate
+from cataloger.evaluation.impact import effects
 from cataloger.evaluation.predictions import Predictions
 from cataloger.evaluation.race import seconds_per_text
 from cataloger.infra import runtime, tracking
@@ -77,7 +77,7 @@ def _compare(config: CompareConfig) -> Comparison:
                 )
                 pairs = [replace(pair, effect=change) for pair, change in zip(pairs, changes, strict=True)]
             pairs = [
-                replace(pair, checks=tuple(gate.check(pair, config.metric, config.max_slowdown))) for pair in pairs
+                replace(pair, checks=tuple(promotion.check(pair, config.metric, config.max_slowdown))) for pair in pairs
             ]
             decision = _decide(found[1:], pairs, config.metric) if config.promote else None
             result = Comparison(names, side_by_side(found), tuple(pairs), decision, run_id)
@@ -160,7 +160,7 @@ def _decide(challengers: Sequence[Contender], pairs: Sequence[Pair], metric: str
     reasons = [reason for pair in pairs for reason in _reasons(pair)]
     if not passed:
         return Decision(None, (f"not promoted: {pairs[0].first} stays champion", *reasons))
-    best = max(passed, key=lambda place: gate.gain(pairs[place], metric))
+    best = max(passed, key=lambda place: promotion.gain(pairs[place], metric))
     return Decision(challengers[best].model, (f"promoted: {pairs[best].second} by {metric}", *reasons))
 
 

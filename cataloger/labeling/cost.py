@@ -29,7 +29,7 @@ class SharedClock:
 
 
 @dataclass
-class Effort:
+class Cost:
     """Seconds are busy seconds of one process, so a stage of two actors can have two per second."""
 
     rows: int = 0
@@ -49,8 +49,8 @@ class Effort:
     forward_seconds: float = 0.0
     writing_seconds: float = 0.0
 
-    def __add__(self, other: "Effort") -> "Effort":
-        total = Effort(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
+    def __add__(self, other: "Cost") -> "Cost":
+        total = Cost(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
         total.halvings = max(self.halvings, other.halvings)
         return total
 

@@ -3,7 +3,7 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
-from cataloger.evaluation.paired import Scored, accuracy_difference, differences, enough_samples, mcnemar
+from cataloger.evaluation.significance import Scored, accuracy_difference, differences, enough_samples, mcnemar
 from cataloger.heads import metrics
 from cataloger.heads.sets import Sets, exact
 

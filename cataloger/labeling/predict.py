@@ -16,7 +16,7 @@ from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
-from cataloger.labeling.effort import Effort
+from cataloger.labeling.cost import Cost
 from cataloger.labeling.stream import KEY, ROW, Done, Model, Reading, predict_units
 from cataloger.model.registry import ModelSource
 
@@ -33,7 +33,7 @@ class Predicted:
 
     labels: pa.Table
     rejected: int
-    effort: Effort
+    cost: Cost
 
 
 def predict_rows(
@@ -74,7 +74,7 @@ def predict_rows(
     reading = Reading(catalog.location.filesystem, catalog.schema, kept, text_columns, held_out, every=every)
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
     shape, rows_of = runtime.labelling_shape(use_gpu), {unit.index: unit.rows for unit in units}
-    tables, rejected, read, effort, columns = [], 0, 0, Effort(), columns_of(spec)
+    tables, rejected, read, cost, columns = [], 0, 0, Cost(), columns_of(spec)
     with runtime.errors_of_tasks(), progress.meter(title, sum(rows_of.values())) as shown:
         for row in predict_units(reading, model, units, shape, precision, alternatives).iter_rows():
             done = Done.of(row)
@@ -90,13 +90,13 @@ def predict_rows(
                 labels = labels.set_column(place, columns.answer, answer.dictionary_encode())
             tables.append((done.unit, labels.add_column(0, "row", number).append_column("seen", known)))
             rejected += len(rejects)
-            effort += done.effort
+            cost += done.cost
             read += rows_of[done.unit]
             shown.advance_to(read)
     if rejected:
         log.info("%s rows could not be labelled and are left out: %s", f"{rejected:,}", NO_TEXT)
     labels = pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]).unify_dictionaries()
-    return Predicted(labels, rejected, effort)
+    return Predicted(labels, rejected, cost)
 
 
 def _has_keys(spec: Spec, catalog: Catalog, text_columns: tuple[str, ...], same_files: bool) -> bool:

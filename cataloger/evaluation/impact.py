@@ -10,7 +10,7 @@ import pyarrow as pa
 from cataloger.bundle import read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.heads.columns import published_in
-from cataloger.labeling.predicting import predict_rows
+from cataloger.labeling.predict import predict_rows
 from cataloger.labeling.stream import TEXT
 from cataloger.model.registry import ModelSource
 

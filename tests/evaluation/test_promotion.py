@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from cataloger.evaluation.gate import check, gain
-from cataloger.evaluation.paired import Difference
+from cataloger.evaluation.promotion import check, gain
+from cataloger.evaluation.significance import Difference
 
 SAME = {
     "accuracy": (0.80, 0.80, -0.01, 0.01),

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 import ray
 
-from cataloger.training.sweeping import read_settings
+from cataloger.training.sweep import read_settings
 from conftest import refused
 
 Job = Callable[..., tuple[int, str, str]]

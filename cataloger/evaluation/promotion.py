@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-from cataloger.evaluation.paired import LOWER_IS_BETTER, Difference
+from cataloger.evaluation.significance import LOWER_IS_BETTER, Difference
 
 GUARDS = ("accuracy", "tail-macro-f1", "calibration-error")
 

@@ -20,7 +20,7 @@ from cataloger.errors import ConfigError, TrainingError
 from cataloger.infra import runtime, tracking
 from cataloger.infra.storage import Location, locate
 from cataloger.training.job import Fitted, fitted, register
-from cataloger.training.plans import plan
+from cataloger.training.plan import plan
 
 log = logging.getLogger(__name__)
 MOST_TRIALS = 100

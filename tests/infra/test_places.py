@@ -7,8 +7,8 @@ import pytest
 import ray
 
 from cataloger.errors import ConfigError, ResourceError, TrackingError
-from cataloger.infra import lasting, tracking
-from cataloger.infra.lasting import check_shared, place
+from cataloger.infra import places, tracking
+from cataloger.infra.places import check_shared, place
 from cataloger.infra.storage import locate
 
 
@@ -32,7 +32,7 @@ def test_a_folder_must_be_seen_by_every_node(
     ray_session: None, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The same words name another folder in every process: a local disk of each.
-    monkeypatch.setattr(lasting, "_is_network", lambda path: False)
+    monkeypatch.setattr(places, "_is_network", lambda path: False)
     own = locate("/proc/self/cwd/labels")
     check_shared(own, "--output")
     nodes = ray.nodes()
@@ -49,14 +49,14 @@ def test_a_cluster_that_may_grow_needs_a_shared_file_system(
     ray_session: None, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grows = {"CPU": 64.0, "GPU": 8.0}
-    monkeypatch.setattr(lasting.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
+    monkeypatch.setattr(places.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
     with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
         check_shared(locate("labels"), "--output")
     mounts = working_folder / "mounts"
     mounts.write_text(
         f"overlay / overlay rw 0 0\nauto {working_folder} autofs rw 0 0\nfs-1:/shop {working_folder} nfs4 rw 0 0\n"
     )
-    monkeypatch.setattr(lasting, "MOUNTS", mounts)
+    monkeypatch.setattr(places, "MOUNTS", mounts)
     check_shared(locate("labels"), "--output")
     with pytest.raises(ResourceError, match="is a folder of this machine"):
         check_shared(locate("/labels"), "--output")

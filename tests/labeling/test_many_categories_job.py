@@ -106,7 +106,7 @@ def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult
     more = pq.read_table(catalog)
     pq.write_table(pa.concat_tables([more, more.slice(0, 5)]), "catalog-2.parquet")
     second = label(LabelConfig(catalog="catalog-2.parquet", output="labels", model=model.model_uri))
-    assert second.effort.forwarded == 0, "every text was labelled the night before"
+    assert second.cost.forwarded == 0, "every text was labelled the night before"
     again = pd.read_parquet(f"labels/run={second.run}")
     pd.testing.assert_frame_equal(again.iloc[:1_500], labels, check_like=True)
     assert json.loads(Path("labels/_latest.json").read_text())["run"] == second.run

@@ -10,7 +10,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_units, read_units
 from cataloger.training.examples import TRAINING
-from cataloger.training.ingest import NOT_UTF8, UNUSED, Source, _encode, ingest
+from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest
 
 Write = Callable[..., Path]
 
