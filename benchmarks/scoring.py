@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from cataloger.evaluation import comparison, evaluate, slices
+from cataloger.evaluation import comparison, evaluate, significance, slices
 from cataloger.evaluation.predictions import About, Predictions
 
 CATEGORIES = 400

@@ -22,7 +22,7 @@ from cataloger.training.job import train
 from yardsticks import report, workroom
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "fashion10k.parquet"
-# The part that the README's figures are scored on stays unseen; the next fifth is scored here.
+# The part that the figures of docs/quality.md are scored on stays unseen; the next fifth is scored here.
 UNSEEN, SCORED = 0.2, 0.36
 
 

@@ -1,4 +1,4 @@
-"""cluster.yaml is what `ray up` accepts and what the README promises."""
+"""cluster.yaml is what `ray up` accepts and what docs/cluster.md promises."""
 
 import json
 import os
