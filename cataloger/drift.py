@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger import ids, snapshot
+from cataloger import doubts, ids, snapshot
+from cataloger.doubts import Doubt
 from cataloger.errors import StorageError
 from cataloger.storage import Location, explain
 
@@ -40,6 +41,12 @@ class Summary:
     repeated: ids.Hashes
     every: int
     """One in so many products is in the sample."""
+    reviewed: Counter[str]
+    """Of `counts`, the labels that need review."""
+    without: int
+    """Rows without any category, as a model of any number of categories may leave them."""
+    doubts: tuple[Doubt, ...]
+    """Of the labels that need review the least certain, one for each text."""
 
     @property
     def mean_confidence(self) -> float:
@@ -131,14 +138,20 @@ def sample_every(rows: int) -> int:
 
 def summarise(parts: Sequence[Location], every: int | None) -> Summary:
     """Of the label files of a run; without `every`, no products are kept."""
-    rows, review, confidence, histogram = 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
+    rows, review, without, confidence, histogram = 0, 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
     counts: Counter[str] = Counter()
+    reviewed: Counter[str] = Counter()
+    doubtful: tuple[Doubt, ...] = ()
     samples = []
+    units = {part.path: unit for unit, part in enumerate(parts)}
     # Folded as they come: ten thousand categories counted in each of a thousand parts would not fit the driver.
-    for part in snapshot.each(parts, lambda part: _read_part(part, every)):
+    for part in snapshot.each(parts, lambda part: _read_part(part, units[part.path], every)):
         rows, review, confidence = rows + part.rows, review + part.review, confidence + part.confidence
         histogram += part.histogram
         counts.update(part.counts)
+        reviewed.update(part.reviewed)
+        without += part.without
+        doubtful = doubts.least([*doubtful, *part.doubts])
         samples.append(part.labels)
     labels = pd.concat(samples) if samples else pd.DataFrame({"id": [], "category": [], "text": []})
     return Summary(
@@ -150,6 +163,9 @@ def summarise(parts: Sequence[Location], every: int | None) -> Summary:
         labels=labels.drop_duplicates("id", keep=False),
         repeated=labels.loc[labels["id"].duplicated(), "id"].unique().astype(np.uint64),
         every=every or 1,
+        reviewed=reviewed,
+        without=without,
+        doubts=doubtful,
     )
 
 
@@ -163,9 +179,12 @@ class _Part:
     histogram: npt.NDArray[np.int64]
     review: int
     labels: pd.DataFrame
+    reviewed: Counter[str]
+    without: int
+    doubts: tuple[Doubt, ...]
 
 
-def _read_part(part: Location, every: int | None) -> _Part:
+def _read_part(part: Location, unit: int, every: int | None) -> _Part:
     try:
         with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
             found = {"category", "categories"} & set(file.schema_arrow.names)
@@ -176,6 +195,9 @@ def _read_part(part: Location, every: int | None) -> _Part:
         ) from error
     frame = table.drop_columns(["id", "text_hash"]).to_pandas()
     single = frame["category"] if "category" in found else frame["categories"].explode().dropna()
+    # A row of several categories counts in each.
+    reviewed = single[frame.loc[single.index, "needs_review"].to_numpy(bool)]
+    without = len(frame) - single.index.nunique()
     if "categories" in found:  # whether a product moved is asked of all of them together
         frame["category"] = [" + ".join(sorted(row)) or "none" for row in frame.pop("categories")]
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
@@ -188,4 +210,7 @@ def _read_part(part: Location, every: int | None) -> _Part:
         histogram=np.histogram(frame["confidence"], CONFIDENCE_BINS, (0, 1))[0],
         review=int(frame["needs_review"].sum()),
         labels=frame.loc[chosen, ["id", "category", "text"]],
+        reviewed=Counter(reviewed.value_counts().to_dict()),
+        without=without,
+        doubts=doubts.in_part(frame, unit),
     )

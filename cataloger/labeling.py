@@ -10,6 +10,7 @@ from typing import Any
 
 from cataloger import (
     deciding,
+    doubts,
     fitness,
     ids,
     lasting,
@@ -25,6 +26,7 @@ from cataloger.bundle import digest, read_spec
 from cataloger.carry import Published
 from cataloger.catalog import Catalog, open_catalog
 from cataloger.config import LabelConfig
+from cataloger.doubts import Origin
 from cataloger.effort import Effort
 from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.nightly import Night
@@ -115,7 +117,10 @@ def label(config: LabelConfig) -> LabelResult:
             result = _result(night, units, parts, effort, mlflow_run)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
-            _publish(night, units, parts, about, result)
+            origin = Origin(
+                catalog, units, {unit: part.rejects for unit, part in parts.items()}, text_columns, spec.max_tokens
+            )
+            _publish(night, origin, parts, about, result)
             tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
     log.info(
@@ -201,25 +206,23 @@ def _to_carry_over(night: _Night) -> Published | None:
     return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
 
 
-def _publish(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], about: dict[str, Any], result: LabelResult
-) -> None:
+def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:
     """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
-    found = _look(night, len(units), parts.values(), result)
+    found = _look(night, len(origin.units), parts.values(), result)
     try:
         fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
         fitness.check_drift(found, night.config)
-        snapshot.write_manifest(night.output, night.run, units, parts, about)
+        snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
     except PublishError:
         try:
-            _report(night, found, result)
+            _report(night, found, result, origin)
         except Exception:
             # What a person must read is why the labels are held back, whatever the page fails at.
             log.warning("the page of run %s could not be made", night.run, exc_info=True)
         raise
     # After the labels are published: a page that cannot be drawn costs none.
-    _report(night, found, result)
+    _report(night, found, result, origin)
 
 
 def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
@@ -229,9 +232,11 @@ def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResul
     return found
 
 
-def _report(night: _Night, found: Night, result: LabelResult) -> None:
+def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) -> None:
     """A page of it in the run's folder and in MLflow."""
-    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, _figures(result))
+    products = doubts.products(found.now.doubts, night.folder, origin)
+    about = {"catalog": night.config.catalog, "model": night.model}
+    page = nightly.page(found, about, _figures(result), products)
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
 
