@@ -205,6 +205,12 @@ def test_words_of_the_catalog_stay_words(browser: Any, opened: Callable[[str], s
         assert shown in text, shown
     assert not browser.find_elements("css selector", "script, img, table i, u, s, em, q")
 
+    # Even if a mistake in a template let them through.
+    careless = page.replace("two of them", "".join(HOSTILE[:2]))
+    Path("careless.html").write_text(careless)
+    browser.get(Path("careless.html").resolve().as_uri())
+    assert browser.find_elements("css selector", "script")
+    assert browser.title == "Labels of <s>shop</s>"
 
 
 def summary(seed: int) -> drift.Summary:
