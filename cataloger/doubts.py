@@ -86,9 +86,8 @@ def products(doubts: Sequence[Doubt], folder: Location, origin: Origin) -> list[
     Without words where the catalog cannot be read any more, is another one by now, or has such large row groups that the
     driver had better not.
     """
-    labels = [(doubt, label) for doubt, label in _labels(doubts, folder)]
     words = _words(doubts, origin)
-    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in labels}
+    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in _labels(doubts, folder)}
     return [found[doubt] for doubt in doubts]
 
 
@@ -127,11 +126,12 @@ def _words(doubts: Sequence[Doubt], origin: Origin) -> dict[str, str]:
         for part in _rows(doubts, origin)
         if all(sizes[segment.path][segment.row_group] <= MAX_ROW_GROUP_BYTES for segment in part.segments)
     ]
-    schema = pa.schema([origin.catalog.schema.field(name) for name in origin.text_columns])
+    # A column may be named twice, and is read once.
+    schema = pa.schema([origin.catalog.schema.field(name) for name in dict.fromkeys(origin.text_columns)])
     found: dict[str, str] = {}
     try:
         for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
-            for name in origin.text_columns:
+            for name in schema.names:
                 table = table.filter(pa.array(~undecodable(table.column(name))))
             texts = compose(table, origin.text_columns, origin.max_tokens).drop_null()
             shown = pc.utf8_slice_codeunits(texts, 0, SHOWN_CHARACTERS)

@@ -1,6 +1,7 @@
 """Which labels a person should look at, and the words that they were given to."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -103,6 +104,12 @@ def test_the_words_of_a_few_rows_are_read_again_wherever_they_lie(origin: Origin
     for row in rows:
         (alone,) = products(doubts_about(origin, [row]), locate("run"), origin)
         assert alone.words == words_of(row)
+
+
+def test_a_column_that_is_named_twice_is_read_as_the_model_reads_it(origin: Origin) -> None:
+    twice = replace(origin, text_columns=("title", "title"))
+    words = doubts._words(doubts_about(origin, [1]), twice)
+    assert "title 1 long | title 1 long" in words.values()
 
 
 def test_no_more_is_read_than_the_rows_in_question(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
