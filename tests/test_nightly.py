@@ -241,3 +241,11 @@ def test_a_night_of_products_of_any_number_of_categories(working_folder: Path) -
         "a thing none no category 12.5% for the whole label "
         "an apple both Fruit > Apple 75.0% Sale > Fruit 50.0% 25.0% for the whole label Nut 25.0%"
     )
+
+
+def test_a_night_like_the_one_before_has_nothing_to_say_of_changes() -> None:
+    same = summary({"A > B": 3, "C": 1})
+    found = Night("7f3a", same, Counter(), "91bc", same, drift.compare(same, same))
+    page = nightly.page(found, {"catalog": "shop", "model": "m"}, {}, [])
+    assert "Nothing: every product in both runs kept its category" in page
+    assert "None: every category has the share that it had" in page
