@@ -45,6 +45,14 @@ class Columns(Protocol):
     def whole(labels: pa.Table) -> list[str]:
         """One string per row, the same for the same category, or the same set of them."""
 
+    @staticmethod
+    def scored(labels: pa.Table) -> list[list[tuple[str, float]]]:
+        """Of each row its (category, confidence), the most probable first."""
+
+    @staticmethod
+    def empty(labels: pa.Table) -> int:
+        """Rows without any category."""
+
 
 class Category:
     """Of one category each."""
@@ -98,6 +106,15 @@ class Category:
     @staticmethod
     def whole(labels: pa.Table) -> list[str]:
         return list(labels.column("category").to_pylist())
+
+    @staticmethod
+    def scored(labels: pa.Table) -> list[list[tuple[str, float]]]:
+        columns = (labels.column(name).to_pylist() for name in ("category", "confidence"))
+        return [[pair] for pair in zip(*columns, strict=True)]
+
+    @staticmethod
+    def empty(labels: pa.Table) -> int:
+        return 0
 
     def _trusted(self, answers: pa.Table) -> pa.Array:
         """The deepest step of each answer's path that reaches the threshold of its level; null where not even the top does."""
@@ -159,6 +176,15 @@ class Categories:
     @staticmethod
     def whole(labels: pa.Table) -> list[str]:
         return [" + ".join(sorted(row)) or "none" for row in labels.column("categories").to_pylist()]
+
+    @staticmethod
+    def scored(labels: pa.Table) -> list[list[tuple[str, float]]]:
+        columns = (labels.column(name).to_pylist() for name in ("categories", "confidences"))
+        return [list(zip(*row, strict=True)) for row in zip(*columns, strict=True)]
+
+    @staticmethod
+    def empty(labels: pa.Table) -> int:
+        return int(pc.sum(pc.equal(pc.list_value_length(labels.column("categories")), 0)).as_py() or 0)
 
 
 COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Categories}

@@ -66,7 +66,8 @@ def intervals(differences: Sequence[tuple[str, float, float, float]], second: st
     axes.set_yticks(range(len(differences)), [name for name, *_ in differences])
     axes.invert_yaxis()
     axes.set_xlabel("difference, with its 95% interval")
-    axes.set_title(_as_it_is(f"{second} minus {first}"), loc="left")
+    # In two lines: names of models are long.
+    axes.set_title(_as_it_is(f"{second}\nminus {first}"), loc="left")
     _plain(axes)
     return figure
 

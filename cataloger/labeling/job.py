@@ -12,6 +12,7 @@ from cataloger.bundle import digest, read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
+from cataloger.data.inputs import input_of
 from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.infra import deciding, places, runtime, tracking, vitals
@@ -21,7 +22,8 @@ from cataloger.labeling.reuse import Published
 from cataloger.labeling.stream import Model, Reading
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
-from cataloger.publishing import fitness, nightly, pointer, snapshot
+from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
+from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
 from cataloger.publishing.snapshot import Part
 
@@ -106,7 +108,9 @@ def label(config: LabelConfig) -> LabelResult:
             result = _result(night, units, parts, cost, mlflow_run)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
-            _publish(night, units, parts, about, result)
+            rejected = {unit: part.rejects for unit, part in parts.items()}
+            origin = Origin(catalog, units, rejected, input_of(spec, source.folder, text_columns))
+            _publish(night, origin, parts, about, result)
             tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
     log.info(
@@ -192,25 +196,23 @@ def _to_carry_over(night: _Night) -> Published | None:
     return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
 
 
-def _publish(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], about: dict[str, Any], result: LabelResult
-) -> None:
+def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:
     """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
-    found = _look(night, len(units), parts.values(), result)
+    found = _look(night, len(origin.units), parts.values(), result)
     try:
         fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
         fitness.check_drift(found, night.config)
-        snapshot.write_manifest(night.output, night.run, units, parts, about)
+        snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
     except PublishError:
         try:
-            _report(night, found, result)
+            _report(night, found, result, origin)
         except Exception:
             # What a person must read is why the labels are held back, whatever the page fails at.
             log.warning("the page of run %s could not be made", night.run, exc_info=True)
         raise
     # After the labels are published: a page that cannot be drawn costs none.
-    _report(night, found, result)
+    _report(night, found, result, origin)
 
 
 def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
@@ -220,9 +222,11 @@ def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResul
     return found
 
 
-def _report(night: _Night, found: Night, result: LabelResult) -> None:
+def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) -> None:
     """A page of it in the run's folder and in MLflow."""
-    page = nightly.page(found, {"catalog": night.config.catalog, "model": night.model}, _figures(result))
+    products = doubts.products(found.now.doubts, night.folder, origin)
+    about = {"catalog": night.config.catalog, "model": night.model}
+    page = nightly.page(found, about, _figures(result), products)
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
 

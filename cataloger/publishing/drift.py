@@ -15,7 +15,8 @@ from cataloger.data import ids
 from cataloger.errors import StorageError
 from cataloger.heads.columns import published_in
 from cataloger.infra.storage import Location, explain
-from cataloger.publishing import snapshot
+from cataloger.publishing import doubts, snapshot
+from cataloger.publishing.doubts import Doubt
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
 COMPARED_PRODUCTS = 1_000_000
@@ -43,6 +44,12 @@ class Summary:
     repeated: ids.Hashes
     every: int
     """One in so many products is in the sample."""
+    reviewed: Counter[str]
+    """Of `counts`, the labels that need review."""
+    without: int
+    """Rows without any category, as a model of any number of categories may leave them."""
+    doubts: tuple[Doubt, ...]
+    """Of the labels that need review the least certain, one for each text."""
 
     @property
     def mean_confidence(self) -> float:
@@ -134,14 +141,20 @@ def sample_every(rows: int) -> int:
 
 def summarise(parts: Sequence[Location], every: int | None) -> Summary:
     """Of the label files of a run; without `every`, no products are kept."""
-    rows, review, confidence, histogram = 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
+    rows, review, without, confidence, histogram = 0, 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
     counts: Counter[str] = Counter()
+    reviewed: Counter[str] = Counter()
+    doubtful: tuple[Doubt, ...] = ()
     samples = []
+    units = {part.path: unit for unit, part in enumerate(parts)}
     # Folded as they come: ten thousand categories counted in each of a thousand parts would not fit the driver.
-    for part in snapshot.each(parts, lambda part: _read_part(part, every)):
+    for part in snapshot.each(parts, lambda part: _read_part(part, units[part.path], every)):
         rows, review, confidence = rows + part.rows, review + part.review, confidence + part.confidence
         histogram += part.histogram
         counts.update(part.counts)
+        reviewed.update(part.reviewed)
+        without += part.without
+        doubtful = doubts.least([*doubtful, *part.doubts])
         samples.append(part.labels)
     labels = pd.concat(samples) if samples else pd.DataFrame({"id": [], "category": [], "text": []})
     return Summary(
@@ -153,6 +166,9 @@ def summarise(parts: Sequence[Location], every: int | None) -> Summary:
         labels=labels.drop_duplicates("id", keep=False),
         repeated=labels.loc[labels["id"].duplicated(), "id"].unique().astype(np.uint64),
         every=every or 1,
+        reviewed=reviewed,
+        without=without,
+        doubts=doubtful,
     )
 
 
@@ -166,9 +182,12 @@ class _Part:
     histogram: npt.NDArray[np.int64]
     review: int
     labels: pd.DataFrame
+    reviewed: Counter[str]
+    without: int
+    doubts: tuple[Doubt, ...]
 
 
-def _read_part(part: Location, every: int | None) -> _Part:
+def _read_part(part: Location, unit: int, every: int | None) -> _Part:
     try:
         with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
             columns = published_in(file.schema_arrow.names)
@@ -179,6 +198,8 @@ def _read_part(part: Location, every: int | None) -> _Part:
         ) from error
     frame = table.drop_columns(["id", "text_hash", columns.answer]).to_pandas()
     counts = pc.value_counts(columns.each(table)).to_pylist()
+    # A row of several categories counts in each.
+    reviewed = pc.value_counts(columns.each(table.filter(table.column("needs_review")))).to_pylist()
     frame["category"] = columns.whole(table)
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
     frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
@@ -190,4 +211,7 @@ def _read_part(part: Location, every: int | None) -> _Part:
         histogram=np.histogram(frame["confidence"], CONFIDENCE_BINS, (0, 1))[0],
         review=int(frame["needs_review"].sum()),
         labels=frame.loc[chosen, ["id", "category", "text"]],
+        reviewed=Counter({pair["values"]: pair["counts"] for pair in reviewed}),
+        without=columns.empty(table),
+        doubts=doubts.in_part(frame, unit),
     )

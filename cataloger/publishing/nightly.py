@@ -1,9 +1,10 @@
 """What a night of labelling did: figures for MLflow, and a page for whoever is responsible in the morning."""
 
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow.compute as pc
@@ -12,13 +13,19 @@ from cataloger.infra import plots
 from cataloger.infra.pages import render, svg
 from cataloger.infra.storage import Location
 from cataloger.publishing import drift, snapshot
+from cataloger.publishing.doubts import Product
 from cataloger.publishing.drift import Drift, Summary
 from cataloger.publishing.snapshot import Part
-from cataloger.taxonomy import prefix
+from cataloger.taxonomy import SEPARATOR, prefix
 
 FLOWS = 20
 MATRIX = 12
 CHANGED_CATEGORIES = 20
+# The tree stays small, and opens fast, for tens of thousands of categories: the largest ones are shown, not too many side by side.
+SHOWN_BRANCHES = 600
+SHOWN_SIDE_BY_SIDE = 50
+SHOWN_LEVELS = 10
+SHOWN_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,22 @@ class Night:
         return found
 
 
+@dataclass(frozen=True)
+class Branch:
+    """A step of the category paths with all that lies below it: labels now and before, and those that need review."""
+
+    name: str
+    labels: int
+    review: int
+    before: int
+    children: tuple["Branch", ...] = ()
+
+    @property
+    def sure(self) -> float:
+        """The share that is labelled without review."""
+        return 1 - self.review / max(1, self.labels)
+
+
 def look(
     output: Location,
     run: str,
@@ -79,11 +102,17 @@ def look(
     return Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model)
 
 
-def page(night: Night, about: dict[str, Any], figures: dict[str, str]) -> str:
-    """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s."""
+def page(night: Night, about: dict[str, Any], figures: dict[str, str], products: Sequence[Product]) -> str:
+    """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s.
+
+    `products` are those that most need a person's look.
+    """
     now, before = night.now, night.before
     pictures = {"confidence": plots.confidences(now.histogram, before.histogram if before else None)}
+    appeared, vanished = Counter[str](), Counter[str]()
     if before and night.drift:
+        appeared.update({path: now.counts[path] for path in night.drift.appeared})
+        vanished.update({path: before.counts[path] for path in night.drift.vanished})
         shares = {
             path: now.counts[path] / max(1, now.rows) - before.counts[path] / max(1, before.rows)
             for path in {*now.counts, *before.counts}
@@ -99,10 +128,56 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str]) -> str:
         night=night,
         about=about,
         figures=figures,
+        total=now.counts.total(),
+        tree=tree(now, before),
+        products=products,
+        appeared=appeared,
+        vanished=vanished,
+        shown_names=SHOWN_NAMES,
         flows=night.drift.flows.most_common(FLOWS) if night.drift else [],
         matrix=_matrix(night.drift) if night.drift else None,
         pictures={name: svg(figure) for name, figure in pictures.items()},
     )
+
+
+def tree(now: Summary, before: Summary | None = None) -> tuple[Branch, ...]:
+    """The categories of a run by their paths, the largest first; the many small ones are counted together."""
+    earlier = before.counts if before else Counter[str]()
+    below: defaultdict[str, set[str]] = defaultdict(set)
+    members: defaultdict[str, list[str]] = defaultdict(list)
+    for path in {*now.counts, *earlier}:
+        for parent, step in pairwise(["", *_steps(path)]):
+            below[parent].add(step)
+            members[step].append(path)
+    sizes = {step: sum(now.counts[path] for path in paths) for step, paths in members.items()}
+    # Of equally large ones those above come first: what is shown has its parents shown.
+    largest = sorted(filter(sizes.get, sizes), key=lambda step: (-sizes[step], step.count(SEPARATOR), step))
+    rank = {step: number for number, step in enumerate(largest)}
+
+    def branch(name: str, paths: Sequence[str], children: tuple[Branch, ...] = ()) -> Branch:
+        labels, review, then = (sum(run[path] for path in paths) for run in (now.counts, now.reviewed, earlier))
+        return Branch(name, labels, review, then, children)
+
+    def grow(parent: str) -> tuple[Branch, ...]:
+        name = parent.split(SEPARATOR)[-1]
+        steps = sorted(below[parent] & rank.keys(), key=lambda step: rank[step])
+        kept = [step for step in steps[:SHOWN_SIDE_BY_SIDE] if rank[step] < SHOWN_BRANCHES]
+        found = [branch(step.split(SEPARATOR)[-1], members[step], grow(step)) for step in kept]
+        if steps and now.counts[parent]:
+            found.append(branch(f"{name} itself", [parent]))
+        if rest := [path for step in steps[len(kept) :] for path in members[step]]:
+            count = sum(now.counts[path] > 0 for path in rest)
+            named = f"{count:,}{' more' if kept else ''} {'category' if count == 1 else 'categories'}"
+            found.append(branch(f"… and {named}" if kept else named, rest))
+        return tuple(found)
+
+    return grow("")
+
+
+def _steps(path: str) -> Iterable[str]:
+    """The path's ancestors from the top down, and itself; what lies too deep to be shown counts for its ancestor."""
+    levels = path.split(SEPARATOR)[:SHOWN_LEVELS]
+    return (SEPARATOR.join(levels[:depth]) for depth in range(1, len(levels) + 1))
 
 
 def _matrix(found: Drift) -> tuple[list[str], list[list[int]]] | None:

@@ -22,6 +22,7 @@ from cataloger.evaluation.impact import Effect, Flow
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.infra import tracking
 from cataloger.publishing import drift, nightly
+from cataloger.publishing.doubts import Product
 from cataloger.publishing.nightly import Night
 from servers import mlflow_server
 
@@ -135,13 +136,13 @@ def test_the_comparison(browser: Any, opened: Callable[[str], str]) -> None:
     assert len(titles) > 30, "the words in pictures are words"
 
 
-def test_the_night(opened: Callable[[str], str]) -> None:
+def test_the_night(browser: Any, opened: Callable[[str], str]) -> None:
     before, now = (summary(seed) for seed in (1, 2))
     found = Night(
         "7f3a", now, Counter({"no text in any of the text columns": 12}), "91bc", before, drift.compare(before, now)
     )
     about = {"catalog": "s3://shop/catalog", "model": "models:/shop/4"}
-    text = opened(nightly.page(found, about, {"labelled": "2,988", "rows/s": "1,234"}))
+    text = opened(nightly.page(found, about, {"labelled": "2,988", "rows/s": "1,234"}, []))
     assert found.drift is not None
     (old, new), count = found.drift.flows.most_common(1)[0]
     for shown in (
@@ -159,9 +160,58 @@ def test_the_night(opened: Callable[[str], str]) -> None:
         "Department 0",
     ):
         assert shown in text, shown
-    alone = opened(nightly.page(Night("7f3a", now, Counter()), about, {"labelled": "3,000"}))
+    alone = opened(nightly.page(Night("7f3a", now, Counter()), about, {"labelled": "3,000"}, []))
     assert "The first labels" in alone
     assert "What moved" not in alone
+    assert "No label needs review" in alone
+    tops = Counter(path.split(" > ")[0] for path in now.counts.elements())
+    top, count = tops.most_common(1)[0]
+    shelf = Counter(path.split(" > ")[1] for path in now.counts.elements() if path.startswith(f"{top} > "))
+    for name, products in shelf.items():
+        assert f"{name} {products:,} {products / ROWS:.1%}" in alone, "the largest category is open"
+    smallest, count = tops.most_common()[-1]
+    hidden = next(path.split(" > ")[1] for path in now.counts if path.startswith(f"{smallest} > "))
+    assert f"{smallest} {count:,}" in alone
+    assert hidden not in alone
+    (line,) = [one for one in browser.find_elements("css selector", "summary") if one.text.startswith(smallest)]
+    line.click()
+    assert hidden in browser.find_element("tag name", "body").text, "a click opens it"
+
+
+HOSTILE = (
+    "<script>document.title = 'taken'</script>",
+    "<img src=x onerror=\"document.title = 'taken'\"><svg onload=document.title='taken'>",
+    "'\"></td></table><style>body { display: none }</style>{{ 7 * 7 }} {% raw %}",
+    "\u202eabc ${alert(1)} </bdi>\x00\x07",
+    "W" * 200,
+)
+
+
+def test_words_of_the_catalog_stay_words(browser: Any, opened: Callable[[str], str]) -> None:
+    others = (("Toys & <b>games</b> > " + "Long" * 30, 0.25), ("B", 0.125))
+    products = [Product(f"<i>{i}</i>", 0.5, (("A > <u>B</u>", 0.5),), others, words) for i, words in enumerate(HOSTILE)]
+    products += [Product(None, 0.25, (), (), None), Product("7", 0.25, (("A", 0.75), ("B", 0.5)), (), "two of them")]
+    about = {"catalog": "<s>shop</s>", "model": "<em>m</em>"}
+    page = nightly.page(Night("7f3a", summary(1), Counter({"<q>why</q>": 1})), about, {}, products)
+    text = opened(page)
+    assert browser.title == "Labels of <s>shop</s>"
+    for words in HOSTILE[:3]:
+        assert words in text
+    for shown in (
+        "<i>0</i> A > <u>B</u> 50.0% Toys & <b>games</b>",
+        "no id no category 25.0% for the whole label",
+        "two of them 7 A 75.0% B 50.0% 25.0% for the whole label",
+        "<q>why</q>",
+    ):
+        assert shown in text, shown
+    assert not browser.find_elements("css selector", "script, img, table i, u, s, em, q")
+
+    # Even if a mistake in a template let them through.
+    careless = page.replace("two of them", "".join(HOSTILE[:2]))
+    Path("careless.html").write_text(careless)
+    browser.get(Path("careless.html").resolve().as_uri())
+    assert browser.find_elements("css selector", "script")
+    assert browser.title == "Labels of <s>shop</s>"
 
 
 def summary(seed: int) -> drift.Summary:
@@ -171,7 +221,9 @@ def summary(seed: int) -> drift.Summary:
     histogram = np.histogram(one.column("confidence"), 20, (0, 1))[0]
     review = int(np.sum(one.column("needs_review").to_numpy()))
     nobody = np.empty(0, np.uint64)
-    return drift.Summary(ROWS, Counter(categories), ROWS / 2, histogram, review, labels, nobody, 1)
+    reviewed = Counter(one.filter(one.column("needs_review")).column("category").to_pylist())
+    counts = Counter(categories)
+    return drift.Summary(ROWS, counts, ROWS / 2, histogram, review, labels, nobody, 1, reviewed, 0, ())
 
 
 def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(

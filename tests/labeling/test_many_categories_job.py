@@ -1,6 +1,8 @@
 """Products of any number of categories, from the labelled catalog to the published labels of the second night."""
 
+import html
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,6 +112,16 @@ def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult
     again = pd.read_parquet(f"labels/run={second.run}")
     pd.testing.assert_frame_equal(again.iloc[:1_500], labels, check_like=True)
     assert json.loads(Path("labels/_latest.json").read_text())["run"] == second.run
+    page = html.unescape(Path(f"labels/run={second.run}/_report.html").read_text())
+    text = " ".join(re.sub(r"<[^>]+>", " ", page).split())
+    assert "A product counts once in each of its categories." in text
+    every = again["categories"].explode().dropna()
+    sales = every.str.startswith("Sale > ").sum()
+    assert f"Sale {sales:,} {sales / len(every):.1%}" in text
+    doubtful = again[again["needs_review"]].nsmallest(1, "confidence").iloc[0]
+    shown = text[text.index("Look at these first") :]
+    names = [f"{name} {score:.1%}" for name, score in zip(*doubtful[["categories", "confidences"]], strict=True)]
+    assert " ".join([doubtful["id"], *(names or ["no category"])]) in shown
 
 
 def test_mlflow_answers_as_the_labels(model: TrainResult, catalog: Path) -> None:

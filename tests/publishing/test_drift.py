@@ -109,3 +109,24 @@ def test_a_published_part_that_cannot_be_read_is_named(working_folder: Path) -> 
     Path("torn.parquet").write_bytes(Path("a").read_bytes()[:-9])
     with pytest.raises(StorageError, match=r"torn.parquet: cannot be read"):
         summarise([locate("torn.parquet")], 1)
+
+
+def test_what_needs_review_is_counted_by_category(working_folder: Path) -> None:
+    found = summarise([part("a", [1, 2, 3], ["A", "A", "B"], 0.9), part("b", [4, 5], ["A", "C"], 0.8)], None)
+    assert found.reviewed == Counter({"A": 3})
+    assert [(doubt.unit, doubt.row) for doubt in found.doubts] == [(1, 0), (0, 0), (0, 1)], "the least certain first"
+
+
+def test_a_product_of_several_categories_counts_in_each(working_folder: Path) -> None:
+    columns = {
+        "id": [1, 2, 3],
+        "categories": pa.array([["A", "B"], [], ["B"]], pa.list_(pa.string())),
+        "confidence": pa.array([0.3, 0.2, 0.9], pa.float32()),
+        "needs_review": [True, True, False],
+        "text_hash": ["x", "y", "z"],
+    }
+    pq.write_table(pa.table(columns), "lists")
+    found = summarise([locate("lists")], None)
+    assert (found.counts, found.reviewed) == (Counter("ABB"), Counter("AB"))
+    assert (found.rows, found.review, found.without) == (3, 2, 1)
+    assert [doubt.row for doubt in found.doubts] == [1, 0]

@@ -1,0 +1,163 @@
+"""The labels that most need a person's look, and the words that they were given to.
+
+Published parts hold no text. The words of a few products are read again from the catalog: just the rows in question, on the
+driver, whatever wrote the parts and when.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cataloger.data.catalog import Catalog
+from cataloger.data.inputs import SHOWN_CHARACTERS, Input
+from cataloger.data.units import Unit, read_units
+from cataloger.errors import CatalogerError, StorageError
+from cataloger.heads.columns import published_in
+from cataloger.infra.storage import Location, explain
+from cataloger.publishing import snapshot
+
+log = logging.getLogger(__name__)
+SHOWN = 12
+# Of the named columns of a row group, decompressed: to read one row of it, the driver must hold its chunks compressed.
+MAX_ROW_GROUP_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A label that needs review: row `row` of the part of `unit`; `text` is a hash of what was labelled."""
+
+    confidence: float
+    text: int
+    unit: int
+    row: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """A doubtful label for people: categories and alternatives are (path, confidence), the most probable first.
+
+    `confidence` is that of the label as a whole. `words` are the first 200 characters of what the model read, None where the
+    catalog could not be read again.
+    """
+
+    id: str | None
+    confidence: float
+    categories: tuple[tuple[str, float], ...]
+    alternatives: tuple[tuple[str, float], ...]
+    words: str | None
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made from: its catalog, in units, of which so many rows were rejected, and what its model reads of a row."""
+
+    catalog: Catalog
+    units: Sequence[Unit]
+    rejects: Mapping[int, int]
+    reads: Input
+
+
+def in_part(labels: pd.DataFrame, unit: int) -> tuple[Doubt, ...]:
+    """The least certain labels of a part that need review, one for each text; `labels` has confidence, needs_review and text."""
+    found = labels[labels["needs_review"]].drop_duplicates("text").nsmallest(SHOWN, "confidence")
+    rows = zip(found["confidence"], found["text"], found.index, strict=True)
+    return tuple(Doubt(float(confidence), int(text), unit, int(row)) for confidence, text, row in rows)
+
+
+def least(doubts: Iterable[Doubt]) -> tuple[Doubt, ...]:
+    """The least certain of these, one for each text."""
+    of_text: dict[int, Doubt] = {}
+    for doubt in sorted(doubts, key=lambda doubt: (doubt.confidence, doubt.unit, doubt.row)):
+        of_text.setdefault(doubt.text, doubt)
+    return tuple(of_text.values())[:SHOWN]
+
+
+def products(doubts: Sequence[Doubt], folder: Location, origin: Origin) -> list[Product]:
+    """What the parts in `folder` and the catalog say of these labels, in their order. Raises StorageError for a part.
+
+    Without words where the catalog cannot be read any more, is another one by now, or has such large row groups that the
+    driver had better not.
+    """
+    words = _words(doubts, origin)
+    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in _labels(doubts, folder)}
+    return [found[doubt] for doubt in doubts]
+
+
+def _labels(doubts: Sequence[Doubt], folder: Location) -> Iterator[tuple[Doubt, dict[str, Any]]]:
+    """Each doubt with its row of the labels, part by part."""
+    for unit, of_unit in groupby(sorted(doubts, key=lambda doubt: doubt.unit), key=lambda doubt: doubt.unit):
+        rows, part = list(of_unit), folder / snapshot.part_name(unit)
+        try:
+            with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
+                columns = published_in(file.schema_arrow.names)
+                table = file.read(columns=["id", "text_hash", *columns.kept])
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise StorageError(f"{part}: cannot be read, to show its least certain labels: {explain(error)}") from error
+        table = table.take([doubt.row for doubt in rows])
+        for doubt, label, categories in zip(rows, table.to_pylist(), columns.scored(table), strict=True):
+            yield doubt, {**label, "scored": categories}
+
+
+def _product(label: Mapping[str, Any], words: str | None) -> Product:
+    return Product(
+        id=None if label["id"] is None else str(label["id"])[:SHOWN_CHARACTERS],
+        confidence=label["confidence"],
+        categories=tuple(label["scored"]),
+        alternatives=tuple((other["category"], other["confidence"]) for other in label["alternatives"]),
+        words=words,
+    )
+
+
+def _words(doubts: Sequence[Doubt], origin: Origin) -> dict[str, str]:
+    """The beginnings of texts by their hash, the doubtful ones among them as far as they can be had."""
+    sizes = {file.path: file.sizes for file in origin.catalog.files}
+    rows = [
+        part
+        for part in _rows(doubts, origin)
+        if all(sizes[segment.path][segment.row_group] <= MAX_ROW_GROUP_BYTES for segment in part.segments)
+    ]
+    # A column may be named twice, and is read once.
+    schema = pa.schema([origin.catalog.schema.field(name) for name in dict.fromkeys(origin.reads.columns)])
+    found: dict[str, str] = {}
+    try:
+        for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
+            values = origin.reads.read(table).values.drop_null()
+            keys, shown = origin.reads.key(values), origin.reads.shown(values)
+            found.update(zip(keys.to_pylist(), shown.to_pylist(), strict=True))
+    except (CatalogerError, OSError, pa.ArrowException) as error:
+        # A catalog may be replaced as soon as it has been labelled.
+        log.warning("the words of the least certain products could not be read again: %s", error)
+    return found
+
+
+def _rows(doubts: Sequence[Doubt], origin: Origin) -> list[Unit]:
+    """The rows of the catalog that the doubtful labels may be of, each once and in its order.
+
+    A unit's labels stand in the order of its rows, with the rejected ones left out: row n of the labels is at most as many
+    rows further on as were rejected.
+    """
+    spans: list[tuple[int, int, int]] = []
+    for unit, row in sorted((doubt.unit, doubt.row) for doubt in doubts):
+        first, end = row, row + origin.rejects.get(unit, 0) + 1
+        if spans and spans[-1][0] == unit and first <= spans[-1][2]:
+            first = spans.pop()[1]
+        spans.append((unit, first, end))
+    units = {unit.index: unit for unit in origin.units}
+    return [_cut(units[unit], first, end) for unit, first, end in spans]
+
+
+def _cut(unit: Unit, first: int, end: int) -> Unit:
+    """Rows `first` to `end` of a unit."""
+    segments, start = [], 0
+    for segment in unit.segments:
+        skipped, stop = max(0, first - start), min(segment.rows, end - start)
+        if skipped < stop:
+            segments.append(replace(segment, start=segment.start + skipped, rows=stop - skipped))
+        start += segment.rows
+    return Unit(unit.index, tuple(segments))
