@@ -22,8 +22,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from selenium import webdriver
 
-from cataloger import demo, runtime, sample
+from cataloger import demo
 from cataloger.config import CompareConfig, LabelConfig, SampleConfig, TrainConfig
+from cataloger.data import sample
+from cataloger.infra import runtime
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH = 1100
@@ -36,24 +38,26 @@ def make_pages() -> tuple[Path, Path]:
     labelled = f"{demo.FOLDER}/labelled"
     sample.generate(SampleConfig(rows=demo.LABELLED_ROWS, output=labelled, labelled=True))
     with runtime.session():
-        from cataloger import comparing, labeling, training
+        from cataloger.evaluation.compare import compare
+        from cataloger.labeling.job import label
+        from cataloger.training.job import train
 
         # The champion, to be replaced by the demo's model: one layer below the head was trained, for one epoch.
-        training.train(
+        train(
             TrainConfig(
                 catalog=labelled, test_fraction=0.15, epochs=1, fine_tune="1", storage=f"{demo.FOLDER}/champion"
             )
         )
         first = demo.demo()
         a_day_later(f"{demo.FOLDER}/unlabelled", f"{demo.FOLDER}/unlabelled-2")
-        second = labeling.label(
+        second = label(
             LabelConfig(
                 catalog=f"{demo.FOLDER}/unlabelled-2",
                 output=f"{demo.FOLDER}/labels",
                 model=first.training.model_uri,
             )
         )
-        comparing.compare(
+        compare(
             CompareConfig(
                 ("champion", "challenger"),
                 evaluate=labelled,
