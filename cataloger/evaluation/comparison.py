@@ -9,7 +9,6 @@ from cataloger.errors import ConfigError
 from cataloger.evaluation.contenders import Contender
 from cataloger.evaluation.impact import Effect
 from cataloger.evaluation.predictions import Predictions, sides
-from cataloger.evaluation.promotion import Check
 from cataloger.evaluation.significance import Difference, McNemar, Scored, differences, mcnemar
 from cataloger.evaluation.slices import CategoryChange, Slice, by_category, frequency_groups, slices
 from cataloger.heads.sets import Sets
@@ -30,6 +29,14 @@ class Row:
     @property
     def differs(self) -> bool:
         return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """One condition of a promotion, and how it came out."""
+
+    passed: bool
+    reason: str
 
 
 @dataclass(frozen=True)

@@ -1,37 +1,96 @@
-"""Whether a challenger may replace the champion: better on the chosen score, and on no guard significantly worse."""
+"""Whether a challenger may replace the champion: better on the chosen score, and on no guard significantly worse; and that it does."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
+from cataloger.errors import ConfigError
+from cataloger.evaluation.comparison import Check, Comparison, Decision, Pair, side_by_side
+from cataloger.evaluation.contenders import Contender
+from cataloger.evaluation.predictions import Predictions
 from cataloger.evaluation.significance import LOWER_IS_BETTER, Difference
+from cataloger.model import registry
 
 GUARDS = ("accuracy", "tail-macro-f1", "calibration-error")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One condition of a promotion, and how it came out."""
-
-    passed: bool
-    reason: str
-
-
-class Compared(Protocol):
-    """The champion against a challenger, which takes `slowdown` times as long for a text, if that was measured."""
-
-    @property
-    def differences(self) -> tuple[Difference, ...]: ...
-    @property
-    def slowdown(self) -> float | None: ...
+def without_comparison(found: Sequence[Contender]) -> Comparison | None:
+    """Where the name has no champion yet, there is nothing to compare with: the first one named is promoted."""
+    name, version = _registered(found[0])
+    if registry.champion(name) is not None:
+        return None
+    note = f"promoted without comparison: {name} had no champion"
+    registry.promote(name, version, note, None)
+    decision = Decision(f"models:/{name}/{version}", (note,))
+    return Comparison((found[0].name,), side_by_side(found[:1]), decision=decision)
 
 
-def gain(pair: Compared, metric: str) -> float:
+def check_contenders(found: Sequence[Contender]) -> None:
+    """All must be versions of one model, and the first its champion. Raises ConfigError."""
+    name, version = _registered(found[0])
+    for other in found[1:]:
+        if _registered(other)[0] != name:
+            raise ConfigError(f"--promote: {other.name} is not a version of {name}, and cannot be its champion")
+        if when := registry.rolled_back(*_registered(other)):
+            raise ConfigError(
+                f"--promote: {other.name} was champion and was rolled back on {when}; train another one, or move the alias by hand in MLflow"
+            )
+    now = registry.champion(name)
+    if now != version:
+        raise ConfigError(f"--promote: the champion of {name} is version {now}; name it first, then its challengers")
+
+
+def check_rows(said: Sequence[Predictions], names: Sequence[str]) -> None:
+    """No model may have been trained on the rows. Raises ConfigError."""
+    for one, name in zip(said, names, strict=True):
+        if one.about.knows_the_answers:
+            raise ConfigError(
+                f"--promote: {name} was trained on {one.about.seen:.0%} of the rows of {one.about.catalog} and knows their answers; "
+                "--evaluate another catalog, or train with --test-fraction and compare with --split test"
+            )
+
+
+def _registered(contender: Contender) -> tuple[str, str]:
+    """(name, version)"""
+    if contender.version is None:
+        raise ConfigError(
+            f"--promote: {contender.name} is not a registered model; name a version, an alias or a training run"
+        )
+    return contender.version
+
+
+def decide(challengers: Sequence[Contender], pairs: Sequence[Pair], metric: str) -> Decision:
+    """For the best challenger, by the metric, of those that passed every check."""
+    passed = [place for place, pair in enumerate(pairs) if all(one.passed for one in pair.checks)]
+    reasons = [reason for pair in pairs for reason in _reasons(pair)]
+    if not passed:
+        return Decision(None, (f"not promoted: {pairs[0].first} stays champion", *reasons))
+    best = max(passed, key=lambda place: gain(pairs[place], metric))
+    return Decision(challengers[best].model, (f"promoted: {pairs[best].second} by {metric}", *reasons))
+
+
+def _reasons(pair: Pair) -> list[str]:
+    return [f"{pair.second} {'passed' if one.passed else 'failed'} {one.reason}" for one in pair.checks]
+
+
+def carry_out(decision: Decision, found: Sequence[Contender], pairs: Sequence[Pair]) -> None:
+    """The reasons go to every challenger's version, the alias to the one that was chosen. Raises TrackingError."""
+    champion = _registered(found[0])[1]
+    for challenger, pair in zip(found[1:], pairs, strict=True):
+        name, version = _registered(challenger)
+        outcome = decision.reasons[0]
+        if challenger.model == decision.promoted:
+            registry.promote(name, version, "\n".join([outcome, *_reasons(pair)]), champion)
+        else:
+            outcome = outcome if decision.promoted is None else f"not promoted; {outcome}"
+            registry.note(name, version, "\n".join([outcome, *_reasons(pair)]))
+
+
+def gain(pair: Pair, metric: str) -> float:
     """By how much the challenger is better."""
     (chosen,) = (difference for difference in pair.differences if difference.key == metric)
     return -chosen.by if chosen.name in LOWER_IS_BETTER else chosen.by
 
 
-def check(pair: Compared, metric: str, max_slowdown: float) -> list[Check]:
+def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
     """Every condition, the metric first."""
     by_key = {difference.key: difference for difference in pair.differences}
     chosen = by_key[metric]

@@ -1,9 +1,8 @@
-from dataclasses import dataclass
-
 import pytest
 
+from cataloger.evaluation.comparison import Pair
 from cataloger.evaluation.promotion import check, gain
-from cataloger.evaluation.significance import Difference
+from cataloger.evaluation.significance import Difference, McNemar
 
 SAME = {
     "accuracy": (0.80, 0.80, -0.01, 0.01),
@@ -13,19 +12,14 @@ SAME = {
 }
 
 
-@dataclass(frozen=True)
-class Compared:
-    differences: tuple[Difference, ...]
-    slowdown: float | None = 1.0
-
-
-def compared(slowdown: float | None = 1.0, **changes: tuple[float, float, float, float]) -> Compared:
+def compared(slowdown: float | None = 1.0, **changes: tuple[float, float, float, float]) -> Pair:
     """(champion, challenger, low, high) of the difference, by name with _ for spaces."""
     values = SAME | {name.replace("_", " "): value for name, value in changes.items()}
-    return Compared(tuple(Difference(name, *value) for name, value in values.items()), slowdown)
+    differences = tuple(Difference(name, *value) for name, value in values.items())
+    return Pair("champion", "challenger", 100, (), differences, McNemar(0, 0), (), (), slowdown)
 
 
-def failed(pair: Compared, metric: str = "accuracy") -> list[str]:
+def failed(pair: Pair, metric: str = "accuracy") -> list[str]:
     return [one.reason for one in check(pair, metric, max_slowdown=1.5) if not one.passed]
 
 

@@ -4,9 +4,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cataloger.bundle import read_spec
+from cataloger.data.inputs import input_of
 from cataloger.errors import CatalogError
 from cataloger.evaluation.predictions import About
-from cataloger.evaluation.race import TEXTS, sampled_texts
+from cataloger.evaluation.race import TEXTS, sampled_rows
 
 
 def test_a_model_is_raced_on_the_columns_that_are_named(bundle: Path, labelled: Path) -> None:
@@ -17,8 +18,10 @@ def test_a_model_is_raced_on_the_columns_that_are_named(bundle: Path, labelled: 
         About("model", f"{name}.parquet", "", "id", "category_path", "all", spec.categories, 0.0)
         for name in ("shop", "renamed")
     )
-    texts = sampled_texts(shop, spec, None)
-    assert TEXTS * 0.9 < len(texts) <= TEXTS
-    assert sampled_texts(renamed, spec, ("name", "brand", "description")).equals(texts)
+    columns, other = spec.text_columns, ("name", "brand", "description")
+    rows = sampled_rows(shop, columns)
+    assert TEXTS * 0.9 < len(rows) <= TEXTS
+    texts = input_of(spec, bundle).read(rows).values
+    assert input_of(spec, bundle, other).read(sampled_rows(renamed, other)).values.equals(texts)
     with pytest.raises(CatalogError, match="no column 'title'.*--text-columns"):
-        sampled_texts(renamed, spec, None)
+        sampled_rows(renamed, columns)

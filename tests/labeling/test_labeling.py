@@ -12,10 +12,10 @@ from transformers import AutoModel, AutoTokenizer
 
 from cataloger.config import LabelConfig
 from cataloger.data import units
+from cataloger.data.inputs import NO_TEXT
 from cataloger.data.text import compose
 from cataloger.infra.storage import locate
 from cataloger.labeling.job import label
-from cataloger.labeling.stream import NO_TEXT
 from cataloger.model.predictor import Predictor
 from cataloger.publishing import snapshot
 from cataloger.taxonomy import prefix
