@@ -14,8 +14,8 @@ from cataloger.data.catalog import open_catalog
 from cataloger.data.seen import Seen
 from cataloger.data.units import plan_units, read_units
 from cataloger.errors import ConfigError, ModelError
-from cataloger.evaluation.compare import _check_rows
 from cataloger.evaluation.predictions import About, Predictions
+from cataloger.evaluation.promotion import check_rows
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import _encode, seen_rows
 
@@ -109,9 +109,9 @@ def test_a_model_that_saw_the_rows_is_not_promoted_by_them(share: float | None, 
     said = [Predictions(pa.table({}), ABOUT), Predictions(pa.table({}), About(**{**vars(ABOUT), "seen": share}))]
     if refused:
         with pytest.raises(ConfigError, match="challenger was trained on 97% of the rows of shop.parquet"):
-            _check_rows(said, ("champion", "challenger"))
+            check_rows(said, ("champion", "challenger"))
     else:
-        _check_rows(said, ("champion", "challenger"))
+        check_rows(said, ("champion", "challenger"))
 
 
 def test_evaluations_made_before_are_read(working_folder: Path) -> None:
