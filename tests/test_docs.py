@@ -287,3 +287,11 @@ def test_what_the_readme_says_of_ray_is_true(working_folder: Path, ray_session: 
     assert written() == ["new"] * (40 - len(half)) + half, "one output, labels of both models"
     job("newest", broken=False)
     assert len(written()) == 80, "the rows of the next run are added"
+
+
+def test_the_architecture_names_every_module_in_its_package() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| [^|]* \| (.*) \|$", text, re.MULTILINE)
+    named = {(package, module) for package, modules in rows for module in re.findall(r"`(\w+)`", modules)}
+    files = [file.relative_to(ROOT) for file in (ROOT / "cataloger").rglob("*.py") if file.stem != "__init__"]
+    assert named == {(file.parent.name, file.stem) for file in files}
