@@ -184,7 +184,7 @@ def test_the_commands_are_found() -> None:
 def test_every_flag_in_the_text_belongs_to_a_job_or_a_benchmark(page: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", prose(page)):
         flags = [name.replace("-", "_") for name in re.findall(r"(?:^|\s)--([a-z][a-z-]*)", code)]
-        script = re.search(r"(jobs|benchmarks)/(\w+)\.py", code)
+        script = re.search(r"(jobs|benchmarks)/([a-z]\w*)\.py", code)
         if script is None:
             known = FLAGS if code.startswith("--") else set(flags)  # git's and Ray's flags are not ours
         elif script[1] == "jobs":
