@@ -1,13 +1,18 @@
-"""Where base models come from, and whether the bundled one is what its makers published."""
+"""Where base models come from, whether the bundled one is what its makers published, and bundles of earlier formats."""
 
+import json
+import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from cataloger import bundle
-from cataloger.bundle import base_model_folder, checked_base_model
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, SPEC, base_model_folder, checked_base_model, read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import ModelError
+from cataloger.heads.columns import COLUMNS
+from cataloger.model.predictor import Predictor
 from cataloger.training.plan import plan
 
 
@@ -39,3 +44,19 @@ def test_weights_that_are_not_those_of_their_makers_are_refused_before_training(
 def test_the_bundled_weights_are_those_of_their_makers_and_others_are_not_asked(tiny_model: Path) -> None:
     assert checked_base_model("minilm") == base_model_folder("minilm")
     assert checked_base_model(str(tiny_model)) == tiny_model
+
+
+@pytest.mark.parametrize(("multi_label", "head"), [(False, ONE_CATEGORY), (True, MANY_CATEGORIES)])
+@pytest.mark.parametrize("version", [2, 3])
+def test_bundles_of_earlier_formats_label_as_before(
+    working_folder: Path, bundle: Path, version: int, multi_label: bool, head: str
+) -> None:
+    folder = shutil.copytree(bundle, working_folder / "old")
+    spec = json.loads((folder / SPEC).read_text())
+    del spec["head"]
+    spec |= {"format_version": version, "multi_label": multi_label, "thresholds": [0.5] if multi_label else []}
+    (folder / SPEC).write_text(json.dumps(spec))
+    found = read_spec(folder)
+    assert (found.head, found.format_version) == (head, version)
+    labels = Predictor(folder).label(pa.table({name: ["red shoes", None] for name in found.text_columns}))
+    assert labels.column(COLUMNS[head].answer).is_valid().to_pylist() == [True, False]
