@@ -1,6 +1,6 @@
 """jobs/label.py that kills itself with SIGKILL: `dying_driver.py MOMENT flags…`.
 
-MOMENT is the name of a function of cataloger at whose call it dies, such as `labeling.plan_units`, or `parts=N`: after
+MOMENT is the name of a function of cataloger at whose call it dies, such as `labeling.job.plan_units`, or `parts=N`: after
 that many finished units.
 """
 
@@ -32,7 +32,7 @@ if moment.startswith("parts="):
 
     labeling.label_units = dying_stream
 else:
-    module, _, function = moment.partition(".")
+    module, _, function = moment.rpartition(".")
     found = importlib.import_module(f"cataloger.{module}")
     assert callable(getattr(found, function))
     setattr(found, function, die)

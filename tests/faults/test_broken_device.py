@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from cataloger.config import LabelConfig
+from cataloger.data.batching import Batch
 from cataloger.errors import ResourceError
 from cataloger.labeling import stream
 from cataloger.labeling.job import LabelResult, label
@@ -28,11 +28,11 @@ def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch
         def __init__(self, engine: Any) -> None:
             self.engine, self.calls = engine, 0
 
-        def __call__(self, ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
+        def __call__(self, batch: Batch) -> torch.Tensor:
             self.calls += 1
             if self.calls > 1:
                 raise RuntimeError(SAYS)
-            return self.engine(ids, mask)
+            return self.engine(batch)
 
     class Labeler(stream.Labeler):
         def __init__(self, **given: Any) -> None:
@@ -41,7 +41,7 @@ def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch
                 file.write("loaded\n")
                 file.seek(0)
                 if len(file.readlines()) <= how_many:
-                    self.bundle.engine = Breaking(self.bundle.engine)
+                    self.predictor.engine = Breaking(self.predictor.engine)
 
     patch.setattr(stream, "Labeler", Labeler)
     pq.write_table(

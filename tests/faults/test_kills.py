@@ -109,13 +109,13 @@ def test_a_driver_killed_ten_times_is_finished_by_the_same_command(
     choose = random.Random(3)
     write_catalog(2 * ROWS)
     moments: list[str | float] = [
-        "catalog.open_catalog",
-        "labeling.plan_units",
-        "snapshot.finished_parts",
-        "runtime.session",
+        "data.catalog.open_catalog",
+        "labeling.job.plan_units",
+        "publishing.snapshot.finished_parts",
+        "infra.runtime.session",
     ]
     # Units that are under way when their driver dies are finished: with more moments than these, too few would be left.
-    moments += [choose.uniform(1.0, 6.0), *["parts=0"] * 3, "snapshot.write_manifest", "pointer.publish"]
+    moments += [choose.uniform(1.0, 6.0), *["parts=0"] * 3, "publishing.snapshot.write_manifest", "publishing.pointer.publish"]
     assert len(moments) == 10
     stamps: dict[str, int] = {}
     for moment in moments:
