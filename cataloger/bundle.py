@@ -19,6 +19,7 @@ SPEC = "cataloger.json"
 # said `multi_label` where `head` stands now.
 FORMAT = 4
 READABLE = (2, 3, FORMAT)
+WITH_HEAD = 4  # the first of them that says `head`
 # What a model answers (see `heads`).
 ONE_CATEGORY, MANY_CATEGORIES = "one_category", "many_categories"
 WEIGHTS = "model.safetensors"
@@ -150,7 +151,7 @@ def read_spec(folder: Path) -> Spec:
     try:
         stored = strict.parse(dict[str, Any], data)
         version = stored.get("format_version")
-        if isinstance(version, int) and version < FORMAT:
+        if isinstance(version, int) and version < WITH_HEAD:
             stored = _with_head(stored)
         newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
         newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []

@@ -46,6 +46,8 @@ def tracking_store(nothing_left: None, tmp_path_factory: pytest.TempPathFactory)
             "AWS_REGION": "eu-central-1",
             # How often Ray Train looks after its workers: tiny trainings end between two looks.
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+            # No cloud takes this machine away, and every training would start a process that asks.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         }.items():
             patch.setenv(name, value)
         yield uri

@@ -49,7 +49,7 @@ class Ragged:
 
     def take(self, rows: IntArray) -> Self:
         """These rows, copied."""
-        lengths = self.lengths[rows]
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         positions = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return replace(self, flat=self.flat[positions], offsets=offsets)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,7 +23,8 @@ NOT_UTF8 = "a text column is not valid UTF-8"
 class Values:
     """What is read of the N rows of a table, which has null for what cannot be read.
 
-    `values` is null where there is nothing to read; `reasons` then says why, for the reject.
+    `values` is a column that Arrow can encode as a dictionary, null where nothing was read. `reasons` says why a row cannot be
+    answered, null where it can: a row of which a part cannot be read has a reason too.
     """
 
     table: pa.Table
@@ -70,6 +72,9 @@ class Input(Protocol):
     def from_arrow(self, table: pa.Table) -> Any:
         """`Encoded.to_arrow` the other way."""
 
+    def example(self) -> Any:
+        """`Encoded`, of one row that every network must have an answer for."""
+
 
 class TextInput:
     """The texts of some columns, composed into one, as tokens of the tokenizer in a model's folder."""
@@ -99,6 +104,9 @@ class TextInput:
     def encode(self, values: pa.Array) -> Tokens:
         return self.from_arrow(pa.table({"tokens": tokenize(self._tokenizer, values)}))
 
+    def example(self) -> Tokens:
+        return Tokens(np.zeros(2, np.int32), np.array([0, 2]), self._pad_id)
+
     def from_arrow(self, table: pa.Table) -> Tokens:
         return Tokens.from_arrow(table.column("tokens"), self._pad_id)
 
@@ -116,7 +124,7 @@ def input_of(spec: Spec, folder: Path, columns: Sequence[str] = ()) -> Input:
     return _text_input(folder, tuple(columns or spec.text_columns), spec.max_tokens)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)
 def _text_input(folder: Path, columns: tuple[str, ...], max_tokens: int) -> TextInput:
-    """One per process: to read a tokenizer takes a tenth of a second."""
+    """Kept for the next units: to read a tokenizer takes a tenth of a second. A few, as a service may load one model after another."""
     return TextInput(folder, columns, max_tokens)

@@ -55,7 +55,10 @@ class Head(Protocol):
         """
 
     def fit(self, judged: Arrays, target_precision: float) -> tuple[dict[str, float], Spec]:
-        """(metrics of the validation rows, the spec with thresholds fitted on them)"""
+        """(metrics of the validation rows, the spec with thresholds fitted on them)
+
+        `val_weighted_f1` and `val_accuracy` are among the metrics: the first decides which epoch is kept.
+        """
 
 
 HEADS: Mapping[str, type[Head]] = {ONE_CATEGORY: OneCategory, MANY_CATEGORIES: ManyCategories}

@@ -6,6 +6,7 @@ confidence, alternatives and alternative_confidence, all but the third of any le
 """
 
 from collections.abc import Collection
+from functools import cached_property
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -32,7 +33,8 @@ class Columns(Protocol):
     def fits(label: pa.Field) -> bool:
         """Whether such a label column is what a model with these answers learns from."""
 
-    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]: ...
+    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
+        """`answer`, and for the page, the drift and the scores also `confidence`, `alternatives` and `needs_review`."""
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
         """The answers that labels of the same model, with as many alternatives, were made from."""
@@ -116,6 +118,12 @@ class Category:
     def empty(labels: pa.Table) -> int:
         return 0
 
+    @cached_property
+    def _ancestors(self) -> pa.Array:
+        """Those of all categories at the top level, at the next one, …"""
+        taxonomy = self.taxonomy
+        return pa.array([name for level in range(taxonomy.depth) for name in taxonomy.ancestors(level)])
+
     def _trusted(self, answers: pa.Table) -> pa.Array:
         """The deepest step of each answer's path that reaches the threshold of its level; null where not even the top does."""
         taxonomy, label = self.taxonomy, answers.column("label").to_numpy().astype(np.int64)
@@ -124,8 +132,7 @@ class Category:
         certainty = taxonomy.certainty(levels.reshape(len(label), taxonomy.depth), confidence, label)
         passed = certainty >= self.thresholds
         deepest = taxonomy.depth - 1 - passed[:, ::-1].argmax(axis=1)
-        names = pa.array([name for level in range(taxonomy.depth) for name in taxonomy.ancestors(level)])
-        return names.take(pa.array(deepest * len(taxonomy) + label, mask=~passed.any(axis=1)))
+        return self._ancestors.take(pa.array(deepest * len(taxonomy) + label, mask=~passed.any(axis=1)))
 
 
 class Categories:

@@ -11,9 +11,10 @@ import torch
 from torch.nn import functional as F
 
 from cataloger.bundle import Spec
-from cataloger.config import LongTail, TrainConfig
+from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
-from cataloger.heads.one_category import FOCUS, NEVER
+from cataloger.heads.losses import SetLoss
+from cataloger.heads.one_category import NEVER
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: of a validation row only the categories above it are kept.
@@ -39,7 +40,7 @@ class ManyCategories:
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
 
-    def objective(self, config: TrainConfig, sets: Ragged) -> "SetLoss":
+    def objective(self, config: TrainConfig, sets: Ragged) -> SetLoss:
         return SetLoss(config.long_tail)
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
@@ -132,23 +133,7 @@ class ManyCategories:
         return metrics, replace(self.spec, thresholds=(min(threshold, NEVER),), category_thresholds=own)
 
 
-class SetLoss:
-    """Per-row loss of logits of a model that gives any number of categories: binary cross-entropy, summed over the categories."""
-
-    level_weights: tuple[float, ...] = ()
-
-    def __init__(self, long_tail: LongTail = "off") -> None:
-        self.long_tail = long_tail
-
-    def __call__(self, logits: torch.Tensor, indicators: torch.Tensor) -> torch.Tensor:
-        """[rows] losses of [rows, categories] float32 logits and indicators, 1 where the row has the category."""
-        loss = F.binary_cross_entropy_with_logits(logits, indicators, reduction="none")
-        if self.long_tail == "focal":  # Lin et al. 2017, equation 4
-            loss = loss * (1 - (-loss).exp()) ** FOCUS
-        return loss.sum(dim=1)
-
-
-def set_confidence(none: FloatArray, counts: IntArray, logits: FloatArray) -> FloatArray:
+def set_confidence(none: npt.NDArray[np.float64], counts: IntArray, logits: FloatArray) -> FloatArray:
     """[N] that a row has just its categories, taking all as independent.
 
     `none` [N] is the log of the probability that it has none at all; `counts` [N] are how many it has, and `logits` theirs, end to
@@ -161,8 +146,12 @@ def set_confidence(none: FloatArray, counts: IntArray, logits: FloatArray) -> Fl
 
 
 def _none(logits: torch.Tensor) -> torch.Tensor:
-    """[rows] log of the probability that a row has none of the categories, of scaled logits."""
-    return F.logsigmoid(-logits).sum(dim=1)
+    """float64 [rows] log of the probability that a row has none of the categories, of scaled logits.
+
+    log(1 - p) is log sigmoid(|x|) - relu(x): the first is small; the second, which the logits of the row's own categories cancel
+    later, is summed exactly.
+    """
+    return F.logsigmoid(logits.abs()).sum(dim=1).double() - F.relu(logits).sum(dim=1, dtype=torch.float64)
 
 
 def fit_thresholds(

@@ -12,13 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from cataloger.bundle import Spec
-from cataloger.config import LongTail, TrainConfig
+from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.columns import lists_of
+from cataloger.heads.losses import Loss
 from cataloger.taxonomy import Taxonomy
 
-FOCUS = 2.0
-BETA = 0.999
 # Above every confidence: where validation never reached the target precision, all rows need review.
 NEVER = 1.01
 
@@ -36,7 +35,7 @@ class OneCategory:
     def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
 
-    def objective(self, config: TrainConfig, sets: Ragged) -> "Loss":
+    def objective(self, config: TrainConfig, sets: Ragged) -> Loss:
         counts = np.bincount(sets.first(), minlength=len(self.taxonomy))
         weights = (1.0,) if config.level_weights == "auto" else config.level_weights
         if len(weights) == 1:
@@ -125,64 +124,3 @@ class Levels:
             column = mass.gather(1, group[labels].unsqueeze(1)).squeeze(1)
             columns.append(column.masked_fill(self.depths[labels] <= level, math.nan))
         return torch.stack(columns, dim=1).clamp(max=1.0)
-
-
-class Loss:
-    """Per-row loss of logits. `counts` [categories] are the training rows of each category.
-
-    With level weights w, top level first, the cross-entropy of the row's ancestor at each upper level l is added w[l] times;
-    the probability of an ancestor is the sum over the categories below it. With label smoothing s, a share s of the target is spread evenly over the levels
-    of the tree and at each level over the categories that share the row's ancestor there: near categories get more than
-    far ones (after Bertinetto et al. 2020, section 3.2).
-    """
-
-    def __init__(
-        self,
-        taxonomy: Taxonomy,
-        counts: npt.NDArray[np.int64],
-        long_tail: LongTail = "off",
-        level_weights: Sequence[float] = (),
-        label_smoothing: float = 0.0,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.long_tail, self.level_weights, self.label_smoothing = long_tail, tuple(level_weights), label_smoothing
-        self.weight = torch.from_numpy(class_weights(counts)).float().to(device)
-        # Categories without training rows keep a finite prior.
-        self.log_prior = torch.from_numpy(np.log(np.maximum(counts, 0.5) / counts.sum())).float().to(device)
-        self.levels = [torch.from_numpy(group).to(device) for group in taxonomy.groups[:-1]]
-
-    def __call__(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """[rows] losses of [rows, categories] float32 logits and [rows] label ids."""
-        # Menon et al. 2021, equation 10, with tau = 1: the prior is added while training, and not when predicting.
-        scores = logits + self.log_prior if self.long_tail == "logit-adjusted" else logits
-        logs = F.log_softmax(scores, dim=1)
-        own = logs.gather(1, labels.unsqueeze(1)).squeeze(1)
-        loss = -own
-        if self.label_smoothing:
-            loss = (1 - self.label_smoothing) * loss + self.label_smoothing * self._far(logs, labels)
-        if self.long_tail == "focal":  # Lin et al. 2017, equation 4
-            loss = loss * (1 - own.exp()).clamp(min=0) ** FOCUS
-        if self.long_tail == "class-balanced":
-            loss = loss * self.weight[labels]
-        for group, weight in zip(self.levels, self.level_weights, strict=False):
-            if weight:
-                outside = group.unsqueeze(0) != group[labels].unsqueeze(1)
-                loss = loss - weight * logs.masked_fill(outside, -torch.inf).logsumexp(dim=1)
-        return loss
-
-    def _far(self, logs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean over the root and the upper levels of the mean -log p of the categories below the row's ancestor there."""
-        losses = [-logs.mean(dim=1)]
-        for group in self.levels:
-            inside = (group.unsqueeze(0) == group[labels].unsqueeze(1)).float()
-            losses.append(-(logs * inside).sum(dim=1) / inside.sum(dim=1))
-        return torch.stack(losses).mean(dim=0)
-
-
-def class_weights(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Inverse effective number of rows, (1 - beta) / (1 - beta^n) with beta = 0.999 (Cui et al. 2019, equation 4).
-
-    Scaled so that their mean over the training rows is 1: the learning rate keeps its meaning.
-    """
-    weights = (1 - BETA) / (1 - BETA ** np.maximum(counts, 1).astype(np.float64))
-    return np.asarray(weights * counts.sum() / (weights * counts).sum())

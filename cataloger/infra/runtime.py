@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -182,6 +183,16 @@ def set_threads(processes_on_this_node: int) -> None:
     import torch
 
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes_on_this_node))
+
+
+def prepare_to_abort() -> None:
+    """For an actor whose constructor has failed, before it raises.
+
+    Ray 2.60 then aborts a process whose actor takes several calls at once, and the handlers that are to tell of the abort may
+    fail themselves, over and over: the process would stay, with a core of its own, and a log that grows for ever.
+    """
+    for number in (signal.SIGABRT, signal.SIGSEGV):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def share_folder(folder: Path) -> Any:

@@ -224,7 +224,11 @@ def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResul
 
 def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) -> None:
     """A page of it in the run's folder and in MLflow."""
-    products = doubts.products(found.now.doubts, night.folder, origin)
+    try:
+        products = doubts.products(found.now.doubts, night.folder, origin)
+    except Exception:  # whatever it fails at: the page is of use without them
+        log.warning("the least certain products of run %s could not be looked up", night.run, exc_info=True)
+        products = []
     about = {"catalog": night.config.catalog, "model": night.model}
     page = nightly.page(found, about, _figures(result), products)
     (night.folder / snapshot.REPORT).write(page.encode())

@@ -124,6 +124,16 @@ class Labeler:
     """The actor that holds the model. It sees distinct texts only: its time is the forward pass."""
 
     def __init__(self, model: Model, shape: ActorShape, precision: Precision, alternatives: int) -> None:
+        self.alternatives = alternatives
+        self.clock = SharedClock()
+        self.has_answered = False
+        try:
+            self._load(model, shape, precision)
+        except Exception:
+            runtime.prepare_to_abort()
+            raise
+
+    def _load(self, model: Model, shape: ActorShape, precision: Precision) -> None:
         # Imported here: the driver and the reading tasks need no torch.
         import torch
 
@@ -133,9 +143,6 @@ class Labeler:
         torch.set_num_threads(shape.threads)
         self.out_of_memory = torch.OutOfMemoryError
         self.predictor = Predictor(model.folder(), shape.device, precision)
-        self.alternatives = alternatives
-        self.clock = SharedClock()
-        self.has_answered = False
         if not isinstance(self.predictor.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)

@@ -27,7 +27,7 @@ NETWORK = "network.xml"
 
 
 class Engine(Protocol):
-    """A network on a device."""
+    """A network on a device. It computes in the threads that PyTorch has when it is made."""
 
     name: str
     # Padded tokens per forward pass: enough to keep the chip busy, small enough for its caches (CPU) or memory (GPU).
@@ -36,7 +36,10 @@ class Engine(Protocol):
     streams: int
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Logits, float32 [rows, categories] on the device."""
+        """Logits, float32 [rows, categories] on the device.
+
+        Raises RuntimeError or ValueError where it cannot answer: the row that it cannot answer is then looked for.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
 from cataloger.heads.base import head_of
-from cataloger.heads.columns import columns_of
+from cataloger.heads.columns import Columns, columns_of
 from cataloger.model.engines import load_engine
 
 
@@ -38,15 +38,20 @@ class Predictor:
         """What it reads of a row."""
         return input_of(self.spec, self.folder)
 
+    @cached_property
+    def columns(self) -> Columns:
+        """What is published of its answers."""
+        return columns_of(self.spec)
+
     def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
         """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read.
 
         The way of a row in one process: read, encode, answer, to labels.
         """
-        values = self.input.read(table).values
-        readable = values.is_valid()
-        answers = self.answer(self.input.encode(values.filter(readable)), alternatives)
-        labels = pa.table(columns_of(self.spec).to_labels(answers))
+        read = self.input.read(table)
+        readable = read.reasons.is_null()
+        answers = self.answer(self.input.encode(read.values.filter(readable)), alternatives)
+        labels = pa.table(self.columns.to_labels(answers))
         known = readable.to_numpy(zero_copy_only=False)
         return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
 
@@ -82,14 +87,14 @@ class Predictor:
             yield done, logits.result()
 
     def works(self) -> bool:
-        """Whether the engine answers two tokens that every model has.
+        """Whether the engine answers a row that it must have an answer for.
 
         If not, what failed was no fault of its input: a GPU that had a fault fails its process at everything from then on.
         """
-        tokens = {"input_ids": np.zeros((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.bool_)}
+        example = self.input.example().batch(np.zeros(1, np.int64))
         try:
             # Back from the device: a GPU says what went wrong when it is waited for.
-            self._turns.submit(self.engine, tokens).result().cpu()
+            self._turns.submit(self.engine, example).result().cpu()
         except Exception:  # every engine has errors of its own
             return False
         return True

@@ -25,18 +25,21 @@ class Categorizer:
         from cataloger.model.predictor import Predictor
 
         self.predictor = Predictor(folder, "cuda" if torch.cuda.is_available() else "cpu", "auto")
+        # All that answering needs is read from the folder now: it may be gone later, and what is broken must fail here.
+        nothing = pa.array([], pa.string())
+        self.predictor.label(pa.table(dict.fromkeys(self.predictor.input.columns, nothing)))
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
-        """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's text columns.
+        """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's columns.
 
         Rows keep their place and their index. A row without text gets None.
         """
         import pandas as pd
 
-        spec = self.predictor.spec
-        columns = {name: _column(frame[name]) if name in frame else pa.nulls(len(frame)) for name in spec.text_columns}
+        read = self.predictor.input.columns
+        columns = {name: _column(frame[name]) if name in frame else pa.nulls(len(frame)) for name in read}
         labels = self.predictor.label(pa.table(columns))
-        answers = {name: labels.column(name).to_pylist() for name in (columns_of(spec).answer, "confidence")}
+        answers = {name: labels.column(name).to_pylist() for name in (self.predictor.columns.answer, "confidence")}
         return pd.DataFrame(answers, index=frame.index, dtype=object)
 
 

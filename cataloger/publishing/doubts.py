@@ -5,7 +5,7 @@ driver, whatever wrote the parts and when.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -84,8 +84,9 @@ def products(doubts: Sequence[Doubt], folder: Location, origin: Origin) -> list[
     Without words where the catalog cannot be read any more, is another one by now, or has such large row groups that the
     driver had better not.
     """
-    words = _words(doubts, origin)
-    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in _labels(doubts, folder)}
+    labels = dict(_labels(doubts, folder))
+    words = _words(doubts, origin, {label["text_hash"] for label in labels.values()})
+    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in labels.items()}
     return [found[doubt] for doubt in doubts]
 
 
@@ -114,8 +115,8 @@ def _product(label: Mapping[str, Any], words: str | None) -> Product:
     )
 
 
-def _words(doubts: Sequence[Doubt], origin: Origin) -> dict[str, str]:
-    """The beginnings of texts by their hash, the doubtful ones among them as far as they can be had."""
+def _words(doubts: Sequence[Doubt], origin: Origin, wanted: Collection[str]) -> dict[str, str]:
+    """The beginnings of the texts of these hashes, as far as they can be had."""
     sizes = {file.path: file.sizes for file in origin.catalog.files}
     rows = [
         part
@@ -129,7 +130,8 @@ def _words(doubts: Sequence[Doubt], origin: Origin) -> dict[str, str]:
         for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
             values = origin.reads.read(table).values.drop_null()
             keys, shown = origin.reads.key(values), origin.reads.shown(values)
-            found.update(zip(keys.to_pylist(), shown.to_pylist(), strict=True))
+            pairs = zip(keys.to_pylist(), shown.to_pylist(), strict=True)
+            found.update((key, text) for key, text in pairs if key in wanted)
     except (CatalogerError, OSError, pa.ArrowException) as error:
         # A catalog may be replaced as soon as it has been labelled.
         log.warning("the words of the least certain products could not be read again: %s", error)

@@ -21,7 +21,6 @@ from cataloger.bundle import Spec, checked_base_model
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Tokens, shuffled_batches
-from cataloger.data.inputs import TextInput
 from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
@@ -33,6 +32,7 @@ from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
 from cataloger.training.pretraining import MaskedWords
+from cataloger.training.rows import training_input
 from cataloger.training.stages import FineTuning, Machine, Result, Stage
 from cataloger.training.tuning import merged
 
@@ -46,7 +46,7 @@ COUNTERS = ("number", "epoch", "batch", "step", "best", "stale")
 
 def stages_of(config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path, machine: Machine) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
-    rows = load_examples(blocks, TextInput(base, config.text_columns, config.max_tokens))
+    rows = load_examples(blocks, training_input(config))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec)
     set_dropout(network, config.dropout, machine.device.type)
@@ -125,7 +125,8 @@ class Loop:
         self.model.train()
         rng = np.random.default_rng(seeds)
         encoded, drawn = self.stage.begin_epoch(rng)
-        batches = shuffled_batches(encoded.costs, drawn, self.config.batch_size, rng)
+        costs = encoded.costs
+        batches = shuffled_batches(costs, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []
         trained, since = 0, time.monotonic()
         for batch in batches[self.batch :]:
@@ -133,7 +134,7 @@ class Loop:
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.stage.epochs)
             losses.append(self._step(batch))
-            trained += int(encoded.costs[batch].sum())
+            trained += int(costs[batch].sum())
             self.step, self.batch = self.step + 1, self.batch + 1
             if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
                 shown = {"learning_rate": rate, "tokens_per_second": trained / (time.monotonic() - since)}

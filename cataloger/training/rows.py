@@ -15,7 +15,7 @@ from cataloger.bundle import FORMAT, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
-from cataloger.data.inputs import TextInput
+from cataloger.data.inputs import Input, TextInput
 from cataloger.data.seen import Seen
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
@@ -82,7 +82,7 @@ def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, co
     bad = np.any([undecodable(table.column(name)) for name in texts_and_group], axis=0)
     names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
     table = table.filter(pa.array(~bad))
-    given = _input(config.base_model, config.text_columns, config.max_tokens)
+    given = training_input(config)
     texts = given.read(table).values
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
@@ -129,5 +129,6 @@ def wants_unlabelled(config: TrainConfig) -> bool:
 
 
 @functools.cache
-def _input(base_model: str, columns: tuple[str, ...], max_tokens: int) -> TextInput:
-    return TextInput(base_model_folder(base_model), columns, max_tokens)
+def training_input(config: TrainConfig) -> Input:
+    """What a training reads of a row: what the model it makes will read."""
+    return TextInput(base_model_folder(config.base_model), config.text_columns, config.max_tokens)

@@ -1,12 +1,15 @@
 """Promise: a device that fails for good costs time, and no healthy row its label."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.exceptions import RayError
 
 from cataloger.config import LabelConfig
 from cataloger.data.batching import Batch
@@ -17,6 +20,28 @@ from cataloger.labeling.job import LabelResult, label
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 ROWS = 3_000
 SAYS = "CUDA error: an illegal memory access was encountered"
+
+
+def test_a_process_that_cannot_load_its_model_is_gone(
+    working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where Ray's own handling of its end fails it would use a core for ever."""
+    marker = working_folder / "marker"
+
+    class Labeler(stream.Labeler):
+        def _load(self, *given: Any) -> None:
+            super()._load(*given)
+            with marker.open("a") as file:
+                file.write(f"{os.getpid()}\n")
+            raise OSError("the weights cannot be read")
+
+    monkeypatch.setattr(stream, "Labeler", Labeler)
+    pq.write_table(pa.table({"id": [1], "title": ["tea"]}), "c.parquet")
+    with pytest.raises(RayError, match="the weights cannot be read"):
+        label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+    processes = [psutil.Process(pid) for pid in map(int, marker.read_text().split()) if psutil.pid_exists(pid)]
+    _, alive = psutil.wait_procs(processes, timeout=30)
+    assert not alive
 
 
 def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch: pytest.MonkeyPatch) -> LabelResult:
@@ -35,8 +60,8 @@ def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch
             return self.engine(batch)
 
     class Labeler(stream.Labeler):
-        def __init__(self, **given: Any) -> None:
-            super().__init__(**given)
+        def _load(self, *given: Any) -> None:
+            super()._load(*given)
             with marker.open("a+") as file:
                 file.write("loaded\n")
                 file.seek(0)

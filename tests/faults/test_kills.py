@@ -115,7 +115,12 @@ def test_a_driver_killed_ten_times_is_finished_by_the_same_command(
         "infra.runtime.session",
     ]
     # Units that are under way when their driver dies are finished: with more moments than these, too few would be left.
-    moments += [choose.uniform(1.0, 6.0), *["parts=0"] * 3, "publishing.snapshot.write_manifest", "publishing.pointer.publish"]
+    moments += [
+        choose.uniform(1.0, 6.0),
+        *["parts=0"] * 3,
+        "publishing.snapshot.write_manifest",
+        "publishing.pointer.publish",
+    ]
     assert len(moments) == 10
     stamps: dict[str, int] = {}
     for moment in moments:

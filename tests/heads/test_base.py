@@ -18,6 +18,7 @@ from cataloger.heads.columns import COLUMNS, columns_of, head_for, published_in
 CATEGORIES = ("A", "A > x", "A > y", "B > z > w", "C")
 ONE = Spec(CATEGORIES, ("title",), 64, "mean", "", temperature=1.7, thresholds=(0.9, 0.5, 0.4))
 MANY = replace(ONE, head=MANY_CATEGORIES, thresholds=(0.3,), category_thresholds=(0.5, 0.9, 0.2, 0.5, 0.03))
+SPECS = [ONE, MANY]  # one of every head
 LOGITS = arrays(np.float32, st.tuples(st.integers(1, 6), st.just(5)), elements=st.floats(-30, 30, width=32))
 
 
@@ -31,7 +32,7 @@ def answers(spec: Spec, logits: np.ndarray, alternatives: int) -> pa.Table:
 
 
 def test_every_head_has_its_columns() -> None:
-    assert HEADS.keys() == COLUMNS.keys() == {ONE_CATEGORY, MANY_CATEGORIES}
+    assert HEADS.keys() == COLUMNS.keys() == {spec.head for spec in SPECS}
     assert head_for(pa.field("label", pa.string())) == ONE_CATEGORY
     assert head_for(pa.field("label", pa.list_(pa.string()))) == MANY_CATEGORIES
     with pytest.raises(ValueError, match="no column category or categories"):
@@ -63,7 +64,7 @@ def test_so_is_that_of_a_set(logits: np.ndarray) -> None:
     assert counts.tolist() == [len(labels) for labels in found.column("labels").to_pylist()]
 
 
-@given(LOGITS, st.integers(0, 6), st.sampled_from([ONE, MANY]))
+@given(LOGITS, st.integers(0, 6), st.sampled_from(SPECS))
 @settings(max_examples=200)
 def test_labels_are_read_back_as_the_answers_they_were_made_from(
     logits: np.ndarray, alternatives: int, spec: Spec
@@ -77,7 +78,7 @@ def test_labels_are_read_back_as_the_answers_they_were_made_from(
 
 def test_batches_are_judged_as_one() -> None:
     logits = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
-    for spec in (ONE, MANY):
+    for spec in SPECS:
         head = head_of(spec, "cpu")
         whole = head.fit(head.judge(logits, sets(7)), 0.9)
         parts = joined(

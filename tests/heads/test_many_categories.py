@@ -86,3 +86,17 @@ def test_a_row_is_held_against_the_categories_it_has_and_the_model_knows() -> No
     rows = Ragged(np.array([2, 0, -1, 1], np.int32), np.array([0, 2, 2, 3, 4]))
     targets = head_of(SPEC, "cpu").targets(rows.take(np.array([3, 0, 2, 1])))
     assert targets.tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize(("categories", "chosen"), [(5_000, 3), (1_000, 40)])
+def test_the_confidence_of_a_set_is_exact_among_thousands_of_categories(categories: int, chosen: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, categories, generator=generator) - 12
+    own = torch.rand(200, categories, generator=generator).topk(chosen, dim=1).indices
+    logits = logits.scatter(1, own, 6 + torch.randn(200, chosen, generator=generator))
+    names = tuple(f"c{number:05d}" for number in range(categories))
+    head = head_of(replace(SPEC, categories=names, category_thresholds=(), temperature=1.0), "cpu")
+    found = head.join([head.read(logits, 0)], np.arange(200)).column("confidence").to_numpy()
+    sign = torch.full_like(logits, -1.0).scatter(1, own, 1.0).double()
+    expected = torch.nn.functional.logsigmoid(sign * logits.double()).sum(dim=1).exp().numpy()
+    np.testing.assert_allclose(found, expected, atol=2e-7)

@@ -3,8 +3,7 @@ import pytest
 import torch
 
 from cataloger.config import LongTail
-from cataloger.heads.many_categories import SetLoss
-from cataloger.heads.one_category import Loss, class_weights
+from cataloger.heads.losses import Loss, SetLoss, class_weights
 from cataloger.taxonomy import Taxonomy
 
 TREE = Taxonomy.from_paths(["Food > Fruit", "Food > Tea", "Shoes > Boots", "Shoes > Heels"])

@@ -10,6 +10,7 @@ NOT_DECIDING = {
     "data.ids",
     "data.seen",
     "errors",
+    "heads.losses",
     "infra.alive",
     "infra.deciding",
     "infra.node_cache",

@@ -12,7 +12,7 @@ from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.config import LongTail, TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
 from cataloger.data.text import load_tokenizer, mask_token, tokenize
-from cataloger.heads.one_category import Loss
+from cataloger.heads.losses import Loss
 from cataloger.model.network import new_classifier
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
@@ -64,6 +64,25 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     stage.temperature = 9.0
     stage.prepare_epoch([0, 0, 2])
     assert not len(stage.own_labels), "a higher temperature makes the model less sure"
+
+
+def test_the_adversary_adds_to_the_gradient_and_not_to_the_loss_that_is_logged(tiny_model: Path) -> None:
+    found = []
+    for size in (0.0, 0.5):
+        torch.manual_seed(0)
+        stage = fine_tuning(tiny_model, adversarial=size)
+        stage.network.eval()
+        stage.parameter_groups()
+
+        def backward(stage: FineTuning = stage) -> torch.Tensor:
+            loss = stage.losses(stage.network, np.arange(8)).mean()
+            loss.backward()
+            return loss.detach()
+
+        loss = stage.step(backward, lambda: None)
+        found.append((loss, stage.network.classifier.weight.grad))
+    assert found[0][0] == found[1][0]
+    assert not torch.allclose(found[0][1] * 2, found[1][1]), "not the same gradient twice"
 
 
 def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) -> None:
