@@ -228,7 +228,7 @@ def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) ->
         products = doubts.products(found.now.doubts, night.folder, origin)
     except Exception:  # whatever it fails at: the page is of use without them
         log.warning("the least certain products of run %s could not be looked up", night.run, exc_info=True)
-        products = []
+        products = None
     about = {"catalog": night.config.catalog, "model": night.model}
     page = nightly.page(found, about, _figures(result), products)
     (night.folder / snapshot.REPORT).write(page.encode())

@@ -102,10 +102,10 @@ def look(
     return Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model)
 
 
-def page(night: Night, about: dict[str, Any], figures: dict[str, str], products: Sequence[Product]) -> str:
+def page(night: Night, about: dict[str, Any], figures: dict[str, str], products: Sequence[Product] | None) -> str:
     """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s.
 
-    `products` are those that most need a person's look.
+    `products` are those that most need a person's look, None where they could not be looked up.
     """
     now, before = night.now, night.before
     pictures = {"confidence": plots.confidences(now.histogram, before.histogram if before else None)}

@@ -253,3 +253,17 @@ def test_a_night_like_the_one_before_has_nothing_to_say_of_changes() -> None:
     page = nightly.page(found, {"catalog": "shop", "model": "m"}, {}, [])
     assert "Nothing: every product in both runs kept its category" in page
     assert "None: every category has the share that it had" in page
+
+
+def test_a_catalog_that_makes_the_look_up_fail_costs_no_page(
+    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError("the store went away")
+
+    monkeypatch.setattr(doubts, "products", fail)
+    pq.write_table(pa.table({"id": [1, 2], "title": ["tea", "shoes"]}), "c.parquet")
+    done = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+    page = Path(f"labels/run={done.run}/_report.html").read_text()
+    assert "They could not be looked up" in page
+    assert Path("labels/_latest.json").exists()
