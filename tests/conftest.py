@@ -48,6 +48,8 @@ def tracking_store(nothing_left: None, tmp_path_factory: pytest.TempPathFactory)
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
             # No cloud takes this machine away, and every training would start a process that asks.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            # A server that a test has killed does not come back.
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         }.items():
             patch.setenv(name, value)
         yield uri

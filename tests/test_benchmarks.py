@@ -20,7 +20,7 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_size() -> None:
         "--size",
         "tiny",
         "--rows",
-        "3000",
+        "1000",
     ]
     results = ROOT / "benchmarks" / "results" / "gpu-tiny.json"
     done = subprocess.run(command, env=free_of_ray(), capture_output=True, text=True, timeout=400, cwd=os.getcwd())

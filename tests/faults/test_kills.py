@@ -26,6 +26,13 @@ from cataloger.labeling.job import label
 from conftest import ROOT, on_ray
 from servers import free_port, mlflow_server
 
+# How soon Ray takes a silent node for lost; by default that is most of a minute.
+NOTICED_SOON = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 3000,
+    "health_check_failure_threshold": 3,
+}
 pytestmark = pytest.mark.faults
 Job = Callable[..., tuple[int, str, str]]
 ROWS = 80_000
@@ -216,7 +223,9 @@ def test_a_lost_node_costs_nothing_but_time(catalog: Path, bundle: Path, job: Jo
 
     cluster = Cluster()
     try:
-        cluster.add_node(num_cpus=1, include_dashboard=False, dashboard_agent_listen_port=free_port())
+        cluster.add_node(
+            num_cpus=1, include_dashboard=False, dashboard_agent_listen_port=free_port(), _system_config=NOTICED_SOON
+        )
         nodes = [cluster.add_node(num_cpus=2, dashboard_agent_listen_port=free_port()) for _ in range(2)]
         with mlflow_server(working_folder / "mlflow") as (mlflow_address, _):
             command = [sys.executable, str(ROOT / "jobs/label.py"), "--catalog", "catalog", "--output", "labels"]

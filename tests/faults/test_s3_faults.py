@@ -242,8 +242,8 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(job: Job, bundle: Pat
 def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
     s3: str, bundle: Path, job: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Half of scale_mix, from and to S3."""
-    for part in sorted(shared_data("scale_mix").glob("*.parquet"))[::2]:
+    """A quarter of scale_mix, from and to S3."""
+    for part in sorted(shared_data("scale_mix").glob("*.parquet"))[::4]:
         (locate(f"{s3}/scale/catalog") / part.name).write(part.read_bytes())
     command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", f"{s3}/scale/catalog"]
     command += ["--output", f"{s3}/scale/labels", "--model", str(bundle)]
@@ -252,9 +252,9 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
     def parts() -> list[Location]:
         return [output / info.path.removeprefix(output.path + "/") for info in output.files() if "/part-" in info.path]
 
-    total, unit_rows = 117_114, 8_192
+    total, unit_rows = 58_557, 8_192
     units = len(plan_units(open_catalog(f"{s3}/scale/catalog", "id", ["title"])))
-    assert units >= 10
+    assert units >= 6
     driver = subprocess.Popen(command, env=free_of_ray(), start_new_session=True, stderr=subprocess.DEVNULL)
     while len(parts()) < units // 2 and driver.poll() is None:
         time.sleep(0.2)

@@ -19,7 +19,7 @@ import pytest
 import ray
 from mlflow import MlflowClient
 from pyarrow.fs import FileSelector
-from test_kills import descendants, family
+from test_kills import NOTICED_SOON, descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
 from cataloger.config import TrainConfig
@@ -28,13 +28,6 @@ from cataloger.training.job import train
 from conftest import ROOT, losses, on_ray
 from servers import free_port, mlflow_server
 
-# How soon Ray takes a silent node for lost; by default that is most of a minute.
-NOTICED_SOON = {
-    "health_check_initial_delay_ms": 1000,
-    "health_check_period_ms": 1000,
-    "health_check_timeout_ms": 3000,
-    "health_check_failure_threshold": 3,
-}
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
 
 
@@ -53,7 +46,7 @@ def settings(base: Path, labelled: Path, name: str) -> dict[str, object]:
     return {
         "catalog": str(labelled),
         "base_model": str(base),
-        "epochs": 3,
+        "epochs": 2,
         "batch_size": 16,
         "max_tokens": 24,
         "learning_rate": 5e-3,
