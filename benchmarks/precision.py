@@ -12,7 +12,7 @@ import tyro
 
 from cataloger.infra import tracking
 from cataloger.model import registry
-from cataloger.model.predictor import Predictor
+from cataloger.model.tiers import Tiers
 from yardsticks import report
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     config = tyro.cli(Config)
     tracking.connect()
     folder = registry.fetch_model(config.model).folder
-    exact, fast = Predictor(folder, "cpu", "fp32"), Predictor(folder, "cpu", "bf16")
+    exact, fast = Tiers(folder, "cpu", "fp32"), Tiers(folder, "cpu", "bf16")
     table = pq.read_table(config.catalog, columns=list(exact.spec.text_columns))
     labels = (predictor.label(table) for predictor in (exact, fast))
     left, right = (one.filter(one.column("category").is_valid()) for one in labels)

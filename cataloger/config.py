@@ -9,6 +9,7 @@ from typing import Literal
 Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
 Metric = Literal["accuracy", "weighted-f1", "macro-f1", "tail-macro-f1", "hierarchical-f1", "coverage-at-95"]
+Tiers = Literal["auto", "off"]
 LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling", "augmentation"]
 
 
@@ -31,7 +32,8 @@ class TrainConfig:
     group_column: str | None = None
     """Column with the same value for products that belong together, such as variants; no split separates them."""
     base_model: str = "minilm"
-    """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder."""
+    """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder; none trains a linear model of words and
+    characters alone, in seconds."""
     pooling: Pooling = "auto"
     """How the vectors of the tokens become one for the text; auto takes what the base model was trained with."""
     max_tokens: int = 64
@@ -58,6 +60,13 @@ class TrainConfig:
     target_precision: float = 0.95
     """Precision on the validation rows that a category needs to be trusted, level by level; rows whose whole path is not trusted are
     marked needs_review."""
+    tiers: Tiers = "auto"
+    """auto lets words answer alone where validation certifies it; off has words and network answer together about every row."""
+    tier_risk: float = 0.002
+    """Accuracy that tiers may cost at most, against asking words and network about every row, with 95% confidence."""
+    tier_agreement: float | None = None
+    """In place of --tier-risk: share of the rows answered by words alone that must have the same category otherwise, with 95%
+    confidence."""
     precision: Precision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
     fine_tune: str = "all"
@@ -119,6 +128,8 @@ class LabelConfig:
     """Columns the model reads; by default those it was trained on."""
     alternatives: int = 3
     """How many runner-up categories to write for each row."""
+    tiers: Tiers = "auto"
+    """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False
@@ -158,6 +169,8 @@ class EvaluateConfig:
     categories of a multi-label model). The MLflow run has it anyway."""
     slice_columns: tuple[str, ...] = ()
     """Columns, such as language or brand, by whose values `compare.py` breaks the scores down."""
+    tiers: Tiers = "auto"
+    """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"
     """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
     use_gpu: bool = False

@@ -34,7 +34,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
             *("num_workers", "model_name"),
         ),
         "data": ("id_column", "group_column", "eval_catalog", "validation_fraction", "test_start"),
-        "model": ("pooling", "max_tokens", "target_precision"),
+        "model": ("pooling", "max_tokens", "target_precision", "tiers", "tier_risk", "tier_agreement"),
         "optimisation": ("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
         "regularisation": ("weight_decay", "dropout", "adversarial", "average_decay"),
         "category": ("long_tail", "level_weights", "label_smoothing"),
@@ -45,12 +45,12 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "common": ("catalog", "output", "model"),
         "data": ("id_column", "text_columns", "alternatives"),
         "publishing": ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction", "publish_anyway"),
-        "run": ("anew", "use_gpu", "precision", "experiment"),
+        "run": ("tiers", "anew", "use_gpu", "precision", "experiment"),
     },
     EvaluateConfig: {
         "common": ("catalog", "model", "split", "predictions"),
         "data": ("id_column", "text_columns", "label_column", "slice_columns"),
-        "run": ("use_gpu", "precision", "experiment"),
+        "run": ("tiers", "use_gpu", "precision", "experiment"),
     },
     AuditConfig: {
         "common": ("catalog", "models", "output"),

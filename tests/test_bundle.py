@@ -12,7 +12,7 @@ from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, SPEC, base_model_fol
 from cataloger.config import TrainConfig
 from cataloger.errors import ModelError
 from cataloger.heads.columns import COLUMNS
-from cataloger.model.predictor import Predictor
+from cataloger.model.tiers import Tiers
 from cataloger.training.plan import plan
 
 
@@ -58,5 +58,5 @@ def test_bundles_of_earlier_formats_label_as_before(
     (folder / SPEC).write_text(json.dumps(spec))
     found = read_spec(folder)
     assert (found.head, found.format_version) == (head, version)
-    labels = Predictor(folder).label(pa.table({name: ["red shoes", None] for name in found.text_columns}))
+    labels = Tiers(folder).label(pa.table({name: ["red shoes", None] for name in found.text_columns}))
     assert labels.column(COLUMNS[head].answer).is_valid().to_pylist() == [True, False]

@@ -135,7 +135,8 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
   0.5
  ],
  "group_column": "group",
- "format_version": 4
+ "words": null,
+ "format_version": 5
 }"""
     )
     Path("config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}}')

@@ -24,7 +24,7 @@ def test_tasks_load_no_torch(module: str) -> None:
 
 
 def test_a_predictor_loads_nothing_that_only_trains_or_only_scores() -> None:
-    assert not loaded("cataloger.model.predictor") & {"ray", "mlflow", "sklearn", "scipy", "pandas", "matplotlib"}
+    assert not loaded("cataloger.model.predictor") & {"ray", "mlflow", "sklearn", "pandas", "matplotlib"}
 
 
 @pytest.mark.parametrize(

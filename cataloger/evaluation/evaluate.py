@@ -86,6 +86,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 source,
                 text_columns=text_columns,
                 held_out=config.split == "test",
+                tiers=config.tiers == "auto",
                 precision=config.precision,
                 use_gpu=config.use_gpu,
             )
@@ -97,7 +98,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 label_column=config.label_column,
                 split=config.split,
                 categories=spec.categories,
-                texts_per_second=found.cost.forwarded / max(1e-9, found.cost.forward_seconds),
+                texts_per_second=found.cost.answered_per_second,
             )
             predictions = Predictions.of(found.labels, names, described)
             if predictions.about.knows_the_answers:

@@ -8,11 +8,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.many_categories import ManyCategories
 from cataloger.heads.one_category import OneCategory
+from cataloger.heads.ranked import Ranked
 
 Tensors = tuple[torch.Tensor, ...]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -41,6 +42,9 @@ class Head(Protocol):
 
     def objective(self, config: TrainConfig, sets: Ragged) -> TrainingLoss:
         """`sets` are those of the training rows."""
+
+    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
+        """Logits of the weighted mean of both models' probabilities; `ranked` are those of words, of the same rows."""
 
     def read(self, logits: torch.Tensor, alternatives: int) -> Tensors:
         """What is kept of a batch, on the device: tensors whose rows are those of the logits."""

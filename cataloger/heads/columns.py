@@ -2,7 +2,8 @@
 
 Answers are Arrow tables with one row per distinct text. Those of one category: label, confidence, levels [D] (NaN below the
 depth of the category), alternatives [K] and alternative_confidence [K]; those of any number: labels, probabilities,
-confidence, alternatives and alternative_confidence, all but the third of any length. Labels have the published columns.
+confidence, alternatives and alternative_confidence, all but the third of any length. Those of a model with words also have
+TIER, who gave them. Labels have the published columns.
 """
 
 from collections.abc import Collection
@@ -18,6 +19,9 @@ from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
 from cataloger.data.catalog import is_list
 from cataloger.taxonomy import Taxonomy
 
+# Who answered: words alone, or words and network together.
+TIER, BY_WORDS, BY_BOTH = "tier", "words", "both"
+
 
 class Columns(Protocol):
     """The published columns of one kind of answer, both ways."""
@@ -25,7 +29,7 @@ class Columns(Protocol):
     answer: ClassVar[str]
     """The column of the category, or categories."""
     kept: ClassVar[tuple[str, ...]]
-    """The columns that answers can be made from again."""
+    """The columns that answers can be made from again, with TIER where there is one."""
 
     def __init__(self, spec: Spec) -> None: ...
 
@@ -80,6 +84,7 @@ class Category:
             "alternatives": _alternatives(answers, self.categories),
             "trusted_category": trusted,
             "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
+            **_tier(answers),
         }
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
@@ -98,6 +103,7 @@ class Category:
                 "levels": lists_of(matrix),
                 "alternatives": lists_of(other_labels.astype(np.int32).reshape(len(labels), count)),
                 "alternative_confidence": lists_of(others.field("confidence").to_numpy().reshape(len(labels), count)),
+                **_tier(labels),
             }
         )
 
@@ -158,6 +164,7 @@ class Categories:
             "confidence": confidence,
             "alternatives": _alternatives(answers, self.categories),
             "needs_review": pc.less(confidence, self.threshold),
+            **_tier(answers),
         }
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
@@ -172,6 +179,7 @@ class Categories:
                     others, pc.index_in(fields.field("category"), self.categories).cast(pa.int32())
                 ),
                 "alternative_confidence": _relisted(others, fields.field("confidence")),
+                **_tier(labels),
             }
         )
 
@@ -233,6 +241,15 @@ def lists_of(matrix: npt.NDArray[Any]) -> pa.Array:
     """A [rows, width] matrix as a list column."""
     offsets = np.arange(len(matrix) + 1, dtype=np.int32) * matrix.shape[1]
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def by(answers: pa.Table, tier: str) -> pa.Table:
+    """Answers that say who gave them."""
+    return answers.append_column(TIER, pa.repeat(pa.scalar(tier), len(answers)))
+
+
+def _tier(table: pa.Table) -> dict[str, pa.Array]:
+    return {TIER: table.column(TIER).combine_chunks()} if TIER in table.column_names else {}
 
 
 def _trim(levels: pa.Array) -> pa.Array:

@@ -10,15 +10,19 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from cataloger.bundle import Spec
+from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
+from cataloger.heads.arrays import set_answers, set_confidence
 from cataloger.heads.losses import SetLoss
-from cataloger.heads.one_category import NEVER
+from cataloger.heads.one_category import NEVER, mixed
+from cataloger.heads.ranked import Ranked
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: of a validation row only the categories above it are kept.
 FLOOR = 0.02
+# Of a joined probability, and of its complement: in float32 both have a logarithm.
+LEAST_OF_A_SET = 1e-6
 # Of fewer validation rows a threshold would be chance; such a category takes the best common one.
 ENOUGH = 5
 
@@ -43,6 +47,10 @@ class ManyCategories:
     def objective(self, config: TrainConfig, sets: Ragged) -> SetLoss:
         return SetLoss(config.long_tail)
 
+    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
+        probabilities = mixed(torch.sigmoid(logits / words.network_temperature), ranked, words.weight)
+        return torch.logit(probabilities, eps=LEAST_OF_A_SET)
+
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         logits = logits / self.spec.temperature
         probabilities = torch.sigmoid(logits)
@@ -65,17 +73,7 @@ class ManyCategories:
         label, score, logit, count, none = (
             torch.cat(column).cpu().numpy()[place] for column in zip(*padded, strict=True)
         )
-        mine = np.arange(widest) < count[:, None]
-        other = ~mine & (label >= 0)
-        return pa.table(
-            {
-                "labels": _lists(label.astype(np.int32), mine),
-                "probabilities": _lists(score, mine),
-                "confidence": set_confidence(none, count, logit[mine]),
-                "alternatives": _lists(label.astype(np.int32), other),
-                "alternative_confidence": _lists(score, other),
-            }
-        )
+        return set_answers(label, score, logit, count, none)
 
     def judge(self, logits: torch.Tensor, sets: Ragged) -> dict[str, npt.NDArray[Any]]:
         """Of N rows, the P pairs of a row and a category whose probability reaches FLOOR, and the T categories that they have."""
@@ -97,7 +95,7 @@ class ManyCategories:
         return {**arrays, "truths": sets.lengths, "true": _values(sets)}  # [N] how many of T; [T]
 
     def fit(self, judged: dict[str, npt.NDArray[Any]], target_precision: float) -> tuple[dict[str, float], Spec]:
-        # Imported here: served models have none of SciPy.
+        # Imported here: of use to training and evaluation only.
         from cataloger.heads.metrics import coverage_at, expected_calibration_error, set_scores
         from cataloger.heads.sets import Sets, exact, indicators
 
@@ -131,18 +129,6 @@ class ManyCategories:
         }
         own = tuple(float(value) for value in thresholds)
         return metrics, replace(self.spec, thresholds=(min(threshold, NEVER),), category_thresholds=own)
-
-
-def set_confidence(none: npt.NDArray[np.float64], counts: IntArray, logits: FloatArray) -> FloatArray:
-    """[N] that a row has just its categories, taking all as independent.
-
-    `none` [N] is the log of the probability that it has none at all; `counts` [N] are how many it has, and `logits` theirs, end to
-    end: log p - log(1 - p) is the logit. Added up in one order, so that the same numbers always have the same sum.
-    """
-    rows = np.repeat(np.arange(len(none)), counts)
-    order = np.lexsort((logits, rows))
-    total = none + np.bincount(rows[order], logits[order].astype(np.float64), len(none))
-    return np.asarray(np.exp(np.minimum(total, 0.0)), np.float32)
 
 
 def _none(logits: torch.Tensor) -> torch.Tensor:
@@ -186,9 +172,3 @@ def _best_threshold(probabilities: FloatArray, true: npt.NDArray[np.bool_], posi
 def _values(sets: Ragged) -> npt.NDArray[np.int32]:
     """All numbers end to end; of a slice, its own."""
     return sets.flat[sets.offsets[0] : sets.offsets[-1]]
-
-
-def _lists(values: npt.NDArray[Any], wanted: npt.NDArray[np.bool_]) -> pa.Array:
-    """Those of [rows, width] values that are wanted, as lists."""
-    offsets = np.concatenate([[0], np.cumsum(wanted.sum(axis=1))]).astype(np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values[wanted]))

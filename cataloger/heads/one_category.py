@@ -11,15 +11,18 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from cataloger.bundle import Spec
+from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
-from cataloger.heads.columns import lists_of
+from cataloger.heads.arrays import category_answers
 from cataloger.heads.losses import Loss
+from cataloger.heads.ranked import Ranked
 from cataloger.taxonomy import Taxonomy
 
 # Above every confidence: where validation never reached the target precision, all rows need review.
 NEVER = 1.01
+# Of a joined probability: its logarithm stays finite.
+LEAST = 1e-12
 
 
 class OneCategory:
@@ -42,6 +45,10 @@ class OneCategory:
             weights *= self.taxonomy.depth - 1
         return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.device)
 
+    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
+        probabilities = torch.softmax(logits / words.network_temperature, dim=1)
+        return mixed(probabilities, ranked, words.weight).clamp_min(LEAST).log()
+
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
         top = torch.topk(probabilities, min(alternatives + 1, logits.shape[1]), dim=1)
@@ -49,15 +56,7 @@ class OneCategory:
 
     def join(self, batches: Sequence[tuple[torch.Tensor, ...]], place: IntArray) -> pa.Table:
         label, score, level = (torch.cat(column).cpu().numpy()[place] for column in zip(*batches, strict=True))
-        return pa.table(
-            {
-                "label": label[:, 0].astype(np.int32),
-                "confidence": score[:, 0],
-                "levels": lists_of(level),
-                "alternatives": lists_of(label[:, 1:].astype(np.int32)),
-                "alternative_confidence": lists_of(score[:, 1:]),
-            }
-        )
+        return category_answers(label, score, level)
 
     def judge(self, logits: torch.Tensor, sets: Ragged) -> dict[str, npt.NDArray[Any]]:
         true = sets.first()
@@ -72,7 +71,7 @@ class OneCategory:
         }
 
     def fit(self, judged: dict[str, npt.NDArray[Any]], target_precision: float) -> tuple[dict[str, float], Spec]:
-        # Imported here: served models have none of SciPy.
+        # Imported here: of use to training and evaluation only.
         from cataloger.heads.metrics import expected_calibration_error, flat_scores
 
         true, given, certainty = (judged[name] for name in ("true", "given", "certainty"))
@@ -106,6 +105,13 @@ class OneCategory:
             found = coverage_at(certainty[there, level].astype(np.float64), right[there, level], target_precision)
             thresholds.append(min(found[1], NEVER))
         return tuple(thresholds)
+
+
+def mixed(probabilities: torch.Tensor, ranked: Ranked, weight: float) -> torch.Tensor:
+    """[rows, categories]: the mean of a network's probabilities and those of words, which have this weight."""
+    labels = torch.from_numpy(ranked.labels.astype(np.int64)).to(probabilities.device)
+    theirs = torch.from_numpy(ranked.probabilities).to(probabilities.device)
+    return ((1 - weight) * probabilities).scatter_add_(1, labels, weight * theirs)
 
 
 class Levels:

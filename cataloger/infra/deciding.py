@@ -16,21 +16,26 @@ MODULES = (
     "data.batching",
     "data.catalog",
     "data.inputs",
+    "data.ngrams",
     "data.text",
     "data.units",
+    "heads.arrays",
     "heads.base",
     "heads.columns",
     "heads.many_categories",
     "heads.one_category",
+    "heads.ranked",
     "labeling.reuse",
     "labeling.stream",
     "model.engines",
     "model.mean_pooling",
     "model.network",
     "model.predictor",
+    "model.tiers",
+    "model.words",
     "taxonomy",
 )
-LIBRARIES = ("numpy", "openvino", "pyarrow", "tokenizers", "torch", "transformers")
+LIBRARIES = ("numpy", "openvino", "pyarrow", "scipy", "tokenizers", "torch", "transformers")
 
 
 @functools.cache

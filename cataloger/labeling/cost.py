@@ -36,8 +36,14 @@ class Cost:
     """Rows read."""
     carried: int = 0
     """Rows whose label was taken over from the published run."""
+    alone: int = 0
+    """Distinct texts that words answered alone."""
+    checked: int = 0
+    """Of these, the ones of which the network was asked as well."""
+    agreed: int = 0
+    """Of these, the ones of which it said the same."""
     forwarded: int = 0
-    """Distinct texts that went through the model."""
+    """Distinct texts that went through the network."""
     tokens: int = 0
     """Tokens of these texts."""
     slots: int = 0
@@ -45,6 +51,7 @@ class Cost:
     halvings: int = 0
     """How often the actor's GPU had run out of memory, each time halving the tokens per forward pass."""
     reading_seconds: float = 0.0
+    words_seconds: float = 0.0
     tokenizing_seconds: float = 0.0
     forward_seconds: float = 0.0
     writing_seconds: float = 0.0
@@ -58,6 +65,11 @@ class Cost:
     def padding_waste(self) -> float:
         """Share of what the model was given that was padding."""
         return 1 - self.tokens / self.slots if self.slots else 0.0
+
+    @property
+    def answered_per_second(self) -> float:
+        """Distinct texts by the busy seconds of those who answered them, of one process each."""
+        return (self.alone + self.forwarded) / max(1e-9, self.words_seconds + self.forward_seconds)
 
     @contextmanager
     def timed(self, stage: str, clock: "SharedClock | None" = None) -> Iterator[None]:
@@ -75,6 +87,8 @@ class Cost:
         stages = [name.removesuffix("_seconds") for name in vars(self) if name.endswith("_seconds")]
         busy = ", ".join(f"{stage} {getattr(self, f'{stage}_seconds') / max(1e-9, seconds):.0%}" for stage in stages)
         carried = f", {self.carried / self.rows:.0%} carried over" if self.carried else ""
+        if self.alone:
+            carried += f", {self.alone / max(1, self.alone + self.forwarded):.0%} of the rest by words alone"
         return (
             f"{self.tokens / max(1e-9, seconds):,.0f} tokens/s, {self.padding_waste:.1%} padding{carried}; busy: {busy}"
         )
@@ -83,4 +97,8 @@ class Cost:
         """For MLflow."""
         counted = {field.name: float(getattr(self, field.name)) for field in fields(self) if field.name != "slots"}
         rates = {"padding_waste": self.padding_waste, "tokens_per_second": self.tokens / max(1e-9, seconds)}
-        return {**counted, **rates, "carried_fraction": self.carried / max(1, self.rows)}
+        shares = {
+            "carried_fraction": self.carried / max(1, self.rows),
+            "alone_fraction": self.alone / max(1, self.alone + self.forwarded - self.checked),
+        }
+        return {**counted, **rates, **shares}

@@ -63,7 +63,7 @@ def label(config: LabelConfig) -> LabelResult:
     check_writable(output)
     seen = pointer.look(output)
     decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives]
-    decisive += [config.precision, deciding.digest()]
+    decisive += [config.precision, config.tiers, deciding.digest()]
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
     # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
@@ -93,13 +93,20 @@ def label(config: LabelConfig) -> LabelResult:
             model = Model(spec, model_digest, [runtime.share_folder(source.folder)])
             filesystem, schema = catalog.location.filesystem, catalog.schema
             kept = {"id": config.id_column}
-            reading = Reading(filesystem, schema, kept, text_columns, published=_to_carry_over(night))
+            reading = Reading(
+                filesystem,
+                schema,
+                kept,
+                text_columns,
+                published=_to_carry_over(night),
+                tiers=config.tiers == "auto",
+                alternatives=config.alternatives,
+            )
             todo = [unit for unit in units if unit.index not in parts]
             cost = Cost()
-            settings = (config.precision, config.alternatives)
             about_part = {"run": run, **night.decided_by}
             for part, sample, spent in label_units(
-                reading, model, todo, shape, *settings, night.folder, about_part, every
+                reading, model, todo, shape, config.precision, night.folder, about_part, every
             ):
                 parts[part.unit] = part
                 samples.append(sample)
@@ -188,7 +195,7 @@ def _to_carry_over(night: _Night) -> Published | None:
     before, config = night.published, night.config
     if before is None or config.anew:
         return None
-    alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision"))
+    alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision", "tiers"))
     alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
     if not alike or not before["labelled"]:
         return None

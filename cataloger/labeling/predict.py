@@ -46,6 +46,7 @@ def predict_rows(
     precision: Precision,
     use_gpu: bool,
     alternatives: int = 0,
+    tiers: bool = True,
     held_out: bool = False,
     at_most: int | None = None,
 ) -> Predicted:
@@ -71,12 +72,21 @@ def predict_rows(
     # Without keys, the files' sizes and times are all there is to go by.
     otherwise = pa.scalar(True if same_files and not held_out else None, pa.bool_())
     kept = {"row": ROW, **kept, **({"seen": KEY} if saw else {})}
-    reading = Reading(catalog.location.filesystem, catalog.schema, kept, text_columns, held_out, every=every)
+    reading = Reading(
+        catalog.location.filesystem,
+        catalog.schema,
+        kept,
+        text_columns,
+        held_out,
+        every=every,
+        tiers=tiers,
+        alternatives=alternatives,
+    )
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
     shape, rows_of = runtime.labelling_shape(use_gpu), {unit.index: unit.rows for unit in units}
     tables, rejected, read, cost, columns = [], 0, 0, Cost(), columns_of(spec)
     with runtime.errors_of_tasks(), progress.meter(title, sum(rows_of.values())) as shown:
-        for row in predict_units(reading, model, units, shape, precision, alternatives).iter_rows():
+        for row in predict_units(reading, model, units, shape, precision).iter_rows():
             done = Done.of(row)
             labels, rejects = assemble(done.rows, done.answers, columns)
             number = pa.array(labels.column("row").to_numpy() + starts[done.unit])

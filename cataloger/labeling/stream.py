@@ -26,14 +26,16 @@ from cataloger.config import Precision
 from cataloger.data import ids, seen
 from cataloger.data.batching import slots
 from cataloger.data.inputs import Encoded, input_of
-from cataloger.data.text import split_hash, split_keys, split_position
+from cataloger.data.text import hash_words, split_hash, split_keys, split_position
 from cataloger.data.units import Read, Unit, plan_reads, read_units
 from cataloger.errors import ResourceError
+from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import first_time
 from cataloger.infra.runtime import ActorShape
 from cataloger.labeling import reuse
 from cataloger.labeling.cost import Cost, SharedClock
+from cataloger.model.tiers import first_tier
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.
@@ -41,6 +43,10 @@ ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
 ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
 BAD_ROWS_PER_UNIT = 100
+# In the order in which the answers of a unit's distinct texts are put.
+CARRIED, ALONE, NETWORK = range(3)
+# Of so many texts that words answer alone the network is asked about one as well, chosen by its hash.
+ASKED_AGAIN = 1_000
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,8 @@ class Reading:
     """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
 
     With `held_out`, only the rows that the model's training left out are read; with `every`, of products as many as
-    `ids.sample_every` says. Texts that have a label in `published` are
-    not read into tokens: that label is carried over.
+    `ids.sample_every` says. Texts that have a label in `published` are not read into tokens: that label is carried over. Nor are,
+    with `tiers`, those that the model's words answer alone.
     """
 
     filesystem: FileSystem
@@ -72,6 +78,8 @@ class Reading:
     held_out: bool = False
     every: int = 1
     published: reuse.Published | None = None
+    tiers: bool = True
+    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Done:
 
 
 def predict_units(
-    reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision, alternatives: int
+    reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision
 ) -> ray.data.Dataset:
     """The stream without its end: rows that `Done.of` reads, in any order."""
     reads = plan_reads(units)
@@ -103,9 +111,13 @@ def predict_units(
     # A task that reads several units hands on each as soon as it has it, and no block has two.
     context.target_max_block_size = 1
     read = functools.partial(_read, reading=reading, model=model)
-    return items.flat_map(read, num_cpus=runtime.TASK_CPUS).map_batches(
+    rows = items.flat_map(read, num_cpus=runtime.TASK_CPUS)
+    if not model.spec.network:
+        return rows
+    about = {"model": model, "shape": shape, "precision": precision, "alternatives": reading.alternatives}
+    return rows.map_batches(
         Labeler,
-        fn_constructor_kwargs={"model": model, "shape": shape, "precision": precision, "alternatives": alternatives},
+        fn_constructor_kwargs=about,
         batch_size=1,
         batch_format="pyarrow",
         # Two units at once, whose batches take turns: between units the engine would wait for the next one otherwise.
@@ -148,18 +160,25 @@ class Labeler:
             torch.set_num_threads(1)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """One unit: its distinct texts become one answer each, after those that were carried over."""
+        """One unit: its distinct texts become one answer each, after those that are known already."""
         cost = Cost(**json.loads(batch.column("cost")[0].as_py()))
-        encoded = self.predictor.input.from_arrow(_unpack(batch.column("encoded")[0]))
-        carried = _unpack(batch.column("carried")[0])
+        kind: Any = (
+            functools.partial(WithRanked.from_arrow, given=self.predictor.input)
+            if self.predictor.spec.words
+            else self.predictor.input.from_arrow
+        )
+        encoded = kind(_unpack(batch.column("encoded")[0]))
+        known, asked_again = (_unpack(batch.column(name)[0]) for name in ("known", "asked_again"))
         with cost.timed("forward", self.clock):
             found = self._answer(encoded)
         cost.forwarded, cost.tokens = len(encoded), int(encoded.costs.sum())
         cost.slots = slots(encoded.costs, self.predictor.token_budget, self.predictor.row_budget)
         cost.halvings = self.predictor.halvings
-        if len(carried):
-            carried = carried.append_column("error", pa.nulls(len(carried), pa.string()))
-            found = pa.concat_tables([carried.cast(found.schema), found])
+        if len(asked_again):
+            found, others = found.slice(0, len(found) - len(asked_again)), found.slice(len(found) - len(asked_again))
+            cost.agreed = pc.sum(pc.equal(others.column("label"), asked_again.column("label"))).as_py() or 0
+        if len(known):
+            found = pa.concat_tables([known.cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([_pack(found)], pa.large_binary())}
         self.has_answered |= len(encoded) > 0
@@ -248,24 +267,53 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
         if not chosen.all():
             table, values, reason = (one.filter(pa.array(chosen)) for one in (table, values, reason))
         distinct = values.dictionary_encode()
-        hashes, carried, place = given.key(distinct.dictionary), None, distinct.indices
-        fresh = distinct.dictionary
+        fresh, hashes = distinct.dictionary, given.key(distinct.dictionary)
+        # Who answers each distinct text: the published labels, words alone, or the network.
+        answerer = np.full(len(fresh), NETWORK)
+        known: list[pa.Table] = []
         if reading.published is not None:
-            known, carried = reuse.find(reading.published, spec, hashes)
-            # Carried answers come first, those of the model after them.
-            order = np.where(known, np.cumsum(known) - 1, known.sum() + np.cumsum(~known) - 1)
-            place = pa.array(order).take(distinct.indices)
-            fresh = fresh.filter(pa.array(~known))
-            cost.carried = pc.sum(pc.less(place, len(carried))).as_py() or 0
-    with cost.timed("tokenizing"):
-        encoded = given.encode(fresh)
+            carried, found = reuse.find(reading.published, spec, hashes)
+            answerer[carried] = CARRIED
+            known.append(found)
+            fresh = fresh.filter(pa.array(~carried))
+    asked_again = pa.table({})
+    if spec.words:
+        with cost.timed("words"):
+            first = first_tier(model.folder(), spec, reading.tiers)
+            said = first.ask(fresh, reading.alternatives)
+            answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
+            known.append(said.answers)
+            fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
+            if spec.network:
+                sampled = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] % ASKED_AGAIN == 0
+                texts = distinct.dictionary.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
+                asked_again = said.answers.filter(pa.array(sampled)).select(["label"])
+                fresh, ranked = pa.concat_arrays([fresh, texts]), Ranked.joined([ranked, first.rank(texts)])
+            cost.alone, cost.checked = int(said.alone.sum()), len(asked_again)
+    place = np.empty(len(answerer), np.int64)
+    place[np.argsort(answerer, kind="stable")] = np.arange(len(answerer))
     cost.rows = len(table)
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
     rows = rows.append_column("text_hash", hashes.take(distinct.indices))
-    rows = rows.append_column("place", place).append_column("reason", reason)
-    packed = {"rows": _pack(rows), "encoded": _pack(encoded.to_arrow())}
-    packed["carried"] = _pack(carried if carried is not None else pa.table({}))
-    return {"unit": unit.index, **packed, "cost": json.dumps(asdict(cost))}
+    rows = rows.append_column("place", pa.array(place).take(distinct.indices)).append_column("reason", reason)
+    cost.carried = pc.sum(pa.array(answerer == CARRIED).take(distinct.indices)).as_py() or 0
+    answers = _joined(known)
+    packed = {"unit": unit.index, "rows": _pack(rows)}
+    if not spec.network:
+        return {**packed, "answers": _pack(answers), "cost": json.dumps(asdict(cost))}
+    with cost.timed("tokenizing"):
+        encoded = given.encode(fresh)
+    packed |= {"encoded": _pack((WithRanked(encoded, ranked) if spec.words else encoded).to_arrow())}
+    packed |= {"known": _pack(answers), "asked_again": _pack(asked_again)}
+    return {**packed, "cost": json.dumps(asdict(cost))}
+
+
+def _joined(answers: Sequence[pa.Table]) -> pa.Table:
+    """Answers that are known, as those of the network come: none of them with an error."""
+    if not answers:
+        return pa.table({})
+    table = pa.concat_tables([found.cast(answers[-1].schema) for found in answers])
+    return table.append_column("error", pa.nulls(len(table), pa.string()))
 
 
 def _with_ids(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:

@@ -31,7 +31,6 @@ def label_units(
     units: Sequence[Unit],
     shape: ActorShape,
     precision: Precision,
-    alternatives: int,
     folder: Location,
     about: Mapping[str, str],
     every: int,
@@ -43,7 +42,7 @@ def label_units(
     if not units:
         return
     write = functools.partial(_write, spec=model.spec, folder=folder, about=about, every=every)
-    stream = predict_units(reading, model, units, shape, precision, alternatives).map(write, num_cpus=runtime.TASK_CPUS)
+    stream = predict_units(reading, model, units, shape, precision).map(write, num_cpus=runtime.TASK_CPUS)
     rejects, cost = 0, Cost()
     with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
         for row in stream.iter_rows():

@@ -1,4 +1,4 @@
-"""A loaded bundle: rows in, calibrated answers and labels out."""
+"""The network of a bundle, loaded: rows in, calibrated answers out."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -15,12 +15,12 @@ from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
 from cataloger.heads.base import head_of
-from cataloger.heads.columns import Columns, columns_of
+from cataloger.heads.columns import BY_BOTH, by
 from cataloger.model.engines import load_engine
 
 
 class Predictor:
-    """A loaded bundle, ready to answer on one device. Several threads may ask at once: the engine takes their batches in turn."""
+    """Ready to answer on one device. Several threads may ask at once: the engine takes their batches in turn."""
 
     def __init__(self, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> None:
         self.folder, self.spec = folder, read_spec(folder)
@@ -38,27 +38,10 @@ class Predictor:
         """What it reads of a row."""
         return input_of(self.spec, self.folder)
 
-    @cached_property
-    def columns(self) -> Columns:
-        """What is published of its answers."""
-        return columns_of(self.spec)
-
-    def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
-        """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read.
-
-        The way of a row in one process: read, encode, answer, to labels.
-        """
-        read = self.input.read(table)
-        readable = read.reasons.is_null()
-        answers = self.answer(self.input.encode(read.values.filter(readable)), alternatives)
-        labels = pa.table(self.columns.to_labels(answers))
-        known = readable.to_numpy(zero_copy_only=False)
-        return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
-
     def answer(self, encoded: Encoded, alternatives: int = 0) -> pa.Table:
         """Answers (see `heads.columns`) in the order of `encoded`. A GPU that runs out of memory is given half as much at a time from then on.
 
-        Raises IndexError for a token the model does not have.
+        Of a model with words, `encoded` is `WithRanked`. Raises IndexError for a token the model does not have.
         """
         budget = self.token_budget
         try:
@@ -110,8 +93,11 @@ class Predictor:
         batches: list[tuple[torch.Tensor, ...]] = []
         for rows, logits in self.logits(encoded):
             order.append(rows)
+            if self.spec.words:
+                logits = self._head.with_words(logits, encoded.ranked.take(rows), self.spec.words)  # type: ignore[attr-defined]
             batches.append(self._head.read(logits, alternatives))
         place = np.empty(len(encoded), np.int64)
         place[np.concatenate(order)] = np.arange(len(encoded))
         nothing = torch.empty(0, len(self.spec.categories))
-        return self._head.join(batches or [self._head.read(nothing.to(self._device), alternatives)], place)
+        answers = self._head.join(batches or [self._head.read(nothing.to(self._device), alternatives)], place)
+        return by(answers, BY_BOTH) if self.spec.words else answers

@@ -12,6 +12,7 @@ from mlflow.types.schema import AnyType, Array
 
 from cataloger.bundle import read_spec
 from cataloger.heads.columns import columns_of
+from cataloger.model.tiers import Tiers
 from cataloger.taxonomy import SEPARATOR
 
 
@@ -19,12 +20,13 @@ class Categorizer:
     """Answers with the same code as jobs/label.py."""
 
     def __init__(self, folder: Path) -> None:
-        # Registering a model needs this module, but not torch.
-        import torch
+        # Registering a model needs this module, but not torch; nor do words that answer alone.
+        device = "cpu"
+        if read_spec(folder).network:
+            import torch
 
-        from cataloger.model.predictor import Predictor
-
-        self.predictor = Predictor(folder, "cuda" if torch.cuda.is_available() else "cpu", "auto")
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.predictor = Tiers(folder, device, "auto")
         # All that answering needs is read from the folder now: it may be gone later, and what is broken must fail here.
         nothing = pa.array([], pa.string())
         self.predictor.label(pa.table(dict.fromkeys(self.predictor.input.columns, nothing)))
@@ -82,19 +84,20 @@ def example(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def requirements() -> list[str]:
+def requirements(folder: Path) -> list[str]:
     """What answering needs, at the versions that trained it; neither Ray nor anything else that trains."""
+    network = read_spec(folder).network
     packages = [
         "mlflow",
-        "torch",
-        "transformers",
+        *(["torch", "transformers"] if network else []),
         "tokenizers",
         "safetensors",
         "pyarrow",
         "numpy",
+        "scipy",
         "pandas",
         "pydantic",
     ]
-    if importlib.util.find_spec("openvino"):
+    if network and importlib.util.find_spec("openvino"):
         packages.append("openvino")
     return [f"{name}=={version(name).split('+')[0]}" for name in packages]

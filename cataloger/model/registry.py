@@ -58,7 +58,7 @@ def register(folder: Path, name: str, run_id: str) -> str:
             loader_module=pyfunc.__name__,
             data_path=str(folder),
             code_paths=[str(Path(code) / "cataloger")],
-            pip_requirements=pyfunc.requirements(),
+            pip_requirements=pyfunc.requirements(folder),
             signature=pyfunc.signature(folder),
             input_example=pd.DataFrame(pyfunc.example(folder)),
         )

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -17,13 +18,14 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
+from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
-from cataloger.training import claims
+from cataloger.training import claims, words
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.plan import Plan, plan
@@ -118,11 +120,20 @@ def register(found: Fitted, name: str) -> str:
     checkpoint = ray.train.Checkpoint(found.checkpoint.path, found.checkpoint.filesystem)
     with checkpoint.as_directory() as folder:
         uri = registry.register(Path(folder) / "bundle", name, found.run_id)
+        joined = read_spec(Path(folder) / "bundle").words
+    scores = found.metrics
+    if "val_network_accuracy" in scores:
+        log.info(
+            "accuracy on validation: words alone %.3f, network alone %.3f, both %.3f",
+            *(scores[f"val_{name}accuracy"] for name in ("words_", "network_", "")),
+        )
+    if joined and joined.certificate:
+        log.info("%s", joined.certificate)
     log.info(
-        "registered %s as challenger; best epoch: accuracy %.4f, weighted F1 %.4f on validation",
+        "registered %s as challenger; accuracy %.4f, weighted F1 %.4f on validation",
         uri,
-        found.metrics["val_accuracy"],
-        found.metrics["val_weighted_f1"],
+        scores["val_accuracy"],
+        scores["val_weighted_f1"],
     )
     return uri
 
@@ -166,6 +177,17 @@ def _fit(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
+    started = time.monotonic()
+    fitted_words = words.fit(blocks, spec, folder / "words")
+    log.info("fitted a linear model of words and characters in %.0f s", time.monotonic() - started)
+    saw = seen_rows(rows_of)
+    if not spec.network:
+        metrics = words.train_alone(fitted_words, blocks, spec, config, saw)
+        tracking.log_metrics(metrics)
+        if watcher:
+            watcher.validated(metrics)
+        where = fitted_words.folder
+        return ray.train.Checkpoint(where.path, where.filesystem), metrics
     log.info(
         "%s categories, %s pooling, %s worker(s) on %s",
         len(spec.categories),
@@ -208,7 +230,8 @@ def _fit(
                 "spec": spec,
                 "board": board,
                 "blocks": blocks,
-                "saw": seen_rows(rows_of),
+                "saw": saw,
+                "words": fitted_words,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)

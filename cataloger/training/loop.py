@@ -35,6 +35,7 @@ from cataloger.training.pretraining import MaskedWords
 from cataloger.training.rows import training_input
 from cataloger.training.stages import FineTuning, Machine, Result, Stage
 from cataloger.training.tuning import merged
+from cataloger.training.words import FittedWords
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
@@ -44,13 +45,16 @@ RECENT_MS = 10 * 60 * 1000
 COUNTERS = ("number", "epoch", "batch", "step", "best", "stale")
 
 
-def stages_of(config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path, machine: Machine) -> list[Stage]:
+def stages_of(
+    config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path, machine: Machine, words: FittedWords | None
+) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
+    heard = words.hear(blocks, spec) if words else None
     rows = load_examples(blocks, training_input(config))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec)
     set_dropout(network, config.dropout, machine.device.type)
-    stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine)]
+    stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine, heard)]
     if config.pretrain_epochs:
         labelled, _, unlabelled = rows
         texts = Tokens.joined([labelled.tokens, unlabelled.tokens])
@@ -61,15 +65,18 @@ def stages_of(config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path
 class Loop:
     """One worker's share of a training run; rank 0 posts progress and metrics on `board`."""
 
-    def __init__(self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any], saw: Seen) -> None:
-        self.config, self.board, self.saw = config, board, saw
+    def __init__(
+        self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any], saw: Seen, words: FittedWords | None
+    ) -> None:
+        self.config, self.board, self.saw, self.words = config, board, saw, words
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
         self.device = ray.train.torch.get_device()
         self.base = checked_base_model(config.base_model)
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
-        self.stages = stages_of(config, spec, blocks, self.base, Machine(self.device, bf16, self.rank, self.world))
+        machine = Machine(self.device, bf16, self.rank, self.world)
+        self.stages = stages_of(config, spec, blocks, self.base, machine, words)
         self.number, self.epoch, self.batch, self.step = 0, 0, 0, 0
         self.best, self.stale = -1.0, 0
         self.saved = time.monotonic()
@@ -226,6 +233,8 @@ class Loop:
             if result:
                 save_bundle(folder / "bundle", merged(result.network), self.base, result.spec)
                 seen.write(folder / "bundle", self.saw)
+                if self.words:
+                    self.words.write(folder / "bundle")
 
         checkpoint.save(result.metrics if result else NO_RESULT, self.rank, self._state, write)
         self.saved = time.monotonic()

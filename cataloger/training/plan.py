@@ -8,7 +8,9 @@ from pathlib import Path
 from cataloger.bundle import (
     MANY_CATEGORIES,
     MOST_TOKENS,
+    NO_NETWORK,
     Spec,
+    Words,
     checked_base_model,
     resolve_pooling,
 )
@@ -26,6 +28,11 @@ from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
 
 log = logging.getLogger(__name__)
+# Flags that mean nothing to words alone.
+OF_NETWORKS = (
+    *("pooling", "fine_tune", "layer_decay", "dropout", "adversarial", "average_decay", "long_tail", "level_weights"),
+    *("label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,16 @@ def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
     taxonomy, sources = _open(config)
-    folder = checked_base_model(config.base_model)
-    if folder == Path(config.base_model).expanduser():
-        # Workers have working folders of their own.
-        config = replace(config, base_model=str(folder.resolve()))
-    _check_base(config, folder)
+    pooling = NO_NETWORK
+    if config.base_model == NO_NETWORK:
+        _check_words_alone(config)
+    else:
+        folder = checked_base_model(config.base_model)
+        if folder == Path(config.base_model).expanduser():
+            # Workers have working folders of their own.
+            config = replace(config, base_model=str(folder.resolve()))
+        _check_base(config, folder)
+        pooling = resolve_pooling(folder, config.pooling)
     head = head_for(sources[0].catalog.schema.field(config.label_column))
     if head == MANY_CATEGORIES:
         _check_many_categories(config)
@@ -54,12 +66,13 @@ def plan(config: TrainConfig) -> Plan:
         categories=taxonomy.categories,
         text_columns=config.text_columns,
         max_tokens=config.max_tokens,
-        pooling=resolve_pooling(folder, config.pooling),
+        pooling=pooling,
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
         head=head,
         group_column=config.group_column,
+        words=Words() if pooling == NO_NETWORK else None,
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
@@ -73,8 +86,8 @@ def _check(config: TrainConfig) -> None:
     for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
         if not 0 <= (getattr(config, name) or 0) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
-    for name in ("average_decay", "layer_decay", "pseudo_labels", "target_precision"):
-        if not 0 <= getattr(config, name) <= 1:
+    for name in ("average_decay", "layer_decay", "pseudo_labels", "target_precision", "tier_risk", "tier_agreement"):
+        if not 0 <= (getattr(config, name) or 0) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
     for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
         if getattr(config, name) < 0:
@@ -91,6 +104,14 @@ def _check(config: TrainConfig) -> None:
         )
     if not config.text_columns:
         raise ConfigError("--text-columns: name at least one column")
+
+
+def _check_words_alone(config: TrainConfig) -> None:
+    for name in OF_NETWORKS:
+        if getattr(config, name) != getattr(TrainConfig, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is for a network; leave it out with --base-model {NO_NETWORK}"
+            )
 
 
 def _check_many_categories(config: TrainConfig) -> None:

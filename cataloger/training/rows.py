@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger.bundle import FORMAT, base_model_folder
+from cataloger.bundle import FORMAT, NO_NETWORK, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
@@ -40,7 +41,7 @@ class Source:
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
-    """Tables of tokens, label, use and key of every usable row, in catalog order, as references into Ray's object store.
+    """Tables of tokens, label, use, key and text of every usable row, in catalog order, as references into Ray's object store.
 
     Rows whose text is not valid UTF-8 are of no use; they are there by their name, in the column `NOT_UTF8`.
     The workers read them there directly: Ray Train's dataset shards would need CPUs of their own while training, and
@@ -88,10 +89,17 @@ def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, co
     labels = [_labels(paths, label_ids) for paths in written]
     uses = _uses(split_keys(table, texts, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
     usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
-    encoded = given.encode(texts.filter(usable)).to_arrow()
+    encoded = pa.table({}) if config.base_model == NO_NETWORK else given.encode(texts.filter(usable)).to_arrow()
     sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
     keys = pa.array(seen.keys(table, texts, config.group_column))
-    columns = {"labels": sets, "use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    # Words learn from the texts themselves; what is read for the network alone goes without.
+    read = pc.if_else(pa.array(uses != UNLABELLED), texts, pa.scalar(None, texts.type))
+    columns = {
+        "labels": sets,
+        "use": pa.array(uses).filter(usable),
+        "key": keys.filter(usable),
+        "text": read.filter(usable),
+    }
     rows = pa.table({**{name: encoded.column(name) for name in encoded.column_names}, **columns})
     if not names:
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
@@ -131,4 +139,5 @@ def wants_unlabelled(config: TrainConfig) -> bool:
 @functools.cache
 def training_input(config: TrainConfig) -> Input:
     """What a training reads of a row: what the model it makes will read."""
-    return TextInput(base_model_folder(config.base_model), config.text_columns, config.max_tokens)
+    folder = Path() if config.base_model == NO_NETWORK else base_model_folder(config.base_model)
+    return TextInput(folder, config.text_columns, config.max_tokens)

@@ -21,6 +21,7 @@ from cataloger.heads.base import head_of
 from cataloger.training.examples import Examples, draw
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
+from cataloger.training.words import Heard
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,15 @@ class FineTuning:
         rows: tuple[Examples, Examples, Examples],
         base: Path,
         machine: Machine,
+        heard: Heard | None = None,
     ) -> None:
         self.config, self.spec, self.network, self.machine, self.base = config, spec, network, machine, base
         self.train, held_out, self.unlabelled = rows
         self.epochs, self.rows = config.epochs, len(self.train)
         self.head = head_of(spec, machine.device)
         self.loss = self.head.objective(config, self.train.sets)
-        self.validation = Validation(held_out, spec, config.target_precision, machine.rank, machine.world)
-        self.temperature = 1.0  # of the last validation
+        self.validation = Validation(held_out, spec, config, machine.rank, machine.world, heard)
+        self.temperature = 1.0  # of the network's logits, by the last validation
         self.own_labels, self.epoch_rows = self.train.take(np.arange(0)), self.train
         self.average: Any = None
 
@@ -151,7 +153,7 @@ class FineTuning:
 
     def end_epoch(self) -> Result:
         metrics, spec = self.validation.score(self._logits_of_result(), self.machine.device)
-        self.temperature = spec.temperature
+        self.temperature = spec.words.network_temperature if spec.words else spec.temperature
         if self.config.level_weights == "auto":
             # An upper level counts by its errors on validation, those of the category being 1.
             errors = max(1 - metrics["val_accuracy"], 1e-9)

@@ -1,36 +1,45 @@
-"""Validation rows → metrics, and the temperature and thresholds that go with the model."""
+"""Validation rows → metrics, and what is fitted on them: temperatures, the weight of words, tiers and thresholds."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from cataloger.bundle import Spec
+from cataloger.bundle import ONE_CATEGORY, Spec, Words
+from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Tokens, most_rows, pack
-from cataloger.heads.base import Arrays, Head, head_of, joined
+from cataloger.heads.base import Arrays, head_of, joined
+from cataloger.taxonomy import Taxonomy
+from cataloger.training.certificate import Certificate, certify
 from cataloger.training.examples import Examples
+from cataloger.training.words import Heard
 
 TOKENS_PER_BATCH = 8_192
-# The temperature is fitted on as many rows as have this many logits on each rank (256 MiB), in random batches: one number needs no more.
-LOGITS_KEPT = 1 << 26
+# A few numbers are fitted on as many rows as have this many logits on each rank, in random batches: they need no more.
+LOGITS_KEPT = 1 << 24
 TEMPERATURES = np.geomspace(0.25, 4.0, 61)
+WEIGHTS = np.linspace(0.0, 1.0, 21)
+Logits = Iterable[tuple[IntArray, torch.Tensor]]
 
 
 class Validation:
     """The validation rows, of which rank r of n scores every n-th batch, in random order."""
 
-    def __init__(self, rows: Examples, spec: Spec, target_precision: float, rank: int, world: int) -> None:
-        self.rows, self.spec, self.target_precision, self.world = rows, spec, target_precision, world
+    def __init__(
+        self, rows: Examples, spec: Spec, config: TrainConfig, rank: int = 0, world: int = 1, heard: Heard | None = None
+    ) -> None:
+        self.rows, self.spec, self.config, self.world, self.heard = rows, spec, config, world, heard
         batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(len(spec.categories))))
         self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(
         self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
-        """The metrics of all ranks' rows, and the spec with temperature and thresholds fitted on them."""
+        """The metrics of all ranks' rows, and the spec with all that is fitted on them."""
         with torch.inference_mode():
             logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
             kept, size = [], 0
@@ -39,23 +48,66 @@ class Validation:
                 size += pair[1].numel()
                 if size > LOGITS_KEPT:
                     break
-            spec = replace(self.spec, temperature=self._fit_temperature(kept, device))
+            fit, all_of_them = _Fit(self, kept, device), itertools.chain(kept, logits)
+            if self.heard:
+                return self._with_words(self.heard, fit, all_of_them, device)
+            spec = replace(self.spec, temperature=fit.least(TEMPERATURES, lambda value, _, found: found / value))
             head = head_of(spec, device)
-            judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in itertools.chain(kept, logits)]
-        return head.fit(self._gather(judged), self.target_precision)
+            judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in all_of_them]
+        return head.fit(self._gather(judged), self.config.target_precision)
 
-    def _fit_temperature(self, kept: list[tuple[IntArray, torch.Tensor]], device: torch.device) -> float:
-        """The temperature of least loss (Guo et al. 2017, section 4.2), over all ranks."""
-        head: Head = head_of(self.spec, device)
-        losses = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device)
-        for batch, logits in kept:
-            targets = head.targets(self.rows.sets.take(batch))
-            for number, temperature in enumerate(TEMPERATURES):
-                losses[number] += head.losses(logits / temperature, targets).sum()
-        if self.world > 1:
-            dist.all_reduce(losses)
-        # Without a row of a known category there is nothing to fit.
-        return float(TEMPERATURES[int(losses.argmin())]) if losses.any() else 1.0
+    def _with_words(
+        self, heard: Heard, fit: "_Fit", logits: Logits, device: torch.device
+    ) -> tuple[dict[str, float], Spec]:
+        words, temperature = fit.joining(heard)
+        spec = replace(self.spec, words=words, temperature=temperature)
+        head, network = head_of(spec, device), head_of(replace(spec, temperature=words.network_temperature), device)
+        tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
+        # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
+        others = [fit.joining(heard, half)[0] for half in (1, 0)] if tiers else []
+        judged, of_network, unseen = [], [], []
+        for batch, found in logits:
+            ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
+            judged.append(head.judge(head.with_words(found, ranked, words), sets))
+            of_network.append(network.judge(found, sets))
+            labels = [head.with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
+            unseen.append({"row": batch, "label": np.where(batch % 2, labels[1], labels[0]) if tiers else batch})
+        everything, target = self._gather(judged), self.config.target_precision
+        alone = network.fit(self._gather(of_network), target)[0], head.fit(heard.judged, target)[0]
+        certificate = None
+        if tiers:
+            seen = self._gather(unseen)
+            by_words = {name: array[seen["row"]] for name, array in heard.judged.items()}
+            certificate, everything = self._tiers(everything, by_words, seen["label"])
+            about = {"agreement": certificate.agreement, "certificate": certificate.said}
+            spec = replace(spec, words=replace(words, alone_from=certificate.threshold, **about))  # type: ignore[arg-type]
+        metrics, spec = head_of(spec, device).fit(everything, target)
+        for name, theirs in zip(("network", "words"), alone, strict=True):
+            metrics |= {f"val_{name}_{of}": theirs[f"val_{of}"] for of in ("accuracy", "weighted_f1", "macro_f1")}
+        metrics |= {"val_words_weight": words.weight, "val_alone_fraction": certificate.share if certificate else 0.0}
+        return metrics, spec
+
+    def _tiers(self, by_both: Arrays, by_words: Arrays, unseen: IntArray) -> tuple[Certificate, Arrays]:
+        """(the certificate, the rows as tiers answer them)"""
+        true, given = by_words["true"], by_words["given"]
+        depths = Taxonomy(self.spec.categories).depths
+        confidence = by_words["certainty"][np.arange(len(given)), depths[given] - 1]
+        certificate = certify(
+            confidence,
+            given == true,
+            unseen == true,
+            given == unseen,
+            self.config.tier_risk,
+            self.config.tier_agreement,
+        )
+        if certificate.threshold is None:
+            return certificate, by_both
+        alone = confidence >= np.float32(certificate.threshold)
+        mixed = {
+            name: np.where(alone if array.ndim == 1 else alone[:, None], by_words[name], array)
+            for name, array in by_both.items()
+        }
+        return certificate, mixed
 
     def _gather(self, mine: list[Arrays]) -> Arrays:
         """Of all ranks; a rank may have no batch."""
@@ -63,3 +115,39 @@ class Validation:
         if self.world > 1:
             dist.all_gather_object(everyone, mine)
         return joined([part for parts in everyone for part in parts])
+
+
+class _Fit:
+    """Numbers of least loss over all ranks' rows, by trying them."""
+
+    def __init__(self, validation: Validation, kept: Logits, device: torch.device) -> None:
+        self.head, self.world = head_of(validation.spec, device), validation.world
+        self.device = device
+        self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
+
+    def joining(self, heard: Heard, half: int | None = None) -> tuple[Words, float]:
+        """(how words and network are joined, the temperature of what comes out), fitted on all rows or on one half of them."""
+        network = self.least(TEMPERATURES, lambda value, _, found: found / value, half)
+        words = replace(heard.words, network_temperature=network)
+
+        def both(weight: float, batch: IntArray, found: torch.Tensor) -> torch.Tensor:
+            return self.head.with_words(found, heard.ranked.take(batch), replace(words, weight=weight))
+
+        weight = self.least(WEIGHTS, both, half)
+        temperature = self.least(TEMPERATURES, lambda value, batch, found: both(weight, batch, found) / value, half)
+        return replace(words, weight=weight), temperature
+
+    def least(
+        self, values: Any, change: Callable[[float, IntArray, torch.Tensor], torch.Tensor], half: int | None = None
+    ) -> float:
+        """Of values, the one with which the logits, changed by it, have the least loss (Guo et al. 2017, section 4.2)."""
+        losses = torch.zeros(len(values), dtype=torch.float64, device=self.device)
+        for batch, found, targets in self.kept:
+            chosen = batch % 2 == half if half is not None else np.ones(len(batch), bool)
+            wanted = torch.from_numpy(chosen).to(self.device)
+            for number, value in enumerate(values):
+                losses[number] += self.head.losses(change(float(value), batch, found), targets)[wanted].sum()
+        if self.world > 1:
+            dist.all_reduce(losses)
+        # Without a row of a known category there is nothing to fit.
+        return float(values[int(losses.argmin())]) if losses.any() else 1.0

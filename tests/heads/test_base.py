@@ -53,7 +53,7 @@ def test_a_confidence_is_the_same_in_validation_and_in_labels(logits: np.ndarray
 @given(LOGITS)
 @settings(max_examples=200)
 def test_so_is_that_of_a_set(logits: np.ndarray) -> None:
-    from cataloger.heads.many_categories import set_confidence
+    from cataloger.heads.arrays import set_confidence
 
     judged = head_of(MANY, "cpu").judge(torch.from_numpy(logits), sets(len(logits)))
     thresholds = np.array(MANY.category_thresholds, np.float32)

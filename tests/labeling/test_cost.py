@@ -15,7 +15,7 @@ def test_efforts_add_up_and_say_where_the_time_goes() -> None:
     assert total.padding_waste == pytest.approx(0.2)
     line = total.describe(10.0)
     assert "200 tokens/s, 20.0% padding, 25% carried over" in line
-    assert "busy: reading 10%, tokenizing 0%, forward 90%, writing 0%" in line
+    assert "busy: reading 10%, words 0%, tokenizing 0%, forward 90%, writing 0%" in line
     metrics = total.metrics(10.0)
     assert metrics["carried_fraction"] == 0.25
     assert metrics["forward_seconds"] == 9.0

@@ -10,7 +10,7 @@ from cataloger.data.units import plan_units
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import runtime
 from cataloger.labeling.stream import Done, Model, Reading, predict_units
-from cataloger.model.predictor import Predictor
+from cataloger.model.tiers import Tiers
 
 ROWS = 300
 
@@ -27,13 +27,13 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     units = plan_units(catalog, unit_rows)
     model = Model(spec, digest(bundle), [runtime.share_folder(bundle)])
     reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"}, ("title",))
-    stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32", alternatives=0)
+    stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32")
     done = {row.unit: row for row in map(Done.of, stream.iter_rows())}
     labels = pa.concat_tables(
         [assemble(done[unit.index].rows, done[unit.index].answers, columns_of(spec))[0] for unit in units]
     )
     readable = [(i, title.strip()) for i, title in enumerate(titles) if title]
-    loaded = Predictor(bundle)
+    loaded = Tiers(bundle)
     one_by_one = [
         loaded.label(pa.table({name: [title if name == "title" else None] for name in spec.text_columns}))
         for _, title in readable

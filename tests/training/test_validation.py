@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cataloger.bundle import Spec
+from cataloger.config import TrainConfig
 from cataloger.data import batching
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.heads.one_category import NEVER
@@ -29,7 +30,7 @@ def score(logits: torch.Tensor, labels: list[int], target: float = 0.9) -> tuple
     def logits_of(tokens: Tokens, batch: IntArray) -> torch.Tensor:
         return logits[batch.copy()]
 
-    return Validation(rows(labels), spec, target, 0, 1).score(logits_of, CPU)
+    return Validation(rows(labels), spec, TrainConfig(target_precision=target)).score(logits_of, CPU)
 
 
 def overconfident(count: int, sharpness: float) -> tuple[torch.Tensor, list[int]]:
@@ -64,7 +65,7 @@ def test_many_categories_are_scored_in_batches_of_fewer_rows_with_the_same_resul
     monkeypatch.setattr(batching, "LOGITS", 7 * len(TREE.categories))
     found, spec = score(logits, labels)
     assert found == pytest.approx(expected)
-    batches = Validation(rows(labels), spec, 0.9, 0, 1).batches
+    batches = Validation(rows(labels), spec, TrainConfig()).batches
     assert max(map(len, batches)) == 7
 
 

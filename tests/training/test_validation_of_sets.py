@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from cataloger.bundle import MANY_CATEGORIES, Spec
+from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
 from cataloger.heads.many_categories import ENOUGH, FLOOR, fit_thresholds
 from cataloger.heads.one_category import NEVER
@@ -19,7 +20,8 @@ def validation(sets: list[list[int]], target: float = 0.9) -> Validation:
     flat = np.array([label for labels in sets for label in labels], np.int32)
     labels = Ragged(flat, np.concatenate([[0], np.cumsum([len(labels) for labels in sets])]))
     rows = Examples(Tokens(np.zeros(offsets[-1], np.int32), offsets), labels)
-    return Validation(rows, Spec(CATEGORIES, ("title",), 64, "mean", "", head=MANY_CATEGORIES), target, 0, 1)
+    spec = Spec(CATEGORIES, ("title",), 64, "mean", "", head=MANY_CATEGORIES)
+    return Validation(rows, spec, TrainConfig(target_precision=target))
 
 
 def score(logits: torch.Tensor, sets: list[list[int]], target: float = 0.9) -> tuple[dict[str, float], Spec]:

@@ -1,0 +1,128 @@
+"""Words first: what they answer alone, and what they have to say of the rows that go on to the network.
+
+Loads no torch: in a nightly job words answer in the reading tasks.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from cataloger.bundle import Spec, read_spec
+from cataloger.config import Precision
+from cataloger.data.batching import IntArray
+from cataloger.data.inputs import input_of
+from cataloger.heads.arrays import FloatArray, reader_of
+from cataloger.heads.columns import BY_WORDS, by, columns_of
+from cataloger.heads.ranked import Ranked, WithRanked
+from cataloger.model.words import WordModel
+
+
+@dataclass(frozen=True)
+class Said:
+    """What words have to say of N texts."""
+
+    alone: npt.NDArray[np.bool_]
+    """[N] whose answer stands without the network's."""
+    answers: pa.Table
+    """Those, in their order."""
+    ranked: Ranked
+    """Of the other texts."""
+
+    @property
+    def place(self) -> IntArray:
+        """[N] where the answer of each text is when those of words come first and then all others, each in their order."""
+        return np.where(self.alone, np.cumsum(self.alone) - 1, self.alone.sum() + np.cumsum(~self.alone) - 1)
+
+
+class FirstTier:
+    """The words of a bundle. With `tiers` off, they answer nothing alone where there is a network to ask."""
+
+    def __init__(self, folder: Path, spec: Spec, tiers: bool = True) -> None:
+        assert spec.words
+        self.words, self.model, self.reader = spec.words, WordModel.load(folder), reader_of(spec)
+        self.alone_from = 0.0 if not spec.network else self.words.alone_from if tiers else None
+
+    def ask(self, texts: pa.Array, alternatives: int) -> Said:
+        """Of texts without nulls."""
+        no_logits = np.empty((0, len(self.model.bias)), np.float32)
+        alone: list[npt.NDArray[np.bool_]] = [np.empty(0, bool)]
+        answers = [self.reader.answers(no_logits, alternatives)]
+        ranked = [Ranked.of(no_logits)]
+        for scores in self.model.scores(texts):
+            logits = self.reader.logits(scores, self.words)
+            probabilities = self.reader.probabilities(logits)
+            sure = self._sure(probabilities)
+            alone.append(sure)
+            answers.append(self.reader.answers(logits[sure], alternatives))
+            ranked.append(Ranked.of(probabilities[~sure]))
+        return Said(
+            np.concatenate(alone), by(pa.concat_tables(answers), BY_WORDS).combine_chunks(), Ranked.joined(ranked)
+        )
+
+    def rank(self, texts: pa.Array) -> Ranked:
+        """What they know of texts without nulls, whoever answers them."""
+        none = Ranked.of(np.empty((0, len(self.model.bias)), np.float32))
+        scores = self.model.scores(texts)
+        return Ranked.joined(
+            [none, *(Ranked.of(self.reader.probabilities(self.reader.logits(block, self.words))) for block in scores)]
+        )
+
+    def _sure(self, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
+        if self.alone_from is None:
+            return np.zeros(len(probabilities), bool)
+        return np.asarray(probabilities.max(axis=1, initial=0) >= np.float32(self.alone_from))
+
+
+@functools.lru_cache(maxsize=2)
+def first_tier(folder: Path, spec: Spec, tiers: bool) -> FirstTier:
+    """Kept for the next units of a task's process."""
+    return FirstTier(folder, spec, tiers)
+
+
+class Tiers:
+    """A whole bundle in one process: words first, the network for what they leave.
+
+    The way of a row: read, encode, answer, to labels. A nightly job places the same steps on a cluster (`labeling.stream`).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        tiers: bool = True,
+        columns: Sequence[str] = (),
+    ) -> None:
+        self.spec = read_spec(folder)
+        self.input, self.columns = input_of(self.spec, folder, columns), columns_of(self.spec)
+        self.first = FirstTier(folder, self.spec, tiers) if self.spec.words else None
+        self.network: Any = None
+        if self.spec.network:
+            from cataloger.model.predictor import Predictor
+
+            self.network = Predictor(folder, device, precision)
+
+    def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
+        """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read."""
+        read = self.input.read(table)
+        readable = read.reasons.is_null()
+        labels = pa.table(self.columns.to_labels(self.answer(read.values.filter(readable), alternatives)))
+        known = readable.to_numpy(zero_copy_only=False)
+        return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
+
+    def answer(self, values: pa.Array, alternatives: int = 0) -> pa.Table:
+        """Of what `input` has read, without nulls."""
+        if self.first is None:
+            return self.network.answer(self.input.encode(values), alternatives)
+        said = self.first.ask(values, alternatives)
+        if self.network is None:
+            return said.answers
+        rest = WithRanked(self.input.encode(values.filter(pa.array(~said.alone))), said.ranked)
+        answers = pa.concat_tables([said.answers, self.network.answer(rest, alternatives)])
+        return answers.take(pa.array(said.place))

@@ -1,0 +1,113 @@
+"""Which rows words may answer alone: thresholds whose promise holds with 95% confidence, whatever the rows are like.
+
+Learn then test (Angelopoulos et al. 2021): thresholds are tried from the strictest one on, and the last one before the first
+that fails stands. As they are tried in an order that is fixed beforehand, no correction for several tests is needed.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+BoolArray = npt.NDArray[np.bool_]
+ERROR = 0.05
+# Probabilities of words, the strictest first.
+THRESHOLDS = 1 - np.geomspace(1e-4, 0.6, 40)
+# A bet puts at most this share of what it has at risk.
+STAKE = 0.9
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Words answer alone from the probability `threshold` on, nothing where it is None; `said` is a sentence for people."""
+
+    threshold: float | None
+    share: float
+    """Of the calibration rows, those that they answer alone."""
+    agreement: float
+    """Of those, with 95% confidence at least, those of which the joined model says the same."""
+    said: str
+
+
+def certify(
+    confidence: npt.NDArray[np.float32],
+    by_words: BoolArray,
+    by_both: BoolArray,
+    same: BoolArray,
+    risk: float,
+    agreement: float | None,
+) -> Certificate:
+    """Of N calibration rows: the words' probability, whether words are right, whether both together are, whether they say the same.
+
+    `risk`: the accuracy that tiers may cost at most. `agreement` in its place: the share of the rows that words answer alone of
+    which the joined model must say the same.
+    """
+    order = np.random.default_rng(0).permutation(len(confidence))  # the bets go row by row
+    confidence, same = confidence[order], same[order]
+    losses = (by_both.astype(np.int64) - by_words)[order]
+    found, alone = None, np.zeros(len(confidence), bool)
+    for threshold in THRESHOLDS:
+        chosen = confidence >= np.float32(threshold)
+        if agreement is not None:
+            enough = least_share(int(same[chosen].sum()), int(chosen.sum())) >= agreement
+            if not enough and chosen.sum() < rows_for_agreement(agreement):
+                continue  # by their number, not by what they say
+        else:
+            enough = loses_less(losses * chosen, risk)
+        if not enough:
+            break
+        found, alone = float(threshold), chosen
+    promise = (
+        f"at least {agreement:.1%} of them have the same category when words and network are asked"
+        if agreement is not None
+        else f"tiers cost at most {risk:.2%} of accuracy"
+    )
+    if found is None:
+        needed = rows_for_agreement(agreement) if agreement is not None else rows_for_risk(risk)
+        return Certificate(
+            None,
+            0.0,
+            0.0,
+            f"no tiers: {len(confidence):,} validation rows do not show that {promise.replace(' of them', ' of the rows')}; "
+            f"that takes {needed:,} rows at least, and more where words and network differ",
+        )
+    share, least = float(alone.mean()), least_share(int(same[alone].sum()), int(alone.sum()))
+    return Certificate(
+        found,
+        share,
+        least,
+        f"words answer {share:.0%} of the rows alone; with 95% confidence {promise} ({len(confidence):,} validation rows)",
+    )
+
+
+def loses_less(losses: npt.NDArray[np.int64], risk: float) -> bool:
+    """Whether the mean of losses, each -1, 0 or 1 and independent, is below `risk` with 95% confidence.
+
+    A gambler bets row by row that it is not (Waudby-Smith and Ramdas 2024, hedged capital): as long as the mean is `risk` or more,
+    nobody ever has twenty times what they began with but in one of twenty cases (Ville 1939).
+    """
+    values, mean = (losses + 1) / 2, (risk + 1) / 2
+    seen = np.arange(1, len(values) + 1)
+    running = (0.5 + np.cumsum(values)) / (seen + 1)
+    spread = (0.25 / len(values) + np.cumsum((values - running) ** 2)) / seen
+    before = np.concatenate([[0.25], spread[:-1]])
+    bets = np.minimum(np.sqrt(2 * math.log(1 / ERROR) / (len(values) * before)), STAKE / (1 - mean))
+    capital = np.cumsum(np.log1p(bets * (mean - values)))
+    return bool(len(values) and capital.max() >= math.log(1 / ERROR))
+
+
+def least_share(hits: int, rows: int) -> float:
+    """Lower bound of a share, with 95% confidence (Clopper and Pearson 1934)."""
+    return float(stats.beta.ppf(ERROR, hits, rows - hits + 1)) if hits else 0.0
+
+
+def rows_for_risk(risk: float) -> int:
+    """The fewest rows that can show it: of those on which words and network never differ."""
+    return math.ceil(math.log(1 / ERROR) / math.log1p(STAKE / (1 - (risk + 1) / 2) * risk / 2)) if risk > 0 else 1 << 62
+
+
+def rows_for_agreement(agreement: float) -> int:
+    """The fewest rows that can show it."""
+    return math.ceil(math.log(ERROR) / math.log(agreement)) if agreement < 1 else 1 << 62
