@@ -38,9 +38,9 @@ class Words:
     shift: float = 0.0
     """A score becomes the sigmoid of (score - shift) / temperature; those of one category are made to sum to one."""
     weight: float = 1.0
-    """Their share in the joined probability."""
+    """The logarithm of their probability is multiplied by this before it is added to the network's logits."""
     network_temperature: float = 1.0
-    """Divides the network's logits before they are joined; what is joined has the temperature of the spec."""
+    """Divides the network's logits before that."""
     alone_from: float | None = None
     """The probability from which on their answer stands without the network's; without a number it never does."""
     agreement: float = 0.0
@@ -52,7 +52,7 @@ class Words:
         for name, holds, what in (
             ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
             ("shift", abs(self.shift) <= 1e3, "from -1,000 to 1,000"),
-            ("weight", 0 <= self.weight <= 1, "from 0 to 1"),
+            ("weight", 0 <= self.weight <= 1e3, "from 0 to 1,000"),
             ("network_temperature", 1e-3 <= self.network_temperature <= 1e3, "from 0.001 to 1,000"),
             ("alone_from", self.alone_from is None or 0 <= self.alone_from <= 1, "from 0 to 1, or null"),
             ("agreement", 0 <= self.agreement <= 1, "from 0 to 1"),

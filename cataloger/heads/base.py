@@ -44,7 +44,7 @@ class Head(Protocol):
         """`sets` are those of the training rows."""
 
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        """Logits of the weighted mean of both models' probabilities; `ranked` are those of words, of the same rows."""
+        """Logits of both models together; `ranked` are those of words, of the same rows."""
 
     def read(self, logits: torch.Tensor, alternatives: int) -> Tensors:
         """What is kept of a batch, on the device: tensors whose rows are those of the logits."""

@@ -15,14 +15,12 @@ from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.arrays import set_answers, set_confidence
 from cataloger.heads.losses import SetLoss
-from cataloger.heads.one_category import NEVER, mixed
+from cataloger.heads.one_category import LEAST, NEVER, joined_logits
 from cataloger.heads.ranked import Ranked
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: of a validation row only the categories above it are kept.
 FLOOR = 0.02
-# Of a joined probability, and of its complement: in float32 both have a logarithm.
-LEAST_OF_A_SET = 1e-6
 # Of fewer validation rows a threshold would be chance; such a category takes the best common one.
 ENOUGH = 5
 
@@ -48,8 +46,7 @@ class ManyCategories:
         return SetLoss(config.long_tail)
 
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        probabilities = mixed(torch.sigmoid(logits / words.network_temperature), ranked, words.weight)
-        return torch.logit(probabilities, eps=LEAST_OF_A_SET)
+        return joined_logits(logits, ranked, torch.logit(torch.from_numpy(ranked.probabilities), eps=LEAST), words)
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         logits = logits / self.spec.temperature

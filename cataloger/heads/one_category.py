@@ -21,8 +21,8 @@ from cataloger.taxonomy import Taxonomy
 
 # Above every confidence: where validation never reached the target precision, all rows need review.
 NEVER = 1.01
-# Of a joined probability: its logarithm stays finite.
-LEAST = 1e-12
+# What words give a category at least: with 1e-4 or 1e-3 both together have a higher loss (docs/quality.md).
+LEAST = 1e-6
 
 
 class OneCategory:
@@ -46,8 +46,8 @@ class OneCategory:
         return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.device)
 
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        probabilities = torch.softmax(logits / words.network_temperature, dim=1)
-        return mixed(probabilities, ranked, words.weight).clamp_min(LEAST).log()
+        known = torch.from_numpy(ranked.probabilities).clamp_min(LEAST).log()
+        return joined_logits(logits, ranked, known, words)
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
@@ -107,11 +107,14 @@ class OneCategory:
         return tuple(thresholds)
 
 
-def mixed(probabilities: torch.Tensor, ranked: Ranked, weight: float) -> torch.Tensor:
-    """[rows, categories]: the mean of a network's probabilities and those of words, which have this weight."""
-    labels = torch.from_numpy(ranked.labels.astype(np.int64)).to(probabilities.device)
-    theirs = torch.from_numpy(ranked.probabilities).to(probabilities.device)
-    return ((1 - weight) * probabilities).scatter_add_(1, labels, weight * theirs)
+def joined_logits(logits: torch.Tensor, ranked: Ranked, known: torch.Tensor, words: Words) -> torch.Tensor:
+    """[rows, categories]: a weighted sum of a network's logits and those that words have for the categories they have ranked.
+
+    Of probabilities it is a weighted geometric mean, normalised (a logarithmic opinion pool; Genest and Zidek 1986).
+    """
+    labels = torch.from_numpy(ranked.labels.astype(np.int64)).to(logits.device)
+    theirs = torch.full_like(logits, math.log(LEAST)).scatter_(1, labels, known.to(logits.device))
+    return logits / words.network_temperature + words.weight * theirs
 
 
 class Levels:

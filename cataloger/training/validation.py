@@ -6,8 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from scipy.optimize import minimize
 
 from cataloger.bundle import ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
@@ -21,8 +23,8 @@ from cataloger.training.words import Heard
 TOKENS_PER_BATCH = 8_192
 # A few numbers are fitted on as many rows as have this many logits on each rank, in random batches: they need no more.
 LOGITS_KEPT = 1 << 24
-TEMPERATURES = np.geomspace(0.25, 4.0, 61)
-WEIGHTS = np.linspace(0.0, 1.0, 21)
+# The logarithms of one or two numbers are looked for (Nelder and Mead 1965).
+SIMPLEX: dict[str, Any] = {"method": "Nelder-Mead", "options": {"xatol": 1e-3, "fatol": 1e-3}}
 Logits = Iterable[tuple[IntArray, torch.Tensor]]
 
 
@@ -51,7 +53,7 @@ class Validation:
             fit, all_of_them = _Fit(self, kept, device), itertools.chain(kept, logits)
             if self.heard:
                 return self._with_words(self.heard, fit, all_of_them, device)
-            spec = replace(self.spec, temperature=fit.least(TEMPERATURES, lambda value, _, found: found / value))
+            spec = replace(self.spec, temperature=fit.temperature())
             head = head_of(spec, device)
             judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in all_of_them]
         return head.fit(self._gather(judged), self.config.target_precision)
@@ -59,12 +61,12 @@ class Validation:
     def _with_words(
         self, heard: Heard, fit: "_Fit", logits: Logits, device: torch.device
     ) -> tuple[dict[str, float], Spec]:
-        words, temperature = fit.joining(heard)
-        spec = replace(self.spec, words=words, temperature=temperature)
+        words = fit.joining(heard)
+        spec = replace(self.spec, words=words)
         head, network = head_of(spec, device), head_of(replace(spec, temperature=words.network_temperature), device)
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
-        others = [fit.joining(heard, half)[0] for half in (1, 0)] if tiers else []
+        others = [fit.joining(heard, half) for half in (1, 0)] if tiers else []
         judged, of_network, unseen = [], [], []
         for batch, found in logits:
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
@@ -84,7 +86,11 @@ class Validation:
         metrics, spec = head_of(spec, device).fit(everything, target)
         for name, theirs in zip(("network", "words"), alone, strict=True):
             metrics |= {f"val_{name}_{of}": theirs[f"val_{of}"] for of in ("accuracy", "weighted_f1", "macro_f1")}
-        metrics |= {"val_words_weight": words.weight, "val_alone_fraction": certificate.share if certificate else 0.0}
+        metrics |= {
+            "val_temperature": words.network_temperature,
+            "val_words_weight": words.weight,
+            "val_alone_fraction": certificate.share if certificate else 0.0,
+        }
         return metrics, spec
 
     def _tiers(self, by_both: Arrays, by_words: Arrays, unseen: IntArray) -> tuple[Certificate, Arrays]:
@@ -118,36 +124,49 @@ class Validation:
 
 
 class _Fit:
-    """Numbers of least loss over all ranks' rows, by trying them."""
+    """Numbers of least loss over all ranks' rows."""
 
     def __init__(self, validation: Validation, kept: Logits, device: torch.device) -> None:
         self.head, self.world = head_of(validation.spec, device), validation.world
         self.device = device
         self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
 
-    def joining(self, heard: Heard, half: int | None = None) -> tuple[Words, float]:
-        """(how words and network are joined, the temperature of what comes out), fitted on all rows or on one half of them."""
-        network = self.least(TEMPERATURES, lambda value, _, found: found / value, half)
-        words = replace(heard.words, network_temperature=network)
+    def temperature(self) -> float:
+        """That of the network's logits alone (Guo et al. 2017, section 4.2)."""
+        if not self._loss(lambda _, found: found):
+            return 1.0  # without a row of a known category there is nothing to fit
+        found = minimize(lambda x: self._loss(lambda _, logits: logits / _positive(x)), 0.0, **SIMPLEX).x
+        return _positive(found)
 
-        def both(weight: float, batch: IntArray, found: torch.Tensor) -> torch.Tensor:
-            return self.head.with_words(found, heard.ranked.take(batch), replace(words, weight=weight))
+    def joining(self, heard: Heard, half: int | None = None) -> Words:
+        """How words and network are joined, fitted on all rows or on one half of them. Without weight where words are of no help."""
 
-        weight = self.least(WEIGHTS, both, half)
-        temperature = self.least(TEMPERATURES, lambda value, batch, found: both(weight, batch, found) / value, half)
-        return replace(words, weight=weight), temperature
+        def words(x: npt.NDArray[np.float64]) -> Words:
+            return replace(heard.words, network_temperature=_positive(x[0]), weight=_positive(x[1]))
 
-    def least(
-        self, values: Any, change: Callable[[float, IntArray, torch.Tensor], torch.Tensor], half: int | None = None
-    ) -> float:
-        """Of values, the one with which the logits, changed by it, have the least loss (Guo et al. 2017, section 4.2)."""
-        losses = torch.zeros(len(values), dtype=torch.float64, device=self.device)
+        def loss(x: npt.NDArray[np.float64]) -> float:
+            joined_by = words(x)
+            return self._loss(
+                lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), joined_by), half
+            )
+
+        alone = self.temperature()
+        found = minimize(loss, np.log([1.5 * alone, 0.3]), **SIMPLEX)
+        if found.fun < self._loss(lambda _, logits: logits / alone, half):
+            return words(found.x)
+        return replace(heard.words, network_temperature=alone, weight=0.0)
+
+    def _loss(self, change: Callable[[IntArray, torch.Tensor], torch.Tensor], half: int | None = None) -> float:
+        """The summed loss of the logits, changed."""
+        total = torch.zeros(1, dtype=torch.float64, device=self.device)
         for batch, found, targets in self.kept:
-            chosen = batch % 2 == half if half is not None else np.ones(len(batch), bool)
-            wanted = torch.from_numpy(chosen).to(self.device)
-            for number, value in enumerate(values):
-                losses[number] += self.head.losses(change(float(value), batch, found), targets)[wanted].sum()
+            losses = self.head.losses(change(batch, found), targets).double()
+            total += losses.sum() if half is None else losses[torch.from_numpy(batch % 2 == half).to(self.device)].sum()
         if self.world > 1:
-            dist.all_reduce(losses)
-        # Without a row of a known category there is nothing to fit.
-        return float(values[int(losses.argmin())]) if losses.any() else 1.0
+            dist.all_reduce(total)
+        return float(total)
+
+
+def _positive(x: npt.NDArray[np.float64]) -> float:
+    """From its logarithm, within bounds."""
+    return float(np.exp(np.clip(x, -6.0, 6.0)).item())
