@@ -41,7 +41,7 @@ def part_of(answers: pa.Table, spec: Spec) -> tuple[pa.Table, str]:
     labels, rejects = assemble(
         rows, answers.append_column("error", pa.nulls(len(answers), pa.string())), columns_of(spec)
     )
-    write_part(locate("run"), 0, labels, rejects, 3, {"run": "r", "model_digest": "d"})
+    write_part(locate("run"), 0, labels, rejects, {"forwarded": 3}, {"run": "r", "model_digest": "d"})
     written = Path("run", part_name(0))
     return pq.read_table(written), hashlib.sha256(written.read_bytes()).hexdigest()[:16]
 

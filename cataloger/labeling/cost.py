@@ -67,9 +67,20 @@ class Cost:
         return 1 - self.tokens / self.slots if self.slots else 0.0
 
     @property
+    def asked(self) -> int:
+        """Distinct texts that the model answered, by words alone or with its network."""
+        return self.alone + self.forwarded - self.checked
+
+    @property
+    def answered(self) -> dict[str, int]:
+        """Distinct texts by who answered them, for the part of a unit."""
+        by_words = {"alone": self.alone, "checked": self.checked, "agreed": self.agreed} if self.alone else {}
+        return {"forwarded": self.forwarded, **by_words}
+
+    @property
     def answered_per_second(self) -> float:
         """Distinct texts by the busy seconds of those who answered them, of one process each."""
-        return (self.alone + self.forwarded) / max(1e-9, self.words_seconds + self.forward_seconds)
+        return self.asked / max(1e-9, self.words_seconds + self.forward_seconds)
 
     @contextmanager
     def timed(self, stage: str, clock: "SharedClock | None" = None) -> Iterator[None]:
@@ -88,7 +99,7 @@ class Cost:
         busy = ", ".join(f"{stage} {getattr(self, f'{stage}_seconds') / max(1e-9, seconds):.0%}" for stage in stages)
         carried = f", {self.carried / self.rows:.0%} carried over" if self.carried else ""
         if self.alone:
-            carried += f", {self.alone / max(1, self.alone + self.forwarded):.0%} of the rest by words alone"
+            carried += f", {self.alone / max(1, self.asked):.0%} of the rest by words alone"
         return (
             f"{self.tokens / max(1e-9, seconds):,.0f} tokens/s, {self.padding_waste:.1%} padding{carried}; busy: {busy}"
         )
@@ -99,6 +110,6 @@ class Cost:
         rates = {"padding_waste": self.padding_waste, "tokens_per_second": self.tokens / max(1e-9, seconds)}
         shares = {
             "carried_fraction": self.carried / max(1, self.rows),
-            "alone_fraction": self.alone / max(1, self.alone + self.forwarded - self.checked),
+            "alone_fraction": self.alone / max(1, self.asked),
         }
         return {**counted, **rates, **shares}

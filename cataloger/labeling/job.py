@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger.bundle import digest, read_spec
+from cataloger.bundle import Words, digest, read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
@@ -19,7 +19,7 @@ from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.reuse import Published
-from cataloger.labeling.stream import Model, Reading
+from cataloger.labeling.stream import ASKED_AGAIN, Model, Reading
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
@@ -72,7 +72,9 @@ def label(config: LabelConfig) -> LabelResult:
         run = published["run"]  # it may have been labelled anew
     else:
         fitness.check_not_withdrawn(run, seen.withdrawn.get(inputs), seen.run, config)
-    night = _Night(config, output, run, inputs, seen, published, catalog.fingerprint, source.uri, model_digest, started)
+    night = _Night(
+        config, output, run, inputs, seen, published, catalog.fingerprint, source.uri, model_digest, started, spec.words
+    )
     if snapshot.is_complete(output, run):
         return _publish_again(night)
     units = plan_units(catalog)
@@ -100,6 +102,7 @@ def label(config: LabelConfig) -> LabelResult:
                 text_columns,
                 published=_to_carry_over(night),
                 tiers=config.tiers == "auto",
+                asked_again=ASKED_AGAIN,
                 alternatives=config.alternatives,
             )
             todo = [unit for unit in units if unit.index not in parts]
@@ -142,6 +145,7 @@ class _Night:
     model: str
     model_digest: str
     started: float
+    words: Words | None
 
     @property
     def folder(self) -> Location:
@@ -208,6 +212,8 @@ def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[
     found = _look(night, len(origin.units), parts.values(), result)
     try:
         fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
+        if night.words:
+            fitness.check_tiers(night.run, parts.values(), night.words.agreement, night.config)
         fitness.check_drift(found, night.config)
         snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
@@ -276,6 +282,10 @@ def _figures(result: LabelResult) -> dict[str, str]:
     figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
     if result.cost.rows:
         figures["carried over"] = f"{result.cost.carried / result.cost.rows:.1%}"
+        if result.cost.alone:
+            figures["of the others by words alone"] = f"{result.cost.alone / result.cost.asked:.1%}"
+        if result.cost.checked:
+            figures["of these the network says the same"] = f"{result.cost.agreed / result.cost.checked:.1%}"
         figures["rows/s"] = f"{result.cost.rows / result.seconds:,.0f}"
     return figures
 

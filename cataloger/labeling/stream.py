@@ -79,6 +79,7 @@ class Reading:
     every: int = 1
     published: reuse.Published | None = None
     tiers: bool = True
+    asked_again: int = ASKED_AGAIN
     alternatives: int = 0
 
 
@@ -285,7 +286,7 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
             known.append(said.answers)
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
             if spec.network:
-                sampled = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] % ASKED_AGAIN == 0
+                sampled = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] % reading.asked_again == 0
                 texts = distinct.dictionary.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
                 asked_again = said.answers.filter(pa.array(sampled)).select(["label"])
                 fresh, ranked = pa.concat_arrays([fresh, texts]), Ranked.joined([ranked, first.rank(texts)])

@@ -61,6 +61,6 @@ def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str
     done = Done.of(row)
     with done.cost.timed("writing"):
         labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
-        part = snapshot.write_part(folder, done.unit, labels, rejects, done.cost.forwarded, about)
+        part = snapshot.write_part(folder, done.unit, labels, rejects, done.cost.answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}

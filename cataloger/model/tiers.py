@@ -116,13 +116,20 @@ class Tiers:
         known = readable.to_numpy(zero_copy_only=False)
         return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
 
-    def answer(self, values: pa.Array, alternatives: int = 0) -> pa.Table:
-        """Of what `input` has read, without nulls."""
-        if self.first is None:
-            return self.network.answer(self.input.encode(values), alternatives)
-        said = self.first.ask(values, alternatives)
-        if self.network is None:
+    def answer(self, values: pa.Array, alternatives: int = 0, encoded: Any = None) -> pa.Table:
+        """Of what `input` has read, without nulls; `encoded` are those for the network, where they are encoded already."""
+        said = self.first.ask(values, alternatives) if self.first else None
+        if said and not self.network:
             return said.answers
-        rest = WithRanked(self.input.encode(values.filter(pa.array(~said.alone))), said.ranked)
-        answers = pa.concat_tables([said.answers, self.network.answer(rest, alternatives)])
+        rest = self.encode(values, said) if encoded is None else encoded
+        if said is None:
+            return self.network.answer(rest, alternatives)
+        answers = pa.concat_tables([said.answers, self.network.answer(WithRanked(rest, said.ranked), alternatives)])
         return answers.take(pa.array(said.place))
+
+    def encode(self, values: pa.Array, said: Said | None = None) -> Any:
+        """Those that go on to the network, `said` being what words say of them all."""
+        if self.network is None:
+            return None
+        said = said or (self.first.ask(values, 0) if self.first else None)
+        return self.input.encode(values.filter(pa.array(~said.alone)) if said else values)

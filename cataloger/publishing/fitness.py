@@ -9,6 +9,8 @@ from cataloger.publishing.nightly import Night
 from cataloger.publishing.snapshot import Part
 
 log = logging.getLogger(__name__)
+# That words and network agree so seldom by chance, if the certificate still held.
+BY_CHANCE = 0.001
 
 
 def check_rejects(run: str, parts: Collection[Part], config: LabelConfig, where: str) -> None:
@@ -47,6 +49,23 @@ def check_drift(found: Night, config: LabelConfig) -> None:
         raise PublishError(
             f"{held}: {drift}. The limit is --max-changed-fraction {config.max_changed_fraction}; {anyway}"
         )
+
+
+def check_tiers(run: str, parts: Collection[Part], agreement: float, config: LabelConfig) -> None:
+    """Hold back a run whose words and network agree less often than the model's certificate says: the catalog is another one.
+
+    Raises PublishError.
+    """
+    from scipy.stats import binom
+
+    checked, agreed = sum(part.checked for part in parts), sum(part.agreed for part in parts)
+    if config.publish_anyway or not checked or binom.cdf(agreed, checked, agreement) >= BY_CHANCE:
+        return
+    raise PublishError(
+        f"run {run} is held back: of {checked:,} products that words answered alone, the network was asked as well, and says the "
+        f"same of {agreed:,} ({agreed / checked:.1%}); when the model was trained it was {agreement:.1%} at least. The catalog has "
+        "other products now: train the model again, or label with --tiers off; --publish-anyway publishes these labels"
+    )
 
 
 def check_not_withdrawn(run: str, when: str | None, now: str | None, config: LabelConfig) -> None:

@@ -49,13 +49,17 @@ class File:
 
 @dataclass(frozen=True)
 class Part:
-    """A finished unit; `forwarded` counts the distinct texts that went through the model."""
+    """A finished unit. Of its distinct texts, `forwarded` went through the network and `alone` were answered by words alone; of
+    these the network was asked as well about `checked`, and it said the same about `agreed`."""
 
     unit: int
     rows: int
     rejects: int
     forwarded: int
     files: tuple[File, ...]
+    alone: int = 0
+    checked: int = 0
+    agreed: int = 0
 
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":
@@ -118,17 +122,22 @@ def run_folder(output: Location, run: str) -> Location:
 
 
 def write_part(
-    folder: Location, unit: int, labels: pa.Table, rejects: pa.Table, forwarded: int, about: Mapping[str, str]
+    folder: Location,
+    unit: int,
+    labels: pa.Table,
+    rejects: pa.Table,
+    answered: Mapping[str, int],
+    about: Mapping[str, str],
 ) -> Part:
     """Write rejects, then labels, unless the unit is finished already; each file appears whole or not at all.
 
-    `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
+    `answered` are the counts of `Part` by their name. `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
     """
     name, rows = part_name(unit), len(labels) + len(rejects)
     if standing := _standing(folder, unit, rows):
         return standing
     metadata = {f"cataloger.{key}".encode(): value.encode() for key, value in about.items()}
-    counts = {"unit": unit, "rows": len(labels), "rejects": len(rejects), "forwarded": forwarded}
+    counts = {"unit": unit, "rows": len(labels), "rejects": len(rejects), **answered}
     metadata[_COUNTS] = json.dumps(counts).encode()
     files = []
     if len(rejects):

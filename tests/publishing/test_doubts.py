@@ -56,7 +56,7 @@ def write_run(catalog: str, folder: Location) -> Origin:
         )
         rejects[unit.index] = unit.rows - len(rows)
         rejected = pa.table({"id": [0] * rejects[unit.index], "reason": ["no text"] * rejects[unit.index]})
-        snapshot.write_part(folder, unit.index, labels, rejected, 0, {})
+        snapshot.write_part(folder, unit.index, labels, rejected, {"forwarded": 0}, {})
         start += unit.rows
     return Origin(opened, units, rejects, TextInput(Path(), TEXT, 16))
 
@@ -163,6 +163,6 @@ def test_labels_of_any_number_of_categories(working_folder: Path, origin: Origin
     labels = pq.read_table("run/part-00000.parquet").slice(0, 2).drop_columns("category")
     labels = labels.append_column("categories", pa.array([["A", "B > C"], []], pa.list_(pa.string())))
     labels = labels.append_column("confidences", pa.array([[0.9, 0.75], []], pa.list_(pa.float32())))
-    snapshot.write_part(locate("lists"), 0, labels, labels.slice(0, 0), 0, {})
+    snapshot.write_part(locate("lists"), 0, labels, labels.slice(0, 0), {"forwarded": 0}, {})
     found = products([Doubt(0.1, 0, 0, 1), Doubt(0.2, 1, 0, 0)], locate("lists"), origin)
     assert [product.categories for product in found] == [(), (("A", pytest.approx(0.9)), ("B > C", 0.75))]

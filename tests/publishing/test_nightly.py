@@ -231,7 +231,7 @@ def test_a_night_of_products_of_any_number_of_categories(working_folder: Path) -
     )
     catalog = open_catalog("shop.parquet", "id", ("title",))
     planned, folder = plan_units(catalog), snapshot.run_folder(locate("labels"), "7f3a")
-    part = snapshot.write_part(folder, 0, labels, labels.slice(0, 0), 3, {})
+    part = snapshot.write_part(folder, 0, labels, labels.slice(0, 0), {"forwarded": 3}, {})
     found = nightly.look(locate("labels"), "7f3a", 1, 3, [part], None, "digest")
     products = doubts.products(
         found.now.doubts, folder, Origin(catalog, planned, {0: 0}, TextInput(Path(), ("title",), 16))

@@ -45,7 +45,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels = pa.table({"id": range(rows), "category": ["A"] * rows})
             rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
             folder = snapshot.run_folder(output, "r")
-            parts[unit] = snapshot.write_part(folder, unit, labels, rejects, rows, {"run": "r"})
+            parts[unit] = snapshot.write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": "r"})
         snapshot.write_manifest(output, "r", UNITS, parts, ABOUT)
         pointer.publish(output, "r", pointer.look(output))
     (room / "bundle").mkdir()
@@ -189,7 +189,7 @@ def test_a_manifest_lists_the_parts_of_its_own_run_and_their_rows(
         ({"test_fraction": 1.5}, "test_fraction: "),
         ({"group_column": 3}, "group_column: "),
         ({"format_version": 1}, "older version of cataloger"),
-        ({"format_version": 5}, "newer version of cataloger"),
+        ({"format_version": 6}, "newer version of cataloger"),
         ({"tomorrow": 1}, "newer version of cataloger.*tomorrow"),
     ],
 )

@@ -127,7 +127,9 @@ def drive(output: Location, inputs: str) -> None:
                 rows = IDS[unit.index]
                 labels = pa.table({"id": rows[1:], "category": [inputs] * (len(rows) - 1)})
                 rejects = pa.table({"id": rows[:1], "reason": ["r"]})
-                parts[unit.index] = snapshot.write_part(folder, unit.index, labels, rejects, len(rows), {"run": run})
+                parts[unit.index] = snapshot.write_part(
+                    folder, unit.index, labels, rejects, {"forwarded": len(rows)}, {"run": run}
+                )
         snapshot.write_manifest(output, run, UNITS, parts, {**ABOUT, "inputs": inputs})
     if seen.run != run:
         pointer.publish(output, run, seen)

@@ -23,7 +23,7 @@ def make(run: str, publish: bool = True) -> Path:
     for unit, rows, rejected in [(0, 3, 0), (1, 1, 1)]:
         labels = pa.table({"id": range(rows), "category": ["A"] * rows})
         rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
-        parts[unit] = snapshot.write_part(folder, unit, labels, rejects, rows, {"run": run})
+        parts[unit] = snapshot.write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": run})
     about = {
         "model": "m",
         "model_digest": "d",

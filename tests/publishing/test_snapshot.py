@@ -18,7 +18,7 @@ UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
     labels = pa.table({"id": range(rows), "category": ["A"] * rows})
     refused = pa.table({"id": range(rejects), "reason": ["r"] * rejects})
-    return snapshot.write_part(folder, unit, labels, refused, rows, {"run": "r"})
+    return snapshot.write_part(folder, unit, labels, refused, {"forwarded": rows}, {"run": "r"})
 
 
 def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
