@@ -29,7 +29,7 @@ _BASE, _MIXER = 0x9E3779B97F4A7C15, np.uint64(0xD6E8FEB86659FD93)
 
 
 def ngrams(texts: pa.Array) -> sparse.csr_matrix:
-    """float32 [N, BUCKETS] how often each bucket occurs in each text, without case and forms (NFKC); a null has none."""
+    """float32 [N, BUCKETS] how often each bucket occurs in each text, without case and forms (NFKD); a null has none."""
     blocks = [_keys(block, first) for first, block in blocks_of(texts)]
     keys = np.concatenate([np.empty(0, np.uint64), *blocks])
     keys.sort()
@@ -57,11 +57,14 @@ def blocks_of(texts: pa.Array, rows: int = 1 << 16) -> Iterator[tuple[int, pa.Ar
 
 def _keys(texts: pa.Array, first: int) -> Hashes:
     """Number of the text and bucket of every n-gram, as one number each."""
-    texts = pc.utf8_lower(pc.utf8_normalize(pc.fill_null(texts, "").cast(pa.large_string()), "NFKC"))
+    # Not NFKC: Arrow up to 25 does not compose for it, later ones do, and a model's n-grams must be those it was trained with.
+    texts = pc.utf8_lower(pc.utf8_normalize(pc.fill_null(texts, "").cast(pa.large_string()), "NFKD"))
     texts = pc.replace_substring_regex(texts, WORD_EACH, r" \1 ")
     # Every text has a space before it, and the next one's behind it: n-grams do not reach over.
     joined = "".join(f" {text}" for text in texts.to_pylist()) + " "
     codes = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
+    kinds = _kinds(codes)
+    codes = np.where(kinds == SPACE, np.uint32(ord(" ")), codes)  # one kind of white space is as good as another
     row = np.repeat(np.arange(len(texts), dtype=np.uint64), pc.utf8_length(texts).to_numpy() + 1) + np.uint64(first)
     row <<= np.uint64(BITS)
     forward, backward = _powers(1 + max(20, len(codes).bit_length()))
@@ -74,7 +77,6 @@ def _keys(texts: pa.Array, first: int) -> Hashes:
     def keys(starts: npt.NDArray[np.intp], hashes: Hashes) -> Hashes:
         return row[starts] | (hashes >> np.uint64(64 - BITS))
 
-    kinds = _kinds(codes)
     spaces = np.concatenate([[0], np.cumsum(kinds == SPACE)])
     found = []
     for length in CHARACTERS:

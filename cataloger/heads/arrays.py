@@ -100,6 +100,9 @@ def best(values: FloatArray, count: int) -> IntArray:
     count = min(count, values.shape[1])
     if count < values.shape[1] // 4:
         found = np.sort(np.argpartition(-values, count, axis=1)[:, :count], axis=1)
+        least = np.take_along_axis(values, found, axis=1).min(axis=1, keepdims=True, initial=np.inf)
+        tied = np.flatnonzero((values >= least).sum(axis=1) > count)  # with one left out that is as high as one found
+        found[tied] = np.sort(np.argsort(-values[tied], axis=1, kind="stable")[:, :count], axis=1)
         order = np.argsort(-np.take_along_axis(values, found, axis=1), axis=1, kind="stable")
         return np.take_along_axis(found, order, axis=1)
     return np.argsort(-values, axis=1, kind="stable")[:, :count]

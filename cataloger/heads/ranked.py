@@ -37,7 +37,7 @@ class Ranked:
     @classmethod
     def from_arrow(cls, table: pa.Table) -> Self:
         columns = (table.column(name).combine_chunks() for name in ("ranked", "probability"))
-        return cls(*(column.flatten().to_numpy().reshape(len(table), column.type.list_size) for column in columns))
+        return cls(*(column.flatten().to_numpy().reshape(-1, column.type.list_size) for column in columns))
 
     def to_arrow(self) -> pa.Table:
         width = self.labels.shape[1]

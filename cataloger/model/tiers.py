@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cataloger.bundle import Spec, read_spec
+from cataloger.bundle import SPEC, WORDS, Spec, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import input_of
+from cataloger.errors import ModelError
 from cataloger.heads.arrays import FloatArray, reader_of
 from cataloger.heads.columns import BY_WORDS, by, columns_of
 from cataloger.heads.ranked import Ranked, WithRanked
@@ -41,11 +42,16 @@ class Said:
 
 
 class FirstTier:
-    """The words of a bundle. With `tiers` off, they answer nothing alone where there is a network to ask."""
+    """The words of a bundle. With `tiers` off, they answer nothing alone where there is a network to ask. Raises ModelError."""
 
     def __init__(self, folder: Path, spec: Spec, tiers: bool = True) -> None:
         assert spec.words
         self.words, self.model, self.reader = spec.words, WordModel.load(folder), reader_of(spec)
+        if len(self.model.bias) != len(spec.categories):
+            raise ModelError(
+                f"model {folder}: {WORDS} has {len(self.model.bias):,} categories, {SPEC} has {len(spec.categories):,}; "
+                "copy the folder again from where the model was trained"
+            )
         self.alone_from = 0.0 if not spec.network else self.words.alone_from if tiers else None
 
     def ask(self, texts: pa.Array, alternatives: int) -> Said:

@@ -72,10 +72,13 @@ class WordModel:
         try:
             found = load_file(folder / WORDS)
             weights = found["weights"].astype(np.float32), found["categories"], found["starts"]
-            shape = len(found["buckets"]), len(found["bias"])
+            buckets, idf = found["buckets"].astype(np.int64), found["idf"]
+            if len(idf) != len(buckets) or not ((buckets >= 0) & (buckets < BUCKETS)).all():
+                raise ValueError("its vocabulary cannot be right")
+            shape = len(buckets), len(found["bias"])
             matrix = sparse.csr_matrix(weights, shape=shape)
             matrix.check_format(full_check=True)
-            return cls(Vocabulary(found["buckets"].astype(np.int64), found["idf"]), matrix, found["bias"])
+            return cls(Vocabulary(buckets, idf), matrix, found["bias"])
         except (OSError, SafetensorError, KeyError, ValueError, IndexError) as error:
             raise ModelError(
                 f"model {folder}: {WORDS} cannot be read ({str(error).splitlines()[0]}); copy the folder again from where the "

@@ -88,14 +88,21 @@ def loses_less(losses: npt.NDArray[np.int64], risk: float) -> bool:
     A gambler bets row by row that it is not (Waudby-Smith and Ramdas 2024, hedged capital): as long as the mean is `risk` or more,
     nobody ever has twenty times what they began with but in one of twenty cases (Ville 1939).
     """
+    if not len(losses):
+        return False
     values, mean = (losses + 1) / 2, (risk + 1) / 2
     seen = np.arange(1, len(values) + 1)
     running = (0.5 + np.cumsum(values)) / (seen + 1)
     spread = (0.25 / len(values) + np.cumsum((values - running) ** 2)) / seen
     before = np.concatenate([[0.25], spread[:-1]])
-    bets = np.minimum(np.sqrt(2 * math.log(1 / ERROR) / (len(values) * before)), STAKE / (1 - mean))
+    bets = np.minimum(np.sqrt(2 * math.log(1 / ERROR) / (len(values) * before)), _largest(risk))
     capital = np.cumsum(np.log1p(bets * (mean - values)))
-    return bool(len(values) and capital.max() >= math.log(1 / ERROR))
+    return bool(capital.max() >= math.log(1 / ERROR))
+
+
+def _largest(risk: float) -> float:
+    """Bet: the worst row then costs STAKE of the capital. At a risk of one no row costs any, and it only has to be a number."""
+    return STAKE / max((1 - risk) / 2, 1e-3)
 
 
 def least_share(hits: int, rows: int) -> float:
@@ -105,7 +112,7 @@ def least_share(hits: int, rows: int) -> float:
 
 def rows_for_risk(risk: float) -> int:
     """The fewest rows that can show it: of those on which words and network never differ."""
-    return math.ceil(math.log(1 / ERROR) / math.log1p(STAKE / (1 - (risk + 1) / 2) * risk / 2)) if risk > 0 else 1 << 62
+    return math.ceil(math.log(1 / ERROR) / math.log1p(_largest(risk) * risk / 2)) if risk > 0 else 1 << 62
 
 
 def rows_for_agreement(agreement: float) -> int:
