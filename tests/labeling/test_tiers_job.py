@@ -117,11 +117,11 @@ def test_carried_labels_remember_who_gave_them(model: Path, catalog: pa.Table) -
 def test_a_night_whose_words_and_network_disagree_is_held_back(
     model: Path, catalog: pa.Table, monkeypatch: pytest.MonkeyPatch, job: Job
 ) -> None:
-    """As when the catalog has other products than the model was trained on; here the certificate says more than is so."""
+    """As when the catalog has other products than the model was trained on; here nothing of the words is joined."""
     shutil.copytree(model, "surer")
     spec = read_spec(model)
     assert spec.words
-    write_spec(Path("surer"), replace(spec, words=replace(spec.words, alone_from=0.0, agreement=0.999)))
+    write_spec(Path("surer"), replace(spec, words=replace(spec.words, weight=0.0, alone_from=0.0, agreement=0.999)))
     monkeypatch.setattr("cataloger.labeling.job.ASKED_AGAIN", 3)  # a thousandth of so few products is one
     with pytest.raises(PublishError, match=r"words answered alone.*train the model again, or label with --tiers off"):
         night(Path("surer"))
