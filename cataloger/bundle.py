@@ -233,11 +233,10 @@ def _with_head(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 over the files that decide a label, 16 hex digits. Raises ModelError."""
+    """SHA-256 over the files that decide a label, 16 hex digits."""
     total = hashlib.sha256()
-    spec = read_spec(folder)
-    network = ("config.json", WEIGHTS, "tokenizer.json") if spec.network else ()
-    for name in (*network, SPEC, *([WORDS] if spec.words else [])):
+    files = ("config.json", WEIGHTS, "tokenizer.json", SPEC, WORDS)
+    for name in [file for file in files if (folder / file).exists()]:
         with open(folder / name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

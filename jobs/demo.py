@@ -14,6 +14,7 @@ def main() -> None:
         from cataloger.demo import demo
 
         result = demo()
+        show_evaluation(result.words)
         show_evaluation(result.evaluation)
         labels = result.labels
         rows = [

@@ -43,6 +43,8 @@ MOST_CHARACTERS = 1 << 24
 # Two numbers are fitted on as many validation rows as have so many scores.
 SCORES_KEPT = 1 << 22
 FIRST_GUESS = 0.2
+# Also from within a trial of a sweep, whose own placement has no CPU.
+ANYWHERE: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,13 @@ def fit(blocks: Sequence[Any], spec: Spec, folder: Location) -> FittedWords:
     shared, count = list(blocks), len(spec.categories)
     if not (folder / WORDS).exists():
         parts = min(cores, count)
-        task = ray.remote(_fit_categories).options(num_cpus=1)
+        task = ray.remote(_fit_categories).options(**ANYWHERE)
         with runtime.errors_of_tasks():
             # The large and the small ones spread over all tasks: a path's neighbours are often as large as it.
             fitted = [task.remote(shared, np.arange(count)[part::parts]) for part in range(parts)]
-            ray.get(ray.remote(_save).options(num_cpus=1).remote(fitted, shared, folder))
+            ray.get(ray.remote(_save).options(**ANYWHERE).remote(fitted, shared, folder))
     with runtime.errors_of_tasks():
-        words: Words = ray.get(ray.remote(_calibrate).options(num_cpus=1).remote(shared, spec, folder))
+        words: Words = ray.get(ray.remote(_calibrate).options(**ANYWHERE).remote(shared, spec, folder))
     return FittedWords(folder, words)
 
 
@@ -193,7 +195,7 @@ def train_alone(
     fitted: FittedWords, blocks: Sequence[Any], spec: Spec, config: TrainConfig, saw: Seen
 ) -> dict[str, float]:
     """Make a bundle of words without a network, beside the fitted model; the metrics of its validation. Needs a running Ray."""
-    task = ray.remote(_make_bundle).options(num_cpus=1)
+    task = ray.remote(_make_bundle).options(**ANYWHERE)
     with runtime.errors_of_tasks():
         metrics: dict[str, float] = ray.get(task.remote(fitted, list(blocks), spec, config, saw))
     return metrics
