@@ -174,8 +174,10 @@ class Loop:
         """Keep an epoch with a checkpoint."""
         if result:
             score = result.metrics["val_weighted_f1"]
-            self.stale = 0 if score > self.best else self.stale + 1
-            self.best = max(self.best, score)
+            # Patience is with what is being trained: words alone may be better than both for some epochs.
+            learnt = result.metrics.get("val_network_weighted_f1", score)
+            self.stale = 0 if learnt > self.best else self.stale + 1
+            self.best = max(self.best, learnt)
             metrics = {**result.metrics, "epoch": float(self.epoch)}
             self._post({self.step: metrics}, self.epoch, f"validation F1 {score:.3f}")
         self._save(result)

@@ -153,7 +153,7 @@ class FineTuning:
 
     def end_epoch(self) -> Result:
         metrics, spec = self.validation.score(self._logits_of_result(), self.machine.device)
-        self.temperature = spec.words.network_temperature if spec.words else spec.temperature
+        self.temperature = metrics["val_temperature"]
         if self.config.level_weights == "auto":
             # An upper level counts by its errors on validation, those of the category being 1.
             errors = max(1 - metrics["val_accuracy"], 1e-9)

@@ -61,9 +61,9 @@ class Validation:
     def _with_words(
         self, heard: Heard, fit: "_Fit", logits: Logits, device: torch.device
     ) -> tuple[dict[str, float], Spec]:
-        words = fit.joining(heard)
+        words, temperature = fit.joining(heard), fit.temperature()
         spec = replace(self.spec, words=words)
-        head, network = head_of(spec, device), head_of(replace(spec, temperature=words.network_temperature), device)
+        head, network = head_of(spec, device), head_of(replace(spec, temperature=temperature), device)
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
         others = [fit.joining(heard, half) for half in (1, 0)] if tiers else []
@@ -87,7 +87,7 @@ class Validation:
         for name, theirs in zip(("network", "words"), alone, strict=True):
             metrics |= {f"val_{name}_{of}": theirs[f"val_{of}"] for of in ("accuracy", "weighted_f1", "macro_f1")}
         metrics |= {
-            "val_temperature": words.network_temperature,
+            "val_temperature": temperature,
             "val_words_weight": words.weight,
             "val_alone_fraction": certificate.share if certificate else 0.0,
         }
@@ -135,8 +135,8 @@ class _Fit:
         """That of the network's logits alone (Guo et al. 2017, section 4.2)."""
         if not self._loss(lambda _, found: found):
             return 1.0  # without a row of a known category there is nothing to fit
-        found = minimize(lambda x: self._loss(lambda _, logits: logits / _positive(x)), 0.0, **SIMPLEX).x
-        return _positive(found)
+        found = minimize(lambda x: self._loss(lambda _, logits: logits / _positive(x, 4.0)), 0.0, **SIMPLEX).x
+        return _positive(found, 4.0)
 
     def joining(self, heard: Heard, half: int | None = None) -> Words:
         """How words and network are joined, fitted on all rows or on one half of them. Without weight where words are of no help."""
@@ -167,6 +167,6 @@ class _Fit:
         return float(total)
 
 
-def _positive(x: npt.NDArray[np.float64]) -> float:
-    """From its logarithm, within bounds."""
-    return float(np.exp(np.clip(x, -6.0, 6.0)).item())
+def _positive(x: npt.NDArray[np.float64], most: float = 400.0) -> float:
+    """From its logarithm, from 1 / `most` to `most`."""
+    return float(np.clip(np.exp(x), 1 / most, most).item())

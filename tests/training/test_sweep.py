@@ -16,8 +16,9 @@ Job = Callable[..., tuple[int, str, str]]
 def test_the_poor_setting_is_stopped_and_the_good_one_registered(
     job: Job, ray_session: None, tiny_model: Path, labelled: Path
 ) -> None:
-    Path("sweep.yaml").write_text("learning-rate: [5e-3, 1e-7]\nepochs: [4]\n")
+    Path("sweep.yaml").write_text("text-columns: [[title], [price]]\nepochs: [4]\n")
     flags = ("--catalog", labelled, "--base-model", tiny_model, "--max-tokens", 32, "--batch-size", 16)
+    flags = (*flags, "--learning-rate", 5e-3)
     code, out, err = job(
         "train", *flags, "--sweep", "sweep.yaml", "--experiment", "sweeps", "--model-name", "swept", "--storage", "cp"
     )
@@ -29,9 +30,9 @@ def test_the_poor_setting_is_stopped_and_the_good_one_registered(
     )
     query = f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
     trials = mlflow.search_runs(experiment_names=["sweeps"], filter_string=query, output_format="list")
-    assert {run.data.params["learning_rate"]: run.info.status for run in trials} == {
-        "0.005": "FINISHED",
-        "1e-07": "KILLED",
+    assert {run.data.params["text_columns"]: run.info.status for run in trials} == {
+        "('title',)": "FINISHED",
+        "('price',)": "KILLED",
     }
     (good,) = [run for run in trials if run.info.status == "FINISHED"]
     version = mlflow.MlflowClient().get_model_version("swept", "1")
