@@ -44,7 +44,7 @@ class Words:
     alone_from: float | None = None
     """The probability from which on their answer stands without the network's; without a number it never does."""
     agreement: float = 0.0
-    """Share of such answers that are the joined model's too, at least, with 95% confidence."""
+    """Share of such answers that are the joined model's too: the lower end of its 95% interval on the validation rows."""
     certificate: str = ""
     """What is promised of such answers, for people."""
 
@@ -196,6 +196,8 @@ def read_spec(folder: Path) -> Spec:
         if isinstance(version, int) and version < WITH_HEAD:
             stored = _with_head(stored)
         newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
+        if isinstance(words := stored.get("words"), dict):
+            newer += sorted(f"words.{name}" for name in words.keys() - Words.__dataclass_fields__.keys())
         newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []
         if newer:
             raise ModelError(

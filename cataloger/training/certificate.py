@@ -111,10 +111,10 @@ def least_share(hits: int, rows: int) -> float:
 
 
 def rows_for_risk(risk: float) -> int:
-    """The fewest rows that can show it: of those on which words and network never differ."""
-    return math.ceil(math.log(1 / ERROR) / math.log1p(_largest(risk) * risk / 2)) if risk > 0 else 1 << 62
+    """The fewest rows that can show it, where words and network never differ; one more, as the first bet is a small one."""
+    return math.ceil(math.log(1 / ERROR) / math.log1p(_largest(risk) * risk / 2)) + 1
 
 
 def rows_for_agreement(agreement: float) -> int:
     """The fewest rows that can show it."""
-    return math.ceil(math.log(ERROR) / math.log(agreement)) if agreement < 1 else 1 << 62
+    return math.ceil(math.log(ERROR) / math.log(agreement))

@@ -86,9 +86,12 @@ def _check(config: TrainConfig) -> None:
     for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
         if not 0 <= (getattr(config, name) or 0) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0 and below 1")
-    for name in ("average_decay", "layer_decay", "pseudo_labels", "target_precision", "tier_risk", "tier_agreement"):
+    for name in ("average_decay", "layer_decay", "pseudo_labels", "target_precision"):
         if not 0 <= (getattr(config, name) or 0) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
+    for name in ("tier_risk", "tier_agreement"):
+        if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be above 0 and below 1")
     for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
         if getattr(config, name) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")

@@ -191,6 +191,7 @@ def test_a_manifest_lists_the_parts_of_its_own_run_and_their_rows(
         ({"format_version": 1}, "older version of cataloger"),
         ({"format_version": 6}, "newer version of cataloger"),
         ({"tomorrow": 1}, "newer version of cataloger.*tomorrow"),
+        ({"words": {"tomorrow": 1}}, "newer version of cataloger.*words.tomorrow"),
     ],
 )
 def test_a_bundle_says_what_can_be(room: Path, values: dict[str, Any], sentence: str) -> None:
