@@ -15,7 +15,7 @@ LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Fine-tune a BERT on a labelled catalog and register the model in MLflow."""
+    """Train a model on a labelled catalog, of words and of a fine-tuned BERT, and register it in MLflow."""
 
     catalog: str | None = None
     """Labelled Parquet: a file, a folder or an s3:// prefix; without it, a generated sample catalog."""
@@ -58,8 +58,8 @@ class TrainConfig:
     """Which texts --test-fraction keeps from training: of 0.2, the starts 0, 0.2, 0.4, 0.6 and 0.8 give five disjoint fifths, for the
     models of `audit.py`."""
     target_precision: float = 0.95
-    """Precision on the validation rows that a category needs to be trusted, level by level; rows whose whole path is not trusted are
-    marked needs_review."""
+    """Precision that a category needs to be trusted, level by level, as the validation rows show it with 90% confidence; rows whose
+    whole path is not trusted are marked needs_review."""
     tiers: Tiers = "auto"
     """auto lets words answer alone where validation certifies it; off has words and network answer together about every row."""
     tier_risk: float = 0.002

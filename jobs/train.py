@@ -1,4 +1,4 @@
-"""Fine-tune a BERT on a labelled catalog and register it in MLflow.
+"""Train a model on a labelled catalog, of words and of a fine-tuned BERT, and register it in MLflow.
 
 python jobs/train.py --catalog catalog.parquet
 ray job submit --working-dir . -- python jobs/train.py --catalog s3://shop/labelled --storage s3://shop/checkpoints --num-workers 8

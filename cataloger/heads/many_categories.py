@@ -93,7 +93,7 @@ class ManyCategories:
 
     def fit(self, judged: dict[str, npt.NDArray[Any]], target_precision: float) -> tuple[dict[str, float], Spec]:
         # Imported here: of use to training and evaluation only.
-        from cataloger.heads.metrics import coverage_at, expected_calibration_error, set_scores
+        from cataloger.heads.metrics import expected_calibration_error, set_scores, trusted_from
         from cataloger.heads.sets import Sets, exact, indicators
 
         size, label, pairs = len(self.spec.categories), judged["label"], judged["pairs"]
@@ -112,7 +112,7 @@ class ManyCategories:
         true_sets, given_sets = sets(true, judged["truths"]), sets(label[chosen], counts)
         scores, right = set_scores(true_sets, given_sets), exact(true_sets, given_sets)
         confidence = set_confidence(judged["none"], counts, judged["logit"][chosen]).astype(np.float64)
-        coverage, threshold = coverage_at(confidence, right, target_precision)
+        threshold = trusted_from(confidence, right, target_precision)
         metrics = {
             "val_loss": float(judged["loss"].mean()),
             "val_accuracy": scores.accuracy,
@@ -121,7 +121,7 @@ class ManyCategories:
             "val_micro_f1": scores.micro_f1,
             "val_example_f1": scores.example_f1,
             "val_calibration_error": expected_calibration_error(confidence, right),
-            "val_coverage": coverage,
+            "val_coverage": float((confidence >= threshold).mean()),
             "val_temperature": self.spec.temperature,
         }
         own = tuple(float(value) for value in thresholds)

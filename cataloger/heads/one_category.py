@@ -96,14 +96,14 @@ class OneCategory:
     def _thresholds(
         self, certainty: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], target_precision: float
     ) -> tuple[float, ...]:
-        """Per level, the least certainty from which on answers at that level reach the target precision."""
-        from cataloger.heads.metrics import coverage_at
+        """Per level, the certainty from which on answers at that level are shown to have the target precision."""
+        from cataloger.heads.metrics import trusted_from
 
         thresholds = []
         for level in range(self.taxonomy.depth):
             there = ~np.isnan(certainty[:, level])
-            found = coverage_at(certainty[there, level].astype(np.float64), right[there, level], target_precision)
-            thresholds.append(min(found[1], NEVER))
+            found = trusted_from(certainty[there, level].astype(np.float64), right[there, level], target_precision)
+            thresholds.append(min(found, NEVER))
         return tuple(thresholds)
 
 

@@ -1,1 +1,1 @@
-"""A trained network, asked one batch at a time."""
+"""A trained model, asked one batch at a time."""

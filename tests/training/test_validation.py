@@ -73,7 +73,7 @@ def test_each_level_has_the_threshold_of_its_own_precision() -> None:
     # The top level is always right; the category is right where it is sure.
     sure = torch.tensor([[-50.0, 5.0, 0.0, -50.0]]).repeat(100, 1)
     unsure = torch.tensor([[-50.0, 1.0, 0.0, -50.0]]).repeat(100, 1)
-    labels = [1] * 98 + [2] * 2 + [1, 2] * 50
+    labels = [1] * 100 + [1, 2] * 50
     metrics, spec = score(torch.cat([sure, unsure]), labels, 0.95)
     top, below = spec.thresholds
     assert top == pytest.approx(1.0, abs=1e-5), "the least certainty there is"
