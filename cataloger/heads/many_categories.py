@@ -112,7 +112,8 @@ class ManyCategories:
         true_sets, given_sets = sets(true, judged["truths"]), sets(label[chosen], counts)
         scores, right = set_scores(true_sets, given_sets), exact(true_sets, given_sets)
         confidence = set_confidence(judged["none"], counts, judged["logit"][chosen]).astype(np.float64)
-        threshold = trusted_from(confidence, right, target_precision)
+        once = judged.get("distinct", np.ones(len(right), bool))
+        threshold = trusted_from(confidence[once], right[once], target_precision)
         metrics = {
             "val_loss": float(judged["loss"].mean()),
             "val_accuracy": scores.accuracy,

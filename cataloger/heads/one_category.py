@@ -78,7 +78,8 @@ class OneCategory:
         right = self.taxonomy.right(true, given)
         own = np.arange(len(true)), self.taxonomy.depths[given] - 1
         confidence, correct = certainty[own].astype(np.float64), right[own]
-        thresholds = self._thresholds(certainty, right, target_precision)
+        once = judged.get("distinct", np.ones(len(true), bool))
+        thresholds = self._thresholds(certainty[once], right[once], target_precision)
         scores = flat_scores(true, given)
         metrics = {
             "val_loss": float(np.nanmean(judged["loss"])) if (true >= 0).any() else math.nan,

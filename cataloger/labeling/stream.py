@@ -47,6 +47,7 @@ BAD_ROWS_PER_UNIT = 100
 CARRIED, ALONE, NETWORK = range(3)
 # Of so many texts that words answer alone the network is asked about one as well, chosen by its hash.
 ASKED_AGAIN = 1_000
+MIXER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -285,8 +286,10 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
             answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
             known.append(said.answers)
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
-            if spec.network:
-                sampled = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] % reading.asked_again == 0
+            if spec.network and said.alone.any():
+                # By unit as well: a text that is in all of them is asked about in a few.
+                mixed = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] + np.uint64(unit.index) * MIXER
+                sampled = mixed % np.uint64(reading.asked_again) == 0
                 texts = distinct.dictionary.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
                 asked_again = said.answers.filter(pa.array(sampled)).select(["label"])
                 fresh, ranked = pa.concat_arrays([fresh, texts]), Ranked.joined([ranked, first.rank(texts)])

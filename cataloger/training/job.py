@@ -185,7 +185,7 @@ def _fit(
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)
         tracking.log_metrics(metrics)
         if watcher:
-            watcher.validated(metrics)
+            watcher.validated({**metrics, "epoch": 1.0})
         where = fitted_words.folder
         return ray.train.Checkpoint(where.path, where.filesystem), metrics
     log.info(

@@ -67,13 +67,15 @@ class Validation:
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
         others = [fit.joining(heard, half) for half in (1, 0)] if tiers else []
-        judged, of_network, unseen = [], [], []
+        judged, of_network, unseen, distinct = [], [], [], heard.distinct
         for batch, found in logits:
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
-            judged.append(head.judge(head.with_words(found, ranked, words), sets))
+            judged.append(head.judge(head.with_words(found, ranked, words), sets) | {"distinct": distinct[batch]})
             of_network.append(network.judge(found, sets))
             labels = [head.with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
-            unseen.append({"row": batch, "label": np.where(batch % 2, labels[1], labels[0]) if tiers else batch})
+            unseen.append(
+                {"row": batch, "label": np.where(heard.half[batch], labels[1], labels[0]) if tiers else batch}
+            )
         everything, target = self._gather(judged), self.config.target_precision
         alone = network.fit(self._gather(of_network), target)[0], head.fit(heard.judged, target)[0]
         certificate = None
@@ -98,11 +100,12 @@ class Validation:
         true, given = by_words["true"], by_words["given"]
         depths = Taxonomy(self.spec.categories).depths
         confidence = by_words["certainty"][np.arange(len(given)), depths[given] - 1]
+        once = by_words["distinct"]
         certificate = certify(
-            confidence,
-            given == true,
-            unseen == true,
-            given == unseen,
+            confidence[once],
+            (given == true)[once],
+            (unseen == true)[once],
+            (given == unseen)[once],
             self.config.tier_risk,
             self.config.tier_agreement,
         )
@@ -128,7 +131,7 @@ class _Fit:
 
     def __init__(self, validation: Validation, kept: Logits, device: torch.device) -> None:
         self.head, self.world = head_of(validation.spec, device), validation.world
-        self.device = device
+        self.device, self.halves = device, validation.heard.half if validation.heard else np.empty(0, np.int64)
         self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
 
     def temperature(self) -> float:
@@ -161,7 +164,11 @@ class _Fit:
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
         for batch, found, targets in self.kept:
             losses = self.head.losses(change(batch, found), targets).double()
-            total += losses.sum() if half is None else losses[torch.from_numpy(batch % 2 == half).to(self.device)].sum()
+            total += (
+                losses.sum()
+                if half is None
+                else losses[torch.from_numpy(self.halves[batch] == half).to(self.device)].sum()
+            )
         if self.world > 1:
             dist.all_reduce(total)
         return float(total)

@@ -54,6 +54,20 @@ class Heard:
     words: Words
     judged: dict[str, npt.NDArray[Any]]
     ranked: Ranked
+    keys: npt.NDArray[np.uint64]
+    """What the rows were split by: rows of one text, or one group, tell the same thing once."""
+
+    @property
+    def distinct(self) -> npt.NDArray[np.bool_]:
+        """One row of each key."""
+        first = np.zeros(len(self.keys), bool)
+        first[np.unique(self.keys, return_index=True)[1]] = True
+        return first
+
+    @property
+    def half(self) -> npt.NDArray[np.int64]:
+        """0 or 1 for each row, the same for all rows of a key."""
+        return (self.keys % np.uint64(2)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -87,7 +101,8 @@ class FittedWords:
                 judged[-1] |= as_judged(tier.reader.answers(logits, 0), Taxonomy(spec.categories))
             ranked.append(Ranked.of(tier.reader.probabilities(logits)))
             start += len(scores)
-        return Heard(self.words, joined(judged), Ranked.joined(ranked))
+        heard = Heard(self.words, joined(judged), Ranked.joined(ranked), keys_of(blocks, VALIDATION))
+        return replace(heard, judged={**heard.judged, "distinct": heard.distinct})
 
 
 def fit(blocks: Sequence[Any], spec: Spec, folder: Location) -> FittedWords:
@@ -99,8 +114,9 @@ def fit(blocks: Sequence[Any], spec: Spec, folder: Location) -> FittedWords:
         task = ray.remote(_fit_categories).options(**ANYWHERE)
         with runtime.errors_of_tasks():
             # The large and the small ones spread over all tasks: a path's neighbours are often as large as it.
-            fitted = [task.remote(shared, np.arange(count)[part::parts]) for part in range(parts)]
-            ray.get(ray.remote(_save).options(**ANYWHERE).remote(fitted, shared, folder))
+            learnt = ray.remote(_learn).options(**ANYWHERE).remote(shared)
+            fitted = [task.remote(learnt, np.arange(count)[part::parts]) for part in range(parts)]
+            ray.get(ray.remote(_save).options(**ANYWHERE).remote(fitted, learnt, folder))
     with runtime.errors_of_tasks():
         words: Words = ray.get(ray.remote(_calibrate).options(**ANYWHERE).remote(shared, spec, folder))
     return FittedWords(folder, words)
@@ -114,8 +130,15 @@ def texts_of(blocks: Sequence[Any], use: int) -> tuple[pa.Array, Ragged]:
     return texts, Ragged.from_arrow(table.column("labels"))
 
 
-def _learnt(blocks: Sequence[Any]) -> tuple[sparse.csr_matrix, Ragged]:
-    """(n-grams, label ids) of the rows to learn from."""
+def keys_of(blocks: Sequence[Any], use: int) -> npt.NDArray[np.uint64]:
+    """The split keys of these rows, hashed."""
+    table = pa.concat_tables([block.select(["key", "use"]) for block in ray.get(list(blocks))])
+    keys: npt.NDArray[np.uint64] = table.filter(pc.field("use") == use).column("key").to_numpy()
+    return keys
+
+
+def _learn(blocks: Sequence[Any]) -> tuple[Vocabulary, sparse.csr_matrix, Ragged]:
+    """(vocabulary, n-grams by their weight [N, F], label ids) of the rows to learn from."""
     texts, sets = texts_of(blocks, TRAINING)
     characters = pc.sum(pc.utf8_length(texts)).as_py() or 0
     if characters > MOST_CHARACTERS:
@@ -123,13 +146,16 @@ def _learnt(blocks: Sequence[Any]) -> tuple[sparse.csr_matrix, Ragged]:
             np.linspace(0, len(texts) - 1, int(len(texts) * MOST_CHARACTERS / characters)).astype(np.int64)
         )
         texts, sets = texts.take(pa.array(rows)), sets.take(rows)
-    return ngrams(texts), sets
+    counts = ngrams(texts)
+    vocabulary = Vocabulary.of(counts, LEAST_TEXTS)
+    return vocabulary, vocabulary.weigh(counts), sets
 
 
-def _fit_categories(blocks: Sequence[Any], categories: IntArray) -> tuple[IntArray, sparse.csr_matrix, FloatArray]:
+def _fit_categories(
+    learnt: tuple[Vocabulary, sparse.csr_matrix, Ragged], categories: IntArray
+) -> tuple[IntArray, sparse.csr_matrix, FloatArray]:
     """(categories, weights [F, categories], bias [categories])"""
-    counts, sets = _learnt(blocks)
-    matrix = Vocabulary.of(counts, LEAST_TEXTS).weigh(counts)
+    _, matrix, sets = learnt
     row = np.repeat(np.arange(len(sets)), sets.lengths)
     label = sets.flat[sets.offsets[0] : sets.offsets[-1]]
     columns, bias = [], np.full(len(categories), -1.0, np.float32)
@@ -145,19 +171,19 @@ def _fit_one(matrix: sparse.csr_matrix, target: np.ndarray[Any, np.dtype[np.bool
     """(weights [F], bias) that tell rows with a category from those without it."""
     from sklearn.svm import LinearSVC
 
-    if not target.any() or target.all():  # nothing to tell apart
+    if not matrix.shape[1] or not target.any() or target.all():  # nothing to tell apart, or by
         return np.zeros(matrix.shape[1], np.float32), 1.0 if target.any() else -1.0
     found = LinearSVC(tol=0.1, random_state=0).fit(matrix, target)
     weights = found.coef_[0].astype(np.float32)
     return np.where(np.abs(weights) < LEAST_WEIGHT, 0, weights), float(found.intercept_[0])
 
 
-def _save(parts: list[Any], blocks: Sequence[Any], folder: Location) -> None:
+def _save(parts: list[Any], learnt: tuple[Vocabulary, sparse.csr_matrix, Ragged], folder: Location) -> None:
     """Put the tasks' categories in their order and write the model."""
     categories, weights, bias = zip(*ray.get(parts), strict=True)
     order = np.argsort(np.concatenate(categories))
     model = WordModel(
-        Vocabulary.of(_learnt(blocks)[0], LEAST_TEXTS),
+        learnt[0],
         sparse.hstack(weights, "csc")[:, order].tocsr(),
         np.concatenate(bias)[order],
     )

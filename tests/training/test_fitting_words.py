@@ -32,9 +32,10 @@ def planned(labelled: Path, working_folder: Path) -> Plan:
 
 def test_every_category_is_fitted_once_and_the_same_by_any_number_of_tasks(planned: Plan) -> None:
     blocks, categories = ingest(planned.sources, planned.config), np.arange(20)
-    _, whole, bias = words._fit_categories(blocks, categories)
+    learnt = words._learn(blocks)
+    _, whole, bias = words._fit_categories(learnt, categories)
     for part in (categories[::2], categories[1::3]):
-        found, weights, own = words._fit_categories(blocks, part)
+        found, weights, own = words._fit_categories(learnt, part)
         assert found.tolist() == part.tolist()
         assert (abs(weights - whole[:, part]) > 0).nnz == 0
         assert own.tolist() == bias[part].tolist()
@@ -68,8 +69,8 @@ def test_of_many_texts_a_part_is_learnt_from(planned: Plan, monkeypatch: pytest.
     blocks = ingest(planned.sources, planned.config)
     texts, _ = words.texts_of(blocks, TRAINING)
     monkeypatch.setattr(words, "MOST_CHARACTERS", sum(map(len, texts.to_pylist())) // 4)
-    counts, sets = words._learnt(blocks)
-    assert counts.shape[0] == len(sets) == pytest.approx(len(texts) / 4, abs=2)
+    _, matrix, sets = words._learn(blocks)
+    assert matrix.shape[0] == len(sets) == pytest.approx(len(texts) / 4, abs=2)
 
 
 def test_words_alone_answer_with_any_number_of_categories(labelled: Path, working_folder: Path) -> None:
