@@ -15,6 +15,8 @@ BoolArray = npt.NDArray[np.bool_]
 ERROR = 0.05
 # Probabilities of words, the strictest first.
 THRESHOLDS = 1 - np.geomspace(1e-4, 0.6, 40)
+# For a smaller share of the rows tiers are not worth their column.
+LEAST_ALONE = 0.01
 # A bet puts at most this share of what it has at risk.
 STAKE = 0.9
 
@@ -72,6 +74,10 @@ def certify(
             0.0,
             f"no tiers: {len(confidence):,} validation rows do not show that {promise.replace(' of them', ' of the rows')}; "
             f"that takes {needed:,} rows at least, and more where words and network differ",
+        )
+    if alone.mean() < LEAST_ALONE:
+        return Certificate(
+            None, 0.0, 0.0, f"no tiers: words alone could answer less than {LEAST_ALONE:.0%} of the rows"
         )
     share, least = float(alone.mean()), least_share(int(same[alone].sum()), int(alone.sum()))
     return Certificate(

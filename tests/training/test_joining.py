@@ -1,0 +1,74 @@
+"""Words beside a network on validation rows: what is fitted, what is certified, and that copies of a text prove nothing."""
+
+import numpy as np
+import torch
+
+from cataloger.bundle import Spec, Words
+from cataloger.config import TrainConfig
+from cataloger.data.batching import IntArray, Tokens
+from cataloger.heads.arrays import as_judged, reader_of
+from cataloger.heads.base import head_of
+from cataloger.heads.ranked import Ranked
+from cataloger.taxonomy import Taxonomy
+from cataloger.training.examples import Examples
+from cataloger.training.validation import Validation
+from cataloger.training.words import Heard
+
+SPEC = Spec(("A", "A > x", "A > y", "B > z"), ("title",), 64, "mean", "")
+CPU = torch.device("cpu")
+ROWS = 4_000
+
+
+def score(network: float, words: float, keys: np.ndarray, **settings: object) -> tuple[dict[str, float], Spec]:
+    """Rows about which a network and words know something, each by itself, the more the larger the number."""
+    draw = np.random.default_rng(0)
+    labels = draw.integers(0, 4, ROWS)
+    own = np.eye(4)[labels]
+    scores = (words * own + draw.normal(size=(ROWS, 4))).astype(np.float32)
+    logits = torch.from_numpy((network * own + draw.normal(size=(ROWS, 4))).astype(np.float32))
+    lengths = np.arange(ROWS) % 50 + 2
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    rows = Examples.of_one_category(Tokens(np.zeros(offsets[-1], np.int32), offsets), labels)
+    reader, scale = reader_of(SPEC), Words(temperature=0.5, shift=1.0)
+    own_logits = reader.logits(scores, scale)
+    judged = head_of(SPEC, CPU).judge(torch.from_numpy(own_logits), rows.sets)
+    judged |= as_judged(reader.answers(own_logits, 0), Taxonomy(SPEC.categories))
+    heard = Heard(scale, judged, Ranked.of(reader.probabilities(own_logits)), keys)
+    heard.judged["distinct"] = heard.distinct
+
+    def logits_of(tokens: Tokens, batch: IntArray) -> torch.Tensor:
+        return logits[batch.copy()]
+
+    return Validation(rows, SPEC, TrainConfig(**settings), heard=heard).score(logits_of, CPU)  # type: ignore[arg-type]
+
+
+def test_both_know_more_than_either() -> None:
+    metrics, spec = score(2.5, 2.5, np.arange(ROWS, dtype=np.uint64))
+    assert metrics["val_accuracy"] > max(metrics["val_network_accuracy"], metrics["val_words_accuracy"]) + 0.02
+    assert metrics["val_calibration_error"] < 0.05
+    assert spec.words
+    assert spec.words.weight > 0.1
+
+
+def test_words_that_know_nothing_have_next_to_no_weight() -> None:
+    metrics, spec = score(3.0, 0.0, np.arange(ROWS, dtype=np.uint64))
+    assert spec.words
+    assert spec.words.weight < 0.1
+    assert abs(metrics["val_accuracy"] - metrics["val_network_accuracy"]) < 0.005
+    assert spec.words.alone_from is None
+
+
+def test_words_that_are_sure_answer_alone_where_rows_show_that_it_costs_little() -> None:
+    metrics, spec = score(5.0, 6.0, np.arange(ROWS, dtype=np.uint64))
+    assert spec.words
+    assert spec.words.alone_from is not None
+    assert metrics["val_alone_fraction"] > 0.3
+    assert "with 95% confidence" in spec.words.certificate
+    assert score(5.0, 6.0, np.arange(ROWS, dtype=np.uint64), tiers="off")[1].words.alone_from is None  # type: ignore[union-attr]
+
+
+def test_copies_of_a_few_texts_certify_nothing() -> None:
+    _, spec = score(5.0, 6.0, np.arange(ROWS, dtype=np.uint64) % 300)
+    assert spec.words
+    assert spec.words.alone_from is None
+    assert spec.words.certificate.startswith("no tiers: 300 validation rows")
