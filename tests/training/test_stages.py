@@ -91,6 +91,7 @@ def test_levels_count_as_much_as_they_are_wrong_on_validation(tiny_model: Path) 
     fixed = fine_tuning(tiny_model, level_weights=(0.3,))
 
     def ends_with(stage: FineTuning, **metrics: float) -> tuple[float, ...]:
+        metrics["val_temperature"] = 1.0
         stage.validation.score = lambda *_: (metrics, SPEC)  # type: ignore[method-assign]
         assert stage.end_epoch().metrics == metrics
         return stage.loss.level_weights
