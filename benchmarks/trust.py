@@ -62,7 +62,9 @@ def answers(name: str) -> tuple[Array, npt.NDArray[np.bool_]]:
         )
     )
     found = pq.read_table(f"{name}-predictions.parquet").to_pandas()
-    return found["confidence"].to_numpy(np.float64), (found["category"].astype(str) == found["true_category"].astype(str)).to_numpy()
+    return found["confidence"].to_numpy(np.float64), (
+        found["category"].astype(str) == found["true_category"].astype(str)
+    ).to_numpy()
 
 
 def check(
