@@ -23,7 +23,7 @@ def main() -> None:
 
         result = train(config)
         rows = [(name.removeprefix("val_"), f"{value:.4f}") for name, value in sorted(result.metrics.items())]
-        show(f"{result.model_uri} (MLflow run {result.run_id})", ("validation, best epoch", ""), rows)
+        show(f"{result.model_uri} (MLflow run {result.run_id})", ("validation", ""), rows)
 
     run(job)
 

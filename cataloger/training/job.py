@@ -69,7 +69,10 @@ class Watcher(Protocol):
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Fine-tune, keep the best epoch by validation weighted F1, register it. Raises CatalogerError before any work is lost."""
+    """Fit words, fine-tune a network unless there is to be none, keep the best epoch by validation weighted F1, register it.
+
+    Raises CatalogerError before any work is lost.
+    """
     planned = plan(config)
     with fitted(planned) as found:
         uri = register(found, config.model_name)

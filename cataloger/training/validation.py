@@ -67,15 +67,14 @@ class Validation:
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
         others = [fit.joining(heard, half) for half in (1, 0)] if tiers else []
-        judged, of_network, unseen, distinct = [], [], [], heard.distinct
+        judged, of_network, unseen = [], [], []
+        distinct, halves = heard.distinct, heard.half
         for batch, found in logits:
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
             judged.append(head.judge(head.with_words(found, ranked, words), sets) | {"distinct": distinct[batch]})
             of_network.append(network.judge(found, sets))
             labels = [head.with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
-            unseen.append(
-                {"row": batch, "label": np.where(heard.half[batch], labels[1], labels[0]) if tiers else batch}
-            )
+            unseen.append({"row": batch, "label": np.where(halves[batch], labels[1], labels[0]) if tiers else batch})
         everything, target = self._gather(judged), self.config.target_precision
         alone = network.fit(self._gather(of_network), target)[0], head.fit(heard.judged, target)[0]
         certificate = None
