@@ -8,7 +8,7 @@ from scipy import sparse
 
 from cataloger.data.ngrams import ngrams
 from cataloger.model.words import Vocabulary, WordModel
-from cataloger.training.words import _fit_one
+from cataloger.training.linear import fit_one
 
 TEXTS = (
     *("red running shoes", "blue running shoes 42", "white shoes of canvas", "winter boots with laces", "rubber boots"),
@@ -23,5 +23,7 @@ def word_model(texts: Sequence[str] = TEXTS, labels: Sequence[int] = LABELS) -> 
     counts = ngrams(pa.array(texts))
     vocabulary = Vocabulary.of(counts, 1)
     matrix, own = vocabulary.weigh(counts), np.array(labels)
-    weights, bias = zip(*(_fit_one(matrix, own == label) for label in range(own.max() + 1)), strict=True)
+    weights, bias = zip(
+        *(fit_one(matrix, own == label, np.arange(len(own))) for label in range(own.max() + 1)), strict=True
+    )
     return WordModel(vocabulary, sparse.csr_matrix(np.stack(weights, axis=1)), np.array(bias, np.float32))

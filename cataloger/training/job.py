@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import logging
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -180,9 +179,7 @@ def _fit(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
-    started = time.monotonic()
-    fitted_words = words.fit(blocks, spec, folder / "words")
-    log.info("fitted a linear model of words and characters in %.0f s", time.monotonic() - started)
+    fitted_words = words.fit(blocks, spec, folder / "words", config)
     saw = seen_rows(rows_of)
     if not spec.network:
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)

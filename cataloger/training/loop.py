@@ -31,11 +31,11 @@ from cataloger.training import checkpoint
 from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
+from cataloger.training.hearing import FittedWords
 from cataloger.training.pretraining import MaskedWords
 from cataloger.training.rows import training_input
 from cataloger.training.stages import FineTuning, Machine, Result, Stage
 from cataloger.training.tuning import merged
-from cataloger.training.words import FittedWords
 
 GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20

@@ -19,9 +19,9 @@ from cataloger.data.batching import IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import head_of
 from cataloger.training.examples import Examples, draw
+from cataloger.training.hearing import Heard
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
-from cataloger.training.words import Heard
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from cataloger.heads.base import Arrays, head_of, joined
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
 from cataloger.training.examples import Examples
-from cataloger.training.words import Heard
+from cataloger.training.hearing import Heard
 
 TOKENS_PER_BATCH = 8_192
 # A few numbers are fitted on as many rows as have this many logits on each rank, in random batches: they need no more.

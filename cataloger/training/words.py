@@ -1,220 +1,164 @@
-"""Fit the linear model of words and characters: one classifier per category, as Ray tasks over blocks of categories.
+"""Fit the linear model of words and characters as Ray tasks over blocks of categories, and what it takes to judge it.
 
-Each is a linear support vector machine with squared hinge loss, by dual coordinate descent (Hsieh et al. 2008, liblinear). The
-many weights that are next to nothing are cut (DiSMEC; Babbar and Schölkopf 2017), so that the whole stays small.
+It learns from validation rows too, where that is cheap: what it says of these comes from further fits, each of which leaves a
+fold of the rows out (cross-fitting; Stone 1974).
 """
 
+import json
 import logging
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
+import safetensors.numpy
 from scipy import sparse
 
-from cataloger.bundle import ONE_CATEGORY, WORDS, Spec, Words, write_spec
+from cataloger.bundle import WORDS, Spec, Words, write_spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.data.ngrams import ngrams
 from cataloger.data.seen import Seen
-from cataloger.heads.arrays import FloatArray, as_judged, reader_of
-from cataloger.heads.ranked import Ranked
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
-from cataloger.model.tiers import FirstTier
 from cataloger.model.words import Vocabulary, WordModel
-from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import TRAINING, VALIDATION
+from cataloger.training.hearing import FittedWords, fold_of
+from cataloger.training.linear import fit_categories
+from cataloger.training.texts import Texts, characters
 
 log = logging.getLogger(__name__)
 # What fewer training texts have is learnt by nobody.
 LEAST_TEXTS = 2
-# Weights nearer to zero are cut (Babbar and Schölkopf 2017, section 2.2).
-LEAST_WEIGHT = 0.01
 # Of more training texts, so many are learnt from, spread over all of them: each task holds their n-grams in memory.
 MOST_CHARACTERS = 1 << 24
-# Two numbers are fitted on as many validation rows as have so many scores.
-SCORES_KEPT = 1 << 22
-FIRST_GUESS = 0.2
+# Rows times categories up to which further fits are cheap; larger catalogs have validation rows enough.
+MOST_FOLDED = 1 << 28
+# Fits that leave a fold out: of all rows, or of the --eval-catalog's, which are few beside those that stay.
+FOLDS, FOLDS_OF_VALIDATION = 5, 2
+# A fit is saved in parts of so many categories; one that is killed goes on behind them.
+CATEGORIES = 256
+# In no fold: rows that all fits learn from.
+IN_EACH = -1
+SECONDS_PER_LOG = 30.0
+DONE = "fitted.json"
 # Also from within a trial of a sweep, whose own placement has no CPU.
 ANYWHERE: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What words say of the validation rows: as `Head.judge` has it, and what is joined with the network's probabilities."""
+class Learnt:
+    """What all fits share: the n-grams by their weight [N, F], label ids and the fold of each row."""
 
-    words: Words
-    judged: dict[str, npt.NDArray[Any]]
-    ranked: Ranked
-    keys: npt.NDArray[np.uint64]
-    """What the rows were split by: rows of one text, or one group, tell the same thing once."""
-
-    @property
-    def distinct(self) -> npt.NDArray[np.bool_]:
-        """One row of each key."""
-        first = np.zeros(len(self.keys), bool)
-        first[np.unique(self.keys, return_index=True)[1]] = True
-        return first
-
-    @property
-    def half(self) -> npt.NDArray[np.int64]:
-        """0 or 1 for each row, the same for all rows of a key."""
-        return (self.keys % np.uint64(2)).astype(np.int64)
+    vocabulary: Vocabulary
+    matrix: sparse.csr_matrix
+    sets: Ragged
+    fold: IntArray
 
 
-@dataclass(frozen=True)
-class FittedWords:
-    """Where the fitted model lies, and how its scores become probabilities."""
-
-    folder: Location
-    words: Words
-
-    def write(self, folder: Path) -> None:
-        """Into a bundle."""
-        (folder / WORDS).write_bytes((self.folder / WORDS).read())
-
-    def hear(self, blocks: Sequence[Any], spec: Spec) -> Heard:
-        """What the model says of the validation rows."""
-        import torch
-
-        from cataloger.heads.base import head_of, joined
-
-        spec = replace(spec, words=self.words, temperature=1.0)
-        with working_folder("words") as folder:
-            self.write(folder)
-            tier = FirstTier(folder, spec)
-        texts, sets = texts_of(blocks, VALIDATION)
-        head, judged, ranked, start = head_of(spec, "cpu"), [], [], 0
-        for scores in tier.model.scores(texts):
-            logits, true = tier.reader.logits(scores, self.words), sets.take(np.arange(start, start + len(scores)))
-            judged.append(head.judge(torch.from_numpy(logits), true))
-            if spec.head == ONE_CATEGORY:
-                # By the arithmetic of the reading tasks, to the last bit.
-                judged[-1] |= as_judged(tier.reader.answers(logits, 0), Taxonomy(spec.categories))
-            ranked.append(Ranked.of(tier.reader.probabilities(logits)))
-            start += len(scores)
-        heard = Heard(self.words, joined(judged), Ranked.joined(ranked), keys_of(blocks, VALIDATION))
-        return replace(heard, judged={**heard.judged, "distinct": heard.distinct})
-
-
-def fit(blocks: Sequence[Any], spec: Spec, folder: Location) -> FittedWords:
-    """Of the training rows in the ingest's tables; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    shared, count = list(blocks), len(spec.categories)
-    if not (folder / WORDS).exists():
-        parts = min(cores, count)
-        task = ray.remote(_fit_categories).options(**ANYWHERE)
-        with runtime.errors_of_tasks():
-            # The large and the small ones spread over all tasks: a path's neighbours are often as large as it.
-            learnt = ray.remote(_learn).options(**ANYWHERE).remote(shared)
-            fitted = [task.remote(learnt, np.arange(count)[part::parts]) for part in range(parts)]
-            ray.get(ray.remote(_save).options(**ANYWHERE).remote(fitted, learnt, folder))
+def fit(blocks: Sequence[Any], spec: Spec, folder: Location, config: TrainConfig) -> FittedWords:
+    """Of the labelled rows in the ingest's tables; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
+    shared, started = list(blocks), time.monotonic()
     with runtime.errors_of_tasks():
-        words: Words = ray.get(ray.remote(_calibrate).options(**ANYWHERE).remote(shared, spec, folder))
-    return FittedWords(folder, words)
-
-
-def texts_of(blocks: Sequence[Any], use: int) -> tuple[pa.Array, Ragged]:
-    """(texts, label ids) of the rows of the ingest's tables that have this use."""
-    tables = [block.select(["text", "labels", "use"]) for block in ray.get(list(blocks))]
-    table = pa.concat_tables(tables).filter(pc.field("use") == use)
-    texts = pa.concat_arrays([chunk.cast(pa.large_string()) for chunk in table.column("text").chunks])
-    return texts, Ragged.from_arrow(table.column("labels"))
-
-
-def keys_of(blocks: Sequence[Any], use: int) -> npt.NDArray[np.uint64]:
-    """The split keys of these rows, hashed."""
-    table = pa.concat_tables([block.select(["key", "use"]) for block in ray.get(list(blocks))])
-    keys: npt.NDArray[np.uint64] = table.filter(pc.field("use") == use).column("key").to_numpy()
-    return keys
-
-
-def _learn(blocks: Sequence[Any]) -> tuple[Vocabulary, sparse.csr_matrix, Ragged]:
-    """(vocabulary, n-grams by their weight [N, F], label ids) of the rows to learn from."""
-    texts, sets = texts_of(blocks, TRAINING)
-    characters = pc.sum(pc.utf8_length(texts)).as_py() or 0
-    if characters > MOST_CHARACTERS:
-        rows = np.unique(
-            np.linspace(0, len(texts) - 1, int(len(texts) * MOST_CHARACTERS / characters)).astype(np.int64)
-        )
-        texts, sets = texts.take(pa.array(rows)), sets.take(rows)
-    counts = ngrams(texts)
-    vocabulary = Vocabulary.of(counts, LEAST_TEXTS)
-    return vocabulary, vocabulary.weigh(counts), sets
-
-
-def _fit_categories(
-    learnt: tuple[Vocabulary, sparse.csr_matrix, Ragged], categories: IntArray
-) -> tuple[IntArray, sparse.csr_matrix, FloatArray]:
-    """(categories, weights [F, categories], bias [categories])"""
-    _, matrix, sets = learnt
-    row = np.repeat(np.arange(len(sets)), sets.lengths)
-    label = sets.flat[sets.offsets[0] : sets.offsets[-1]]
-    columns, bias = [], np.full(len(categories), -1.0, np.float32)
-    for place, category in enumerate(categories):
-        target = np.zeros(len(sets), bool)
-        target[row[label == category]] = True
-        weights, bias[place] = _fit_one(matrix, target)
-        columns.append(sparse.csc_matrix(weights[:, None]))
-    return categories, sparse.hstack(columns, "csr"), bias
-
-
-def _fit_one(matrix: sparse.csr_matrix, target: np.ndarray[Any, np.dtype[np.bool_]]) -> tuple[FloatArray, float]:
-    """(weights [F], bias) that tell rows with a category from those without it."""
-    from sklearn.svm import LinearSVC
-
-    if not matrix.shape[1] or not target.any() or target.all():  # nothing to tell apart, or by
-        return np.zeros(matrix.shape[1], np.float32), 1.0 if target.any() else -1.0
-    found = LinearSVC(tol=0.1, random_state=0).fit(matrix, target)
-    weights = found.coef_[0].astype(np.float32)
-    return np.where(np.abs(weights) < LEAST_WEIGHT, 0, weights), float(found.intercept_[0])
-
-
-def _save(parts: list[Any], learnt: tuple[Vocabulary, sparse.csr_matrix, Ragged], folder: Location) -> None:
-    """Put the tasks' categories in their order and write the model."""
-    categories, weights, bias = zip(*ray.get(parts), strict=True)
-    order = np.argsort(np.concatenate(categories))
-    model = WordModel(
-        learnt[0],
-        sparse.hstack(weights, "csc")[:, order].tocsr(),
-        np.concatenate(bias)[order],
+        rows, size = ray.get(ray.remote(characters).options(**ANYWHERE).remote(shared, (TRAINING, VALIDATION)))
+        if (folder / DONE).exists():
+            return _read(folder)
+        folds, why = _folds(rows, size, len(spec.categories), config)
+        _fit_models(shared, folder, folds, len(spec.categories), min(1.0, MOST_CHARACTERS / max(1, size)), config)
+        fitted = FittedWords(folder, Words(), folds, of_all=config.eval_catalog is None)
+        task = ray.remote(FittedWords.calibrated).options(**ANYWHERE)
+        fitted = ray.get(task.remote(fitted, shared, spec, rows))
+    found = {"words": asdict(fitted.words), "folds": folds, "of_all": fitted.of_all}
+    (folder / DONE).write(json.dumps(found).encode())
+    (folder / "parts").delete()
+    log.info(
+        "fitted a linear model of words and characters in %.0f s; it learnt from %s", time.monotonic() - started, why
     )
+    return fitted
+
+
+def _read(folder: Location) -> FittedWords:
+    found = json.loads((folder / DONE).read())
+    return FittedWords(folder, Words(**found["words"]), found["folds"], found["of_all"])
+
+
+def _folds(rows: int, size: int, categories: int, config: TrainConfig) -> tuple[int, str]:
+    """(into how many the rows are cut, what is learnt from, in words)"""
+    if size > MOST_CHARACTERS:
+        return 0, f"{MOST_CHARACTERS / size:.0%} of the training rows: about {MOST_CHARACTERS:,} characters"
+    if rows * categories > MOST_FOLDED:
+        return 0, "the training rows"
+    folds = FOLDS if config.eval_catalog is None else FOLDS_OF_VALIDATION
+    return folds, f"validation rows too, and was judged by {folds} further fits that each left some rows out"
+
+
+def _fit_models(
+    blocks: list[Any], folder: Location, folds: int, categories: int, share: float, config: TrainConfig
+) -> None:
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    parts = min(categories, max(cores, math.ceil(categories / CATEGORIES)))
+    learnt = ray.remote(_learn).options(**ANYWHERE).remote(blocks, folds, share, config.eval_catalog is None)
+    one, whole = ray.remote(_fit_part).options(**ANYWHERE), ray.remote(_join).options(**ANYWHERE)
+    jobs = []
+    for left_out in [IN_EACH, *range(folds)]:
+        target = folder / WORDS if left_out == IN_EACH else fold_of(folder, left_out)
+        if not target.exists():
+            places = [folder / "parts" / f"{left_out}-{part}-of-{parts}" for part in range(parts)]
+            # The large and the small ones spread over all parts: a path's neighbours are often as large as it.
+            of_parts = [np.arange(categories)[part::parts] for part in range(parts)]
+            fitted = [
+                one.remote(learnt, which, categories, left_out, place)
+                for which, place in zip(of_parts, places, strict=True)
+            ]
+            jobs += [*fitted, whole.remote(learnt, places, target, *fitted)]
+    waiting, every = jobs, len(jobs)
+    while waiting:
+        done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=SECONDS_PER_LOG)
+        ray.get(done)
+        if waiting:
+            log.info("fitting words: %s of %s parts are done", f"{every - len(waiting):,}", f"{every:,}")
+
+
+def _learn(blocks: Sequence[Any], folds: int, share: float, of_all: bool) -> Learnt:
+    rows = Texts.of(blocks, (TRAINING, VALIDATION) if folds else (TRAINING,), share)
+    fold = rows.fold(folds) if folds else np.full(len(rows), IN_EACH)
+    if not of_all:
+        fold = np.where(rows.uses == VALIDATION, fold, IN_EACH)
+    counts = ngrams(rows.texts)
+    # What occurs, and how often, is known of all rows; what it means, of those that a fit learns from.
+    vocabulary = Vocabulary.of(counts, LEAST_TEXTS)
+    return Learnt(vocabulary, vocabulary.weigh(counts), rows.sets, fold)
+
+
+def _fit_part(learnt: Learnt, which: IntArray, categories: int, left_out: int, place: Location) -> None:
+    """Fit these categories on all rows but a fold, and save them."""
+    if place.exists():
+        return
+    rows = np.arange(len(learnt.sets)) if left_out == IN_EACH else np.flatnonzero(learnt.fold != left_out)
+    weights, bias = fit_categories(learnt.matrix, learnt.sets, rows, which, categories)
+    arrays = {"rows": weights.indices, "starts": weights.indptr, "weights": weights.data, "bias": bias, "which": which}
+    place.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def _join(learnt: Learnt, places: Sequence[Location], target: Location, *_: None) -> None:
+    """Put the parts' categories in their order and write the model."""
+    parts = [safetensors.numpy.load(place.read()) for place in places]
+    size = len(learnt.vocabulary.buckets)
+    weights = [
+        sparse.csc_matrix((part["weights"], part["rows"], part["starts"]), shape=(size, len(part["bias"])))
+        for part in parts
+    ]
+    order = np.argsort(np.concatenate([part["which"] for part in parts]))
+    bias = np.concatenate([part["bias"] for part in parts])[order]
+    model = WordModel(learnt.vocabulary, sparse.hstack(weights, "csc")[:, order].tocsr(), bias)
     with working_folder("words") as here:
         model.save(here)
-        (folder / WORDS).write((here / WORDS).read_bytes())
-
-
-def _calibrate(blocks: Sequence[Any], spec: Spec, folder: Location) -> Words:
-    """How scores become probabilities: the scale and shift of a sigmoid (Platt 1999) that have the least loss on validation rows."""
-    from scipy.optimize import minimize
-
-    with working_folder("words") as here:
-        (here / WORDS).write_bytes((folder / WORDS).read())
-        model = WordModel.load(here)
-    texts, sets = texts_of(blocks, VALIDATION)
-    rows = np.random.default_rng(0).permutation(len(texts))[: max(1, SCORES_KEPT // len(spec.categories))]
-    scores, sets = np.concatenate([*model.scores(texts.take(pa.array(rows)))]), sets.take(rows)
-    if not (sets.flat >= 0).any():  # nothing to go by
-        return Words(temperature=FIRST_GUESS)
-    targets = np.zeros(scores.shape, bool)
-    known = sets.flat >= 0
-    targets[np.repeat(np.arange(len(sets)), sets.lengths)[known], sets.flat[known]] = True
-    reader = reader_of(spec)
-
-    def loss(found: npt.NDArray[np.float64]) -> float:
-        words = Words(temperature=float(np.exp(np.clip(found[0], -6, 6))), shift=float(np.clip(found[1], -10, 10)))
-        return reader.loss(reader.logits(scores, words), targets)
-
-    found = minimize(loss, [np.log(FIRST_GUESS), 0.0], method="Nelder-Mead", options={"xatol": 1e-3, "fatol": 1e-6}).x
-    return Words(temperature=float(np.exp(np.clip(found[0], -6, 6))), shift=float(np.clip(found[1], -10, 10)))
+        target.write((here / WORDS).read_bytes())
 
 
 def train_alone(
@@ -232,12 +176,15 @@ def _make_bundle(
 ) -> dict[str, float]:
     from cataloger.heads.base import head_of
 
-    heard = fitted.hear(blocks, spec)
-    metrics, spec = head_of(spec, "cpu").fit(heard.judged, config.target_precision)
+    head = head_of(spec, "cpu")
+    metrics, _ = head.fit(fitted.hear(blocks, spec).judged, config.target_precision)
+    rows, _ = characters(blocks, (TRAINING, VALIDATION))
+    # More rows show more, of what is trusted.
+    more, spec = head.fit(fitted.hear_more(blocks, spec, rows).judged, config.target_precision)
     with working_folder("bundle") as folder:
         write_spec(folder, replace(spec, words=fitted.words))
         seen.write(folder, saw)
         fitted.write(folder)
         for file in folder.iterdir():
             (fitted.folder / "bundle" / file.name).write(file.read_bytes())
-    return metrics
+    return metrics | {"val_coverage": more["val_coverage"]}

@@ -11,8 +11,8 @@ from cataloger.heads.base import head_of
 from cataloger.heads.ranked import Ranked
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
+from cataloger.training.hearing import Heard
 from cataloger.training.validation import Validation
-from cataloger.training.words import Heard
 
 SPEC = Spec(("A", "A > x", "A > y", "B > z"), ("title",), 64, "mean", "")
 CPU = torch.device("cpu")
@@ -33,8 +33,8 @@ def score(network: float, words: float, keys: np.ndarray, **settings: object) ->
     own_logits = reader.logits(scores, scale)
     judged = head_of(SPEC, CPU).judge(torch.from_numpy(own_logits), rows.sets)
     judged |= as_judged(reader.answers(own_logits, 0), Taxonomy(SPEC.categories))
-    heard = Heard(scale, judged, Ranked.of(reader.probabilities(own_logits)), keys)
-    heard.judged["distinct"] = heard.distinct
+    judged["distinct"] = np.isin(np.arange(ROWS), np.unique(keys, return_index=True)[1])
+    heard = Heard(scale, judged, Ranked.of(reader.probabilities(own_logits)), (keys % 2).astype(np.int64))
 
     def logits_of(tokens: Tokens, batch: IntArray) -> torch.Tensor:
         return logits[batch.copy()]
