@@ -1,21 +1,24 @@
-"""How well the bundled MiniLM learns real catalogs: trained and scored once per seed, on rows that training never saw.
+"""How well words and the bundled MiniLM learn real catalogs: trained and scored once per seed, on rows that training never saw.
 
 python benchmarks/quality.py
 """
 
 import itertools
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
+from cataloger.bundle import NO_NETWORK, read_spec, write_spec
 from cataloger.config import EvaluateConfig, TrainConfig
 from cataloger.evaluation.evaluate import Evaluation, evaluate
+from cataloger.model.registry import fetch_model
 from cataloger.training.job import train
 from yardsticks import report, workroom
 
@@ -61,6 +64,7 @@ FIGURES = {
     "calibration": lambda found: found.calibration_error,
     "at 95%": lambda found: found.coverage_at_95,
 }
+BOTH, NETWORK, BY_WORDS = "words and network", "network alone", "words alone"
 
 
 @dataclass(frozen=True)
@@ -81,48 +85,64 @@ def main() -> None:
             settings = json.dumps(SETTINGS[name])
             if scores.get(f"{name} {seed}", {}).get("settings") == settings:
                 continue  # trained and scored once
-            found = score(name, seed, room)
-            figures = {title: read(found) for title, read in FIGURES.items()}
-            scores[f"{name} {seed}"] = {"settings": settings, "rows": found.rows, "figures": figures}
+            bundle = learn(name, seed, room)
+            found = {who: score(name, folder) for who, folder in apart(bundle, room / f"{name}-{seed}").items()}
+            figures = {who: {title: read(one) for title, read in FIGURES.items()} for who, one in found.items()}
+            words = read_spec(bundle).words
+            about = {"settings": settings, "rows": found[BOTH].rows, "certificate": words.certificate if words else ""}
+            scores[f"{name} {seed}"] = {**about, "figures": figures}
             SCORES.write_text(json.dumps(scores, indent=1))
     rows: list[dict[str, object]] = []
     for name in SETTINGS:
         trained = [entry for key, entry in scores.items() if key.split()[0] == name]
-        if trained:
-            columns = {title: shown([entry["figures"][title] for entry in trained]) for title in FIGURES}
-            rows.append({"catalog": name, "rows": trained[0]["rows"], "seeds": len(trained), **columns})
-    report("quality", "MiniLM fine-tuned: mean ± half the spread over the seeds", rows)
+        for who in trained[0]["figures"] if trained else ():
+            columns = {title: shown([entry["figures"][who][title] for entry in trained]) for title in FIGURES}
+            rows.append({"catalog": name, "": who, "rows": trained[0]["rows"], "seeds": len(trained), **columns})
+    report("quality", "Words and a fine-tuned MiniLM: mean ± half the spread over the seeds", rows)
 
 
-def score(name: str, seed: int, room: Path) -> Evaluation:
-    """Train on all but the rows to score, then score these."""
-    settings = SETTINGS[name]
+def learn(name: str, seed: int, room: Path, **more: Any) -> Path:
+    """The bundle of a training on all but the rows to score."""
+    settings = {**SETTINGS[name], **more}
     if name == "mwpd2020":
         # A third of the official validation rows stays out: those held out by hash would resemble training more than the test does.
-        catalog, held_out, scored = room / "learned.parquet", room / "held-out.parquet", REAL / "mwpd2020/test.parquet"
+        catalog, held_out = room / "learned.parquet", room / "held-out.parquet"
         official = [pq.read_table(REAL / "mwpd2020" / f"{part}.parquet") for part in ("train", "validation")]
         rows = np.arange(len(official[1]))
         pq.write_table(pa.concat_tables([official[0], official[1].take(pa.array(rows[rows % 3 > 0]))]), catalog)
         pq.write_table(official[1].take(pa.array(rows[rows % 3 == 0])), held_out)
-        settings = {**settings, "eval_catalog": str(held_out)}
+        settings["eval_catalog"] = str(held_out)
     else:
-        catalog = scored = REAL / f"{name}.parquet"
-    trained = train(
-        TrainConfig(
-            catalog=str(catalog),
-            patience=settings["epochs"],
-            seed=seed,
-            storage=str(room / "checkpoints"),
-            model_name=name,
-            **settings,
-        )
+        catalog = REAL / f"{name}.parquet"
+    config = TrainConfig(
+        catalog=str(catalog), seed=seed, storage=str(room / "checkpoints"), model_name=name, **settings
     )
+    return fetch_model(train(config).model_uri).folder
+
+
+def apart(bundle: Path, room: Path) -> dict[str, Path]:
+    """The bundle, and copies of it that have its words alone, and its network alone."""
+    spec, found = read_spec(bundle), {BOTH: bundle}
+    assert spec.words
+    for who, own in (
+        (NETWORK, replace(spec, words=None, temperature=spec.words.network_temperature)),
+        (BY_WORDS, replace(spec, pooling=NO_NETWORK, thresholds=())),
+    ):
+        found[who] = shutil.copytree(bundle, room / who)
+        write_spec(found[who], own)
+    return found
+
+
+def score(name: str, bundle: Path, tiers: Literal["auto", "off"] = "auto") -> Evaluation:
+    """On the rows that training never saw."""
+    official = name == "mwpd2020"
     return evaluate(
         EvaluateConfig(
-            catalog=str(scored),
-            model=trained.model_uri,
-            label_column=settings.get("label_column", "category_path"),
-            split="all" if name == "mwpd2020" else "test",
+            catalog=str(REAL / "mwpd2020/test.parquet" if official else REAL / f"{name}.parquet"),
+            model=str(bundle),
+            label_column=SETTINGS[name].get("label_column", "category_path"),
+            split="all" if official else "test",
+            tiers=tiers,
         )
     )
 

@@ -38,14 +38,16 @@ class TrainConfig:
     """How the vectors of the tokens become one for the text; auto takes what the base model was trained with."""
     max_tokens: int = 64
     """Longer texts are cut to this many tokens, special tokens included."""
-    epochs: int = 3
-    """Passes over the training rows; training stops early when validation no longer improves."""
+    epochs: int | None = None
+    """Passes over the training rows; by default 10 for a thousand rows, 8 for ten thousand, 3 for a million. Training stops early when
+    validation no longer improves."""
     patience: int = 2
     """Training stops after this many epochs without a better validation score."""
-    batch_size: int = 32
-    """Rows per optimiser step, summed over all workers."""
+    batch_size: int | None = None
+    """Rows per optimiser step, summed over all workers; by default 32 for few rows, up to 256 for many."""
     learning_rate: float | None = None
-    """Peak learning rate of the encoder, that of the new head is ten times as high; by default 3e-4 x (384 / model width)^2."""
+    """Peak learning rate of the encoder, that of the new head is ten times as high; by default
+    3e-4 x (384 / model width)^2 x (batch size / 32)^0.5."""
     weight_decay: float = 0.01
     """Weight decay of AdamW, applied to matrices only."""
     warmup_fraction: float = 0.1
@@ -76,17 +78,17 @@ class TrainConfig:
     """Learning rate of an encoder layer divided by that of the layer above it; 1 is off."""
     dropout: float | None = None
     """Dropout in the network; by default that of the base model."""
-    adversarial: float = 0.0
+    adversarial: float | None = None
     """Adversarial training: each batch is learnt a second time, with the word embeddings moved by this much in the direction in which
-    the loss rises fastest. Needs --fine-tune all; 0 is off."""
+    the loss rises fastest. By default 1 with --fine-tune all, which it needs; 0 is off, and twice as fast."""
     average_decay: float = 0.0
     """Keep a moving average of the weights in place of the last ones, with this decay per step, such as 0.999; 0 is off."""
     long_tail: LongTail = "off"
     """Help for rare categories: another loss (focal, class-balanced, logit-adjusted), or their rows drawn more often, as they are (sampling)
     or with changed words (augmentation)."""
-    level_weights: tuple[float, ...] | Literal["auto"] = ()
+    level_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight in the loss of each level above the category itself, top level first, or one number for all; auto follows their errors on
-    validation. By default 0."""
+    validation. By default 0.5 where products have one category."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over other categories, more of it over near ones in the tree; 0 is off."""
     pretrain_epochs: int = 0

@@ -40,7 +40,7 @@ class OneCategory:
 
     def objective(self, config: TrainConfig, sets: Ragged) -> Loss:
         counts = np.bincount(sets.first(), minlength=len(self.taxonomy))
-        weights = (1.0,) if config.level_weights == "auto" else config.level_weights
+        weights = (1.0,) if config.level_weights == "auto" else config.level_weights or ()
         if len(weights) == 1:
             weights *= self.taxonomy.depth - 1
         return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.device)

@@ -213,6 +213,7 @@ def _fit(
         if watcher and found:
             watcher.validated(found)
 
+    assert config.epochs, "chosen by the plan"
     total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:
 

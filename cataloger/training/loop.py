@@ -132,6 +132,7 @@ class Loop:
         self.model.train()
         rng = np.random.default_rng(seeds)
         encoded, drawn = self.stage.begin_epoch(rng)
+        assert self.config.batch_size
         costs = encoded.costs
         batches = shuffled_batches(costs, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []

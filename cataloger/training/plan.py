@@ -24,6 +24,7 @@ from cataloger.heads.columns import head_for
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.taxonomy import Taxonomy
+from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
 
@@ -48,7 +49,7 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
-    taxonomy, sources = _open(config)
+    taxonomy, sources, labelled = _open(config)
     pooling = NO_NETWORK
     if config.base_model == NO_NETWORK:
         _check_words_alone(config)
@@ -62,6 +63,11 @@ def plan(config: TrainConfig) -> Plan:
     head = head_for(sources[0].catalog.schema.field(config.label_column))
     if head == MANY_CATEGORIES:
         _check_many_categories(config)
+    if pooling != NO_NETWORK:
+        held_out = 0.0 if config.eval_catalog else config.validation_fraction
+        config, chosen = settled(config, round(labelled * (1 - config.test_fraction) * (1 - held_out)), head)
+        if chosen:
+            log.info("%s", chosen)
     spec = Spec(
         categories=taxonomy.categories,
         text_columns=config.text_columns,
@@ -81,7 +87,7 @@ def plan(config: TrainConfig) -> Plan:
 
 def _check(config: TrainConfig) -> None:
     for name in ("epochs", "patience", "batch_size"):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")
     for name in ("validation_fraction", "test_fraction", "test_start", "warmup_fraction", "label_smoothing", "dropout"):
         if not 0 <= (getattr(config, name) or 0) < 1:
@@ -93,10 +99,10 @@ def _check(config: TrainConfig) -> None:
         if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be above 0 and below 1")
     for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
-        if getattr(config, name) < 0:
+        if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
-    if config.level_weights != "auto" and min(config.level_weights, default=0) < 0:
-        raise ConfigError(f"--level-weights {min(config.level_weights)}: must be at least 0")
+    if config.level_weights != "auto" and min(config.level_weights or (), default=0) < 0:
+        raise ConfigError(f"--level-weights {min(config.level_weights or ())}: must be at least 0")
     if not 3 <= config.max_tokens <= MOST_TOKENS:
         raise ConfigError(
             f"--max-tokens {config.max_tokens}: must be at least 3, two of them are special tokens, and at most {MOST_TOKENS}"
@@ -167,8 +173,8 @@ def _check_layers(config: TrainConfig, base: Path) -> None:
         raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
 
 
-def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
-    """The taxonomy of the training catalog, and the catalogs to read. Raises CatalogError."""
+def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source], int]:
+    """(the taxonomy of the training catalog, the catalogs to read, rows with a category). Raises CatalogError."""
     uri = config.catalog or _sample_catalog()
     opened = [(TRAINING, *_count(uri, config))]
     if config.eval_catalog:
@@ -189,7 +195,7 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
     if single:
         log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
     taxonomy = Taxonomy.from_paths(rows)
-    upper, weights = taxonomy.depth - 1, len(config.level_weights)
+    upper, weights = taxonomy.depth - 1, len(config.level_weights or ())
     if config.level_weights != "auto" and weights > 1 and weights != upper:
         raise ConfigError(
             f"--level-weights: has {weights} numbers, but the categories have {upper} upper levels; give one for each, or one for all"
@@ -210,7 +216,8 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source]]:
             config.unlabelled_catalog, config.id_column, config.text_columns, others=grouped(config.group_column)
         )
         sources.append(Source(catalog, {}, UNLABELLED))
-    return taxonomy, sources
+    # Of lists of categories, each is counted; a row is one all the same.
+    return taxonomy, sources, min(sum(opened[0][3].values()), opened[0][1].rows)
 
 
 def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:

@@ -35,7 +35,7 @@ class MaskedWords:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """All of the encoder, whatever --fine-tune says of the categories; its pooler takes no part."""
-        rate = self.config.learning_rate or default_learning_rate(self.network)
+        rate = self.config.learning_rate or default_learning_rate(self.network, self.config.batch_size)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_("pooler" not in name)
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]

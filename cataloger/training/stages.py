@@ -105,6 +105,7 @@ class FineTuning:
     ) -> None:
         self.config, self.spec, self.network, self.machine, self.base = config, spec, network, machine, base
         self.train, held_out, self.unlabelled = rows
+        assert config.epochs, "chosen by the plan where nobody asked for a number"
         self.epochs, self.rows = config.epochs, len(self.train)
         self.head = head_of(spec, machine.device)
         self.loss = self.head.objective(config, self.train.sets)

@@ -19,6 +19,7 @@ from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError, TrainingError
 from cataloger.infra import runtime, tracking
 from cataloger.infra.storage import Location, locate
+from cataloger.training.defaults import MOST_EPOCHS
 from cataloger.training.job import Fitted, fitted, register
 from cataloger.training.plan import plan
 
@@ -201,7 +202,7 @@ def _tune(
     )
     storage = locate(configs[0].storage)
     # None is stopped for having come to its last epoch.
-    most = 2 * max(one.epochs for one in configs)
+    most = 2 * max(one.epochs or MOST_EPOCHS for one in configs)
     scheduler = ASHAScheduler("epoch", max_t=most, grace_period=1, reduction_factor=KEPT)
     results = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 0, f"node:{ray.util.get_node_ip_address()}": 0.001}),

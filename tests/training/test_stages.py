@@ -32,7 +32,7 @@ def examples(base: Path, count: int, label: int) -> Examples:
 
 
 def fine_tuning(base: Path, machine: Machine = MACHINE, **options: Any) -> FineTuning:
-    config = TrainConfig(**options)
+    config = TrainConfig(**{"epochs": 3, **options})
     spec = SPEC
     network = new_classifier(base, spec)
     rows = examples(base, 40, 0), examples(base, 10, 0), examples(base, 100, -1)
@@ -131,7 +131,7 @@ def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
     texts = examples(tiny_model, 64, 0)
     sets = Ragged(np.tile([0, 1, 0], 21).astype(np.int32), np.concatenate([np.repeat(np.arange(22) * 3, 3)[1:], [63]]))
     config, spec = (
-        TrainConfig(learning_rate=5e-3),
+        TrainConfig(epochs=3, learning_rate=5e-3),
         Spec(TREE.categories, ("title",), 32, "mean", "", head=MANY_CATEGORIES),
     )
     network = new_classifier(tiny_model, spec)

@@ -49,7 +49,8 @@ def test_rates_fall_layer_by_layer_and_vectors_do_not_decay(model: torch.nn.Modu
 
 
 def test_the_default_rate_falls_with_the_square_of_the_width(model: torch.nn.Module) -> None:
-    assert default_learning_rate(model) == pytest.approx(3e-4 * (384 / 32) ** 2)
+    assert default_learning_rate(model, None) == pytest.approx(3e-4 * (384 / 32) ** 2)
+    assert default_learning_rate(model, 128) == pytest.approx(6e-4 * (384 / 32) ** 2)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])

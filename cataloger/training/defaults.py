@@ -1,0 +1,46 @@
+"""What a training does where nobody asked for anything else, by the size of its catalog.
+
+The rules are drawn through what validation rows preferred on catalogs of 1,000 to 40,000 rows (docs/quality.md).
+"""
+
+import math
+from dataclasses import replace
+
+from cataloger.bundle import ONE_CATEGORY
+from cataloger.config import TrainConfig
+
+# At a million rows; each ten times fewer rows have so many epochs more.
+EPOCHS, EPOCHS_PER_DECADE, MOST_EPOCHS = 3.0, 2.4, 12
+ROWS_PER_BATCH_ROW, LEAST_BATCH, MOST_BATCH = 300, 32, 256
+# Below, validation scores fell; larger steps of the embeddings cost as much and gained nothing on two catalogs of three.
+ADVERSARIAL = 1.0
+LEVEL_WEIGHT = 0.5
+
+
+def settled(config: TrainConfig, rows: int, head: str) -> tuple[TrainConfig, str]:
+    """(the configuration without open choices, what was chosen and why) for so many training rows and one kind of answer."""
+    chosen: dict[str, object] = {}
+    if config.epochs is None:
+        chosen["epochs"] = epochs_for(rows)
+    if config.batch_size is None:
+        chosen["batch_size"] = batch_size_for(rows)
+    if config.adversarial is None:
+        chosen["adversarial"] = ADVERSARIAL if config.fine_tune == "all" else 0.0
+    if config.level_weights is None:
+        chosen["level_weights"] = (LEVEL_WEIGHT,) if head == ONE_CATEGORY else ()
+    flags = " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in chosen.items())
+    return replace(config, **chosen), f"for about {rows:,} training rows: {flags}" if chosen else ""  # type: ignore[arg-type]
+
+
+def epochs_for(rows: int) -> int:
+    """Passes over so many rows: 10 for a thousand, 8 for ten thousand, 3 for a million."""
+    return min(MOST_EPOCHS, max(1, round(EPOCHS + EPOCHS_PER_DECADE * (6 - math.log10(max(1, rows))))))
+
+
+def batch_size_for(rows: int) -> int:
+    """A power of two: so large that an epoch has about 300 steps, within limits."""
+    return min(MOST_BATCH, max(LEAST_BATCH, 1 << round(math.log2(max(1.0, rows / ROWS_PER_BATCH_ROW)))))
+
+
+def _shown(value: object) -> str:
+    return " ".join(map(str, value)) or "0" if isinstance(value, tuple) else str(value)

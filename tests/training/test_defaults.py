@@ -1,0 +1,36 @@
+"""What is chosen by the size of a catalog, and that what somebody asks for is left alone."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY
+from cataloger.config import TrainConfig
+from cataloger.training.defaults import MOST_EPOCHS, batch_size_for, epochs_for, settled
+
+
+@pytest.mark.parametrize(
+    ("rows", "epochs", "batch"), [(1, 12, 32), (1_300, 10, 32), (7_200, 8, 32), (34_900, 6, 128), (10**9, 1, 256)]
+)
+def test_more_rows_take_fewer_epochs_and_larger_batches(rows: int, epochs: int, batch: int) -> None:
+    assert (epochs_for(rows), batch_size_for(rows)) == (epochs, batch)
+    chosen, said = settled(TrainConfig(), rows, ONE_CATEGORY)
+    assert (chosen.epochs, chosen.batch_size, chosen.adversarial, chosen.level_weights) == (epochs, batch, 1.0, (0.5,))
+    assert f"--epochs {epochs} --batch-size {batch} --adversarial 1.0 --level-weights 0.5" in said
+
+
+@given(st.integers(0, 10**12), st.integers(0, 10**12))
+def test_they_never_rise_or_fall_the_other_way(few: int, many: int) -> None:
+    few, many = sorted((few, many))
+    assert MOST_EPOCHS >= epochs_for(few) >= epochs_for(many) >= 1
+    assert batch_size_for(few) <= batch_size_for(many)
+
+
+def test_what_was_asked_for_is_left_alone() -> None:
+    asked = TrainConfig(epochs=2, batch_size=7, adversarial=0.0, level_weights=())
+    assert settled(asked, 1_000, ONE_CATEGORY) == (asked, "")
+
+
+def test_what_cannot_be_is_not_chosen() -> None:
+    assert settled(TrainConfig(), 1_000, MANY_CATEGORIES)[0].level_weights == ()
+    assert settled(TrainConfig(fine_tune="head"), 1_000, ONE_CATEGORY)[0].adversarial == 0.0
