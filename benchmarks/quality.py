@@ -25,33 +25,17 @@ from yardsticks import report, workroom
 REAL = Path(__file__).parents[2] / "shared" / "data"
 # One entry per training: a session may be too short for all of them, and the table is made of what is there.
 SCORES = Path(__file__).parent / "results" / "quality_scores.json"
-TITLES: dict[str, Any] = {"text_columns": ("title",), "max_tokens": 32, "test_fraction": 0.2, "level_weights": (0.5,)}
-# Chosen by validation rows. Of fashion10k and instacart, a fifth by text hash is scored; of mwpd2020, the official test.
+TITLES: dict[str, Any] = {"text_columns": ("title",), "max_tokens": 32, "test_fraction": 0.2}
+# The columns to read, and which rows to score: a fifth by text hash, or the official test. All else is what training chooses itself.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "fashion10k": {**TITLES, "epochs": 8},
-    "instacart": {
-        **TITLES,
-        "validation_fraction": 0.05,
-        "epochs": 6,
-        "batch_size": 128,
-        "learning_rate": 5e-4,
-        "layer_decay": 0.85,
-        "adversarial": 2.0,
-        "label_smoothing": 0.1,
-    },
-    "mwpd2020": {
-        "text_columns": ("title", "shop_category", "description"),
-        "max_tokens": 64,
-        "epochs": 5,
-        "level_weights": (0.5,),
-        "adversarial": 1.0,
-    },
+    "fashion10k": TITLES,
+    "instacart": TITLES,
+    "mwpd2020": {"text_columns": ("title", "shop_category", "description"), "max_tokens": 64},
     "magento": {
         "text_columns": ("title", "description"),
         "label_column": "category_paths",
         "group_column": "group_id",
         "test_fraction": 0.2,
-        "epochs": 10,
     },
 }
 FIGURES = {
