@@ -21,7 +21,7 @@ from cataloger.heads.sets import Sets, exact
 from cataloger.infra import places, plots, runtime, tracking, vitals
 from cataloger.infra.storage import check_writable, locate
 from cataloger.labeling.predict import predict_rows
-from cataloger.labeling.stream import TEXT
+from cataloger.labeling.reading import TEXT
 from cataloger.model import registry
 
 log = logging.getLogger(__name__)

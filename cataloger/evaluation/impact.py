@@ -11,7 +11,7 @@ from cataloger.bundle import read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.heads.columns import published_in
 from cataloger.labeling.predict import predict_rows
-from cataloger.labeling.stream import TEXT
+from cataloger.labeling.reading import TEXT
 from cataloger.model.registry import ModelSource
 
 PRODUCTS = 20_000

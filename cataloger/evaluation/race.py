@@ -13,7 +13,7 @@ from cataloger.data.units import plan_units, read_units
 from cataloger.evaluation.predictions import About
 from cataloger.infra import runtime
 from cataloger.infra.runtime import ActorShape
-from cataloger.labeling.stream import Model
+from cataloger.labeling.packed import Model
 from cataloger.model.registry import ModelSource
 from cataloger.model.tiers import Tiers
 

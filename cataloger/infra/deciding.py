@@ -26,6 +26,8 @@ MODULES = (
     "heads.one_category",
     "heads.ranked",
     "labeling.reuse",
+    "labeling.labeler",
+    "labeling.reading",
     "labeling.stream",
     "model.engines",
     "model.mean_pooling",

@@ -18,8 +18,9 @@ from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.labeling.cost import Cost
+from cataloger.labeling.packed import Model
+from cataloger.labeling.reading import ASKED_AGAIN, Reading
 from cataloger.labeling.reuse import Published
-from cataloger.labeling.stream import ASKED_AGAIN, Model, Reading
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot

@@ -17,7 +17,9 @@ from cataloger.errors import ConfigError
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.labeling.cost import Cost
-from cataloger.labeling.stream import KEY, ROW, Done, Model, Reading, predict_units
+from cataloger.labeling.packed import Model
+from cataloger.labeling.reading import KEY, ROW, Reading
+from cataloger.labeling.stream import Done, predict_units
 from cataloger.model.registry import ModelSource
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,9 @@ from cataloger.infra import progress, runtime
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
 from cataloger.labeling.cost import Cost
-from cataloger.labeling.stream import Done, Model, Reading, predict_units
+from cataloger.labeling.packed import Model
+from cataloger.labeling.reading import Reading
+from cataloger.labeling.stream import Done, predict_units
 from cataloger.publishing import snapshot
 from cataloger.publishing.snapshot import Part
 

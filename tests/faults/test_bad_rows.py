@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cataloger.data.inputs import NO_TEXT, NOT_UTF8
-from cataloger.labeling.stream import ID_NOT_UTF8
+from cataloger.labeling.reading import ID_NOT_UTF8
 from conftest import make_bundle
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]

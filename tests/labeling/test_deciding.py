@@ -18,6 +18,7 @@ NOT_DECIDING = {
     "infra.s3",
     "infra.storage",
     "labeling.cost",
+    "labeling.packed",
     "publishing.snapshot",
     "strict",
 }

@@ -9,7 +9,9 @@ from cataloger.data.catalog import open_catalog
 from cataloger.data.units import plan_units
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import runtime
-from cataloger.labeling.stream import Done, Model, Reading, predict_units
+from cataloger.labeling.packed import Model
+from cataloger.labeling.reading import Reading
+from cataloger.labeling.stream import Done, predict_units
 from cataloger.model.tiers import Tiers
 
 ROWS = 300

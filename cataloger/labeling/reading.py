@@ -1,0 +1,155 @@
+"""The tasks at the beginning of the stream: they read units, answer what is known without the network, and encode the rest."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow.fs import FileSystem
+
+from cataloger.bundle import Spec
+from cataloger.data import ids, seen
+from cataloger.data.inputs import Input, input_of
+from cataloger.data.text import hash_words, split_hash, split_keys, split_position
+from cataloger.data.units import Read, Unit, read_units
+from cataloger.heads.ranked import Ranked, WithRanked
+from cataloger.labeling import reuse
+from cataloger.labeling.cost import Cost
+from cataloger.labeling.packed import Model, pack
+from cataloger.model.tiers import first_tier
+
+# What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
+# what its side of the split goes by.
+ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
+ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
+# In the order in which the answers of a unit's distinct texts are put.
+CARRIED, ALONE, NETWORK = range(3)
+# Of so many texts that words answer alone the network is asked about one as well, chosen by its hash.
+ASKED_AGAIN = 1_000
+MIXER = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
+
+    With `held_out`, only the rows that the model's training left out are read; with `every`, of products as many as
+    `ids.sample_every` says. Texts that have a label in `published` are not read into tokens: that label is carried over. Nor are,
+    with `tiers`, those that the model's words answer alone.
+    """
+
+    filesystem: FileSystem
+    schema: pa.Schema
+    kept: Mapping[str, str]
+    text_columns: tuple[str, ...]
+    held_out: bool = False
+    every: int = 1
+    published: reuse.Published | None = None
+    tiers: bool = True
+    asked_again: int = ASKED_AGAIN
+    alternatives: int = 0
+
+
+def read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
+    """Read and encode the units of one `Read`."""
+    units = read_units(reading.filesystem, Read.from_dict(row).units, reading.schema)
+    while True:
+        cost = Cost()
+        with cost.timed("reading"):
+            found = next(units, None)
+        if found is None:
+            return
+        yield _encode(*found, cost, reading, model)
+
+
+def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Model) -> dict[str, Any]:
+    """One unit's rows, the answers it need not ask for, and its other values ready for the network."""
+    spec, given = model.spec, input_of(model.spec, model.folder(), reading.text_columns)
+    with cost.timed("reading"):
+        table, values, reason = _rows(table, given, spec, reading)
+        distinct = values.dictionary_encode()
+        fresh, hashes = distinct.dictionary, given.key(distinct.dictionary)
+        # Who answers each distinct text: the published labels, words alone, or the network.
+        answerer = np.full(len(fresh), NETWORK)
+        known: list[pa.Table] = []
+        if reading.published is not None:
+            carried, found = reuse.find(reading.published, spec, hashes)
+            answerer[carried] = CARRIED
+            known.append(found)
+            fresh = fresh.filter(pa.array(~carried))
+    asked_again = pa.table({})
+    if spec.words:
+        with cost.timed("words"):
+            first = first_tier(model.folder(), spec, reading.tiers)
+            said = first.ask(fresh, reading.alternatives)
+            answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
+            known.append(said.answers)
+            fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
+            if spec.network and said.alone.any():
+                # By unit as well: a text that is in all of them is asked about in a few.
+                mixed = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] + np.uint64(unit.index) * MIXER
+                sampled = mixed % np.uint64(reading.asked_again) == 0
+                texts = distinct.dictionary.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
+                asked_again = said.answers.filter(pa.array(sampled)).select(["label"])
+                fresh, ranked = pa.concat_arrays([fresh, texts]), Ranked.joined([ranked, first.rank(texts)])
+            cost.alone, cost.checked = int(said.alone.sum()), len(asked_again)
+    place = np.empty(len(answerer), np.int64)
+    place[np.argsort(answerer, kind="stable")] = np.arange(len(answerer))
+    cost.rows = len(table)
+    rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
+    rows = rows.append_column("text_hash", hashes.take(distinct.indices))
+    rows = rows.append_column("place", pa.array(place).take(distinct.indices)).append_column("reason", reason)
+    cost.carried = pc.sum(pa.array(answerer == CARRIED).take(distinct.indices)).as_py() or 0
+    answers = _joined(known)
+    packed = {"unit": unit.index, "rows": pack(rows)}
+    if not spec.network:
+        return {**packed, "answers": pack(answers), "cost": json.dumps(asdict(cost))}
+    with cost.timed("tokenizing"):
+        encoded = given.encode(fresh)
+    packed |= {"encoded": pack((WithRanked(encoded, ranked) if spec.words else encoded).to_arrow())}
+    packed |= {"known": pack(answers), "asked_again": pack(asked_again)}
+    return {**packed, "cost": json.dumps(asdict(cost))}
+
+
+def _rows(table: pa.Table, given: Input, spec: Spec, reading: Reading) -> tuple[pa.Table, pa.Array, pa.Array]:
+    """(the rows that are wanted, what the model reads of each, why it cannot), with the columns that are named in `kept`."""
+    table, reason = _with_ids(table, reading)
+    taken = given.read(table)
+    table, values, reason = taken.table, taken.values, pc.coalesce(reason, taken.reasons)
+    if ROW in reading.kept.values():
+        table = table.append_column(ROW, pa.array(np.arange(len(table))))
+    if TEXT in reading.kept.values():
+        table = table.append_column(TEXT, given.shown(values))
+    if KEY in reading.kept.values():
+        table = table.append_column(KEY, pa.array(seen.keys(table, values, spec.group_column, spec.format_version)))
+    chosen = np.ones(len(table), bool)
+    if reading.held_out:
+        hashes = split_hash(split_keys(table, values, spec.group_column), spec.format_version)
+        chosen &= split_position(hashes, spec.test_start) < spec.test_fraction
+    if reading.every > 1:
+        chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0
+    if not chosen.all():
+        table, values, reason = (one.filter(pa.array(chosen)) for one in (table, values, reason))
+    return table, values, reason
+
+
+def _joined(answers: Sequence[pa.Table]) -> pa.Table:
+    """Answers that are known, as those of the network come: none of them with an error."""
+    if not answers:
+        return pa.table({})
+    table = pa.concat_tables([found.cast(answers[-1].schema) for found in answers])
+    return table.append_column("error", pa.nulls(len(table), pa.string()))
+
+
+def _with_ids(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
+    """(the table with every id written as valid UTF-8, why a row had to lose its own spelling of it)."""
+    reason = pa.nulls(len(table), pa.string())
+    if id_column := reading.kept.get("id"):
+        spelt, bad = ids.written(table.column(id_column))
+        if bad.any():
+            table = table.set_column(table.column_names.index(id_column), id_column, spelt)
+            reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
+    return table, reason
