@@ -73,6 +73,8 @@ def score(way: LongTail, seed: int, config: Config, room: Path, rare: set[str]) 
             max_tokens=32,
             epochs=config.epochs,
             patience=config.epochs,
+            adversarial=0.0,
+            level_weights=(),
             long_tail=way,
             seed=seed,
             storage=str(room / "checkpoints"),

@@ -118,6 +118,8 @@ def through_ray(room: Path, columns: tuple[str, ...], workers: str) -> float:
         max_tokens=MAX_TOKENS,
         epochs=1,
         batch_size=BATCH,
+        adversarial=0.0,
+        level_weights=(),
         precision="bf16",
         num_workers=workers,
         storage=str(room / f"checkpoints-{workers}"),

@@ -23,7 +23,5 @@ def word_model(texts: Sequence[str] = TEXTS, labels: Sequence[int] = LABELS) -> 
     counts = ngrams(pa.array(texts))
     vocabulary = Vocabulary.of(counts, 1)
     matrix, own = vocabulary.weigh(counts), np.array(labels)
-    weights, bias = zip(
-        *(fit_one(matrix, own == label, np.arange(len(own))) for label in range(own.max() + 1)), strict=True
-    )
+    weights, bias = zip(*(fit_one(matrix, own == label) for label in range(own.max() + 1)), strict=True)
     return WordModel(vocabulary, sparse.csr_matrix(np.stack(weights, axis=1)), np.array(bias, np.float32))

@@ -26,8 +26,8 @@ def settled(config: TrainConfig, rows: int, head: str) -> tuple[TrainConfig, str
         chosen["batch_size"] = batch_size_for(rows)
     if config.adversarial is None:
         chosen["adversarial"] = ADVERSARIAL if config.fine_tune == "all" else 0.0
-    if config.level_weights is None:
-        chosen["level_weights"] = (LEVEL_WEIGHT,) if head == ONE_CATEGORY else ()
+    if config.level_weights is None and head == ONE_CATEGORY:
+        chosen["level_weights"] = (LEVEL_WEIGHT,)
     flags = " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in chosen.items())
     return replace(config, **chosen), f"for about {rows:,} training rows: {flags}" if chosen else ""  # type: ignore[arg-type]
 
@@ -43,4 +43,4 @@ def batch_size_for(rows: int) -> int:
 
 
 def _shown(value: object) -> str:
-    return " ".join(map(str, value)) or "0" if isinstance(value, tuple) else str(value)
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

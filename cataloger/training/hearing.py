@@ -1,5 +1,6 @@
 """What a fitted model of words says of rows that it has not learnt from, and how its scores become probabilities."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,22 +8,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from cataloger.bundle import ONE_CATEGORY, WORDS, Spec, Words
 from cataloger.heads.arrays import FloatArray, as_judged, reader_of
 from cataloger.heads.ranked import Ranked
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
-from cataloger.model.words import SCORES, WordModel
+from cataloger.model.words import WordModel
 from cataloger.taxonomy import Taxonomy
-from cataloger.training.examples import TRAINING, VALIDATION
-from cataloger.training.texts import Texts
+from cataloger.training.texts import Texts, characters
 
 # Two numbers are fitted on as many rows as have so many scores.
 SCORES_KEPT = 1 << 22
 FIRST_GUESS = 0.2
-# Thresholds of words alone are fitted on about so many rows at most.
+# Words alone are judged by about so many rows at most.
 MOST_JUDGED = 1 << 17
 
 
@@ -45,44 +44,52 @@ class Heard:
 
 @dataclass(frozen=True)
 class FittedWords:
-    """The model in a folder, which learnt from all rows; and one for each fold, which learnt from all rows but these.
+    """The model in a folder, and what it is judged by: rows that it has not learnt from.
 
-    Without folds, the model has not learnt from validation rows.
+    With folds the model has learnt from all rows; those of a fold are judged by a fit that left this one out (cross-fitting).
     """
 
     folder: Location
     words: Words
     folds: int
-    """Into which the rows are cut that are judged."""
-    of_all: bool
-    """Whether training rows are cut as well: where validation rows are of the same kind."""
+    uses: tuple[int, ...]
+    """Of the ingest's rows, those that are judged."""
 
     def write(self, folder: Path) -> None:
         """Into a bundle."""
         (folder / WORDS).write_bytes((self.folder / WORDS).read())
 
     def hear(self, blocks: Sequence[Any], spec: Spec) -> Heard:
-        """What is said of the validation rows, in their order."""
-        return self._hear(Texts.of(blocks, (VALIDATION,)), spec)
+        """What is said of the rows that are judged, in their order where there are no folds; of a part of them, if asked."""
+        # Imported here: the driver has no use for torch.
+        import torch
 
-    def hear_more(self, blocks: Sequence[Any], spec: Spec, rows: int) -> Heard:
-        """What is said of all rows that are judged, of so many in all; of a share of them where there are very many."""
-        if not (self.folds and self.of_all):
-            return self.hear(blocks, spec)
-        return self._hear(Texts.of(blocks, (TRAINING, VALIDATION), min(1.0, MOST_JUDGED / max(1, rows))), spec)
+        from cataloger.heads.base import head_of, joined
 
-    def calibrated(self, blocks: Sequence[Any], spec: Spec, rows: int) -> "FittedWords":
+        spec = replace(spec, words=self.words, temperature=1.0)
+        head, reader, taxonomy = head_of(spec, "cpu"), reader_of(spec), Taxonomy(spec.categories)
+        # All validation rows, which a network is asked about as well; of the many that are judged with folds, enough.
+        texts = self._judged(blocks, MOST_JUDGED) if self.folds else Texts.of(blocks, self.uses)
+        judged, ranked, start = [], [], 0
+        for scores in self._scores(texts):
+            logits = reader.logits(scores, self.words)
+            judged.append(head.judge(torch.from_numpy(logits), texts.sets.slice(start, start + len(scores))))
+            if spec.head == ONE_CATEGORY:
+                # By the arithmetic of the reading tasks, to the last bit.
+                judged[-1] |= as_judged(reader.answers(logits, 0), taxonomy)
+            ranked.append(Ranked.of(reader.probabilities(logits)))
+            start += len(scores)
+        return Heard(self.words, joined(judged) | {"distinct": texts.distinct}, Ranked.joined(ranked), texts.half)
+
+    def calibrated(self, blocks: Sequence[Any], spec: Spec) -> "FittedWords":
         """With the scale and shift of a sigmoid (Platt 1999) that have the least loss on rows that are judged."""
         from scipy.optimize import minimize
 
-        uses = (TRAINING, VALIDATION) if self.folds and self.of_all else (VALIDATION,)
-        texts = Texts.of(blocks, uses, min(1.0, MOST_JUDGED / max(1, rows)))
-        some = np.random.default_rng(0).permutation(len(texts))[: max(1, SCORES_KEPT // len(spec.categories))]
-        texts = texts.take(np.sort(some))
+        texts = self._judged(blocks, max(1, SCORES_KEPT // len(spec.categories)))
         known = texts.sets.flat >= 0
         if not known.any():  # nothing to go by
             return replace(self, words=Words(temperature=FIRST_GUESS))
-        scores = np.concatenate([*self._scores(texts, len(spec.categories))])
+        scores = np.concatenate([*self._scores(texts)])
         targets = np.zeros(scores.shape, bool)
         targets[np.repeat(np.arange(len(texts)), texts.sets.lengths)[known], texts.sets.flat[known]] = True
         reader = reader_of(spec)
@@ -97,36 +104,20 @@ class FittedWords:
         best = minimize(loss, [np.log(FIRST_GUESS), 0.0], method="Nelder-Mead", options=options).x
         return replace(self, words=words(best))
 
-    def _hear(self, texts: Texts, spec: Spec) -> Heard:
-        # Imported here: the driver has no use for torch.
-        import torch
+    def _judged(self, blocks: Sequence[Any], most: int) -> Texts:
+        """About so many of the rows that are judged, evenly spread, at most; fold by fold."""
+        rows, _ = characters(blocks, self.uses)
+        texts = Texts.of(blocks, self.uses, min(1.0, most / max(1, rows)))
+        return texts.take(np.argsort(texts.fold(self.folds), kind="stable")) if self.folds else texts
 
-        from cataloger.heads.base import head_of, joined
-
-        spec = replace(spec, words=self.words, temperature=1.0)
-        head, reader, taxonomy = head_of(spec, "cpu"), reader_of(spec), Taxonomy(spec.categories)
-        judged, ranked, start = [], [], 0
-        for scores in self._scores(texts, len(spec.categories)):
-            logits = reader.logits(scores, self.words)
-            judged.append(head.judge(torch.from_numpy(logits), texts.sets.slice(start, start + len(scores))))
-            if spec.head == ONE_CATEGORY:
-                # By the arithmetic of the reading tasks, to the last bit.
-                judged[-1] |= as_judged(reader.answers(logits, 0), taxonomy)
-            ranked.append(Ranked.of(reader.probabilities(logits)))
-            start += len(scores)
-        return Heard(self.words, joined(judged) | {"distinct": texts.distinct}, Ranked.joined(ranked), texts.half)
-
-    def _scores(self, texts: Texts, categories: int) -> Iterator[FloatArray]:
-        """Scores [rows, categories] of some rows after the other, each row's by a model that has not learnt from it."""
-        folds = [fold_of(self.folder, number) for number in range(self.folds)] or [self.folder / WORDS]
-        models, fold, rows = [_load(one) for one in folds], texts.fold(len(folds)), max(1, SCORES // categories)
-        for start in range(0, len(texts), rows):
-            some = fold[start : start + rows]
-            scores = np.empty((len(some), categories), np.float32)
-            for number in np.unique(some).tolist():
-                mine = np.flatnonzero(some == number)
-                scores[mine] = np.concatenate([*models[number].scores(texts.texts.take(pa.array(start + mine)))])
-            yield scores
+    def _scores(self, texts: Texts) -> Iterator[FloatArray]:
+        """Scores [rows, categories] of some rows after the other, which come fold by fold."""
+        if not self.folds:
+            yield from _load(self.folder / WORDS).scores(texts.texts)
+            return
+        ends = np.searchsorted(texts.fold(self.folds), np.arange(self.folds + 1))
+        for number, (start, stop) in enumerate(itertools.pairwise(ends.tolist())):
+            yield from _load(fold_of(self.folder, number)).scores(texts.texts.slice(start, stop - start))
 
 
 def _load(place: Location) -> WordModel:
@@ -137,4 +128,4 @@ def _load(place: Location) -> WordModel:
 
 def fold_of(folder: Location, number: int) -> Location:
     """The model that has not learnt from this fold."""
-    return folder / f"fold-{number}.safetensors"
+    return folder / "apart" / f"fold-{number}.safetensors"

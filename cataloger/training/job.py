@@ -186,7 +186,7 @@ def _fit(
         tracking.log_metrics(metrics)
         if watcher:
             watcher.validated({**metrics, "epoch": 1.0})
-        where = fitted_words.folder
+        where = words.alone(fitted_words)
         return ray.train.Checkpoint(where.path, where.filesystem), metrics
     log.info(
         "%s categories, %s pooling, %s worker(s) on %s",

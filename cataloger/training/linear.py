@@ -23,12 +23,9 @@ FIRST_ROWS = 2_000
 
 
 def fit_categories(
-    matrix: sparse.csr_matrix, sets: Ragged, rows: IntArray, categories: IntArray, count: int
+    matrix: sparse.csr_matrix, sets: Ragged, categories: IntArray, count: int
 ) -> tuple[sparse.csc_matrix, FloatArray]:
-    """(weights [F, categories], bias [categories]) of these of all `count` categories, whose label ids each row has.
-
-    Of the rows of n-grams [N, F] it learns from `rows`.
-    """
+    """(weights [F, categories], bias [categories]) of these of all `count` categories, of n-grams [N, F] and label ids of N rows."""
     row = np.repeat(np.arange(len(sets)), sets.lengths)
     label = sets.flat[sets.offsets[0] : sets.offsets[-1]]
     most = max(1, MOST_WEIGHTS // count)
@@ -36,26 +33,28 @@ def fit_categories(
     for place, category in enumerate(categories):
         own = np.zeros(len(sets), bool)
         own[row[label == category]] = True
-        weights, bias[place] = fit_one(matrix, own, rows)
+        weights, bias[place] = fit_one(matrix, own)
         columns.append(sparse.csc_matrix(_cut(weights, most)[:, None]))
     return sparse.hstack(columns, "csc"), bias
 
 
-def fit_one(matrix: sparse.csr_matrix, own: npt.NDArray[np.bool_], rows: IntArray) -> tuple[FloatArray, float]:
+def fit_one(matrix: sparse.csr_matrix, own: npt.NDArray[np.bool_]) -> tuple[FloatArray, float]:
     """(weights [F], bias) that tell the rows which have a category, `own` [N], from those without it."""
-    target = own[rows]
-    if not matrix.shape[1] or not target.any() or target.all():  # nothing to tell apart, or by
-        return np.zeros(matrix.shape[1], np.float32), 1.0 if target.any() else -1.0
-    first = target.copy()
-    first[np.random.default_rng(0).permutation(len(rows))[:FIRST_ROWS]] = True
-    if first.mean() < 0.5 and not target[first].all():
-        weights, bias = _svm(matrix, own, rows[first])
-        inside = np.asarray(matrix @ weights)[rows] + bias > -1
-        rows = rows[first | inside]
+    if not matrix.shape[1] or not own.any() or own.all():  # nothing to tell apart, or by
+        return np.zeros(matrix.shape[1], np.float32), 1.0 if own.any() else -1.0
+    rows = own.copy()
+    rows[np.random.default_rng(0).permutation(len(own))[:FIRST_ROWS]] = True
+    if rows.mean() < 0.5 and not own[rows].all():
+        weights, bias = _svm(matrix, own, rows)
+        rows |= matrix @ weights + bias > -1
+    else:
+        rows[:] = True
     return _svm(matrix, own, rows)
 
 
-def _svm(matrix: sparse.csr_matrix, own: npt.NDArray[np.bool_], rows: IntArray) -> tuple[FloatArray, float]:
+def _svm(
+    matrix: sparse.csr_matrix, own: npt.NDArray[np.bool_], rows: npt.NDArray[np.bool_]
+) -> tuple[FloatArray, float]:
     from sklearn.svm import LinearSVC
 
     found: Any = LinearSVC(tol=0.1, random_state=0).fit(matrix[rows], own[rows])

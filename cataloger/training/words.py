@@ -1,7 +1,7 @@
 """Fit the linear model of words and characters as Ray tasks over blocks of categories, and what it takes to judge it.
 
-It learns from validation rows too, where that is cheap: what it says of these comes from further fits, each of which leaves a
-fold of the rows out (cross-fitting; Stone 1974).
+Beside a network it learns from training rows, as the network does. Alone it learns from validation rows as well: what it says
+of a row as if it were new then comes from a further fit, which left a fold of the rows out (cross-fitting; Stone 1974).
 """
 
 import json
@@ -17,7 +17,7 @@ import ray
 import safetensors.numpy
 from scipy import sparse
 
-from cataloger.bundle import WORDS, Spec, Words, write_spec
+from cataloger.bundle import NO_NETWORK, WORDS, Spec, Words, write_spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Ragged
@@ -35,14 +35,14 @@ from cataloger.training.texts import Texts, characters
 log = logging.getLogger(__name__)
 # What fewer training texts have is learnt by nobody.
 LEAST_TEXTS = 2
-# Of more training texts, so many are learnt from, spread over all of them: each task holds their n-grams in memory.
+# Of more text, so much is learnt from, spread over all rows: each task holds its n-grams in memory.
 MOST_CHARACTERS = 1 << 24
-# Rows times categories up to which further fits are cheap; larger catalogs have validation rows enough.
+# Rows times categories up to which further fits are cheap.
 MOST_FOLDED = 1 << 28
 # Fits that leave a fold out: of all rows, or of the --eval-catalog's, which are few beside those that stay.
 FOLDS, FOLDS_OF_VALIDATION = 5, 2
-# A fit is saved in parts of so many categories; one that is killed goes on behind them.
-CATEGORIES = 256
+# A fit is saved part by part; one that is killed goes on behind them. Enough parts for many cores, of so many categories at most.
+PARTS, CATEGORIES = 32, 256
 # In no fold: rows that all fits learn from.
 IN_EACH = -1
 SECONDS_PER_LOG = 30.0
@@ -52,95 +52,114 @@ ANYWHERE: dict[str, Any] = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
 @dataclass(frozen=True)
-class Learnt:
-    """What all fits share: the n-grams by their weight [N, F], label ids and the fold of each row."""
+class Counted:
+    """What all fits share: n-grams [N, buckets], label ids and the fold of each row."""
 
-    vocabulary: Vocabulary
-    matrix: sparse.csr_matrix
+    counts: sparse.csr_matrix
     sets: Ragged
     fold: IntArray
 
 
+@dataclass(frozen=True)
+class Learnt:
+    """What one fit learns from: its vocabulary, the weight of each n-gram of it [N, F], and label ids."""
+
+    vocabulary: Vocabulary
+    matrix: sparse.csr_matrix
+    sets: Ragged
+
+
 def fit(blocks: Sequence[Any], spec: Spec, folder: Location, config: TrainConfig) -> FittedWords:
     """Of the labelled rows in the ingest's tables; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
-    shared, started = list(blocks), time.monotonic()
-    with runtime.errors_of_tasks():
-        rows, size = ray.get(ray.remote(characters).options(**ANYWHERE).remote(shared, (TRAINING, VALIDATION)))
-        if (folder / DONE).exists():
-            return _read(folder)
-        folds, why = _folds(rows, size, len(spec.categories), config)
-        _fit_models(shared, folder, folds, len(spec.categories), min(1.0, MOST_CHARACTERS / max(1, size)), config)
-        fitted = FittedWords(folder, Words(), folds, of_all=config.eval_catalog is None)
-        task = ray.remote(FittedWords.calibrated).options(**ANYWHERE)
-        fitted = ray.get(task.remote(fitted, shared, spec, rows))
-    found = {"words": asdict(fitted.words), "folds": folds, "of_all": fitted.of_all}
-    (folder / DONE).write(json.dumps(found).encode())
-    (folder / "parts").delete()
-    log.info(
-        "fitted a linear model of words and characters in %.0f s; it learnt from %s", time.monotonic() - started, why
-    )
-    return fitted
-
-
-def _read(folder: Location) -> FittedWords:
+    shared, started, apart = list(blocks), time.monotonic(), folder / "apart"
+    if not (folder / DONE).exists():
+        with runtime.errors_of_tasks():
+            count = ray.remote(characters).options(**ANYWHERE)
+            everything, training = ray.get(
+                [count.remote(shared, uses) for uses in ((TRAINING, VALIDATION), (TRAINING,))]
+            )
+            folds, uses, why = _folds(everything, training, len(spec.categories), config)
+            share = min(1.0, MOST_CHARACTERS / max(1, training[1]))
+            counted = (
+                ray.remote(_count).options(**ANYWHERE).remote(shared, folds, share, config.eval_catalog is not None)
+            )
+            for left_out in [*range(folds), IN_EACH]:
+                _fit_model(counted, left_out, len(spec.categories), folder)
+            task = ray.remote(FittedWords.calibrated).options(**ANYWHERE)
+            fitted = ray.get(task.remote(FittedWords(folder, Words(), folds, uses), shared, spec))
+        (folder / DONE).write(json.dumps({"words": asdict(fitted.words), "folds": folds, "uses": uses}).encode())
+        log.info("fitted words in %.0f s: %s", time.monotonic() - started, why)
+    (apart / "parts").delete()
     found = json.loads((folder / DONE).read())
-    return FittedWords(folder, Words(**found["words"]), found["folds"], found["of_all"])
+    return FittedWords(folder, Words(**found["words"]), found["folds"], tuple(found["uses"]))
 
 
-def _folds(rows: int, size: int, categories: int, config: TrainConfig) -> tuple[int, str]:
-    """(into how many the rows are cut, what is learnt from, in words)"""
-    if size > MOST_CHARACTERS:
-        return 0, f"{MOST_CHARACTERS / size:.0%} of the training rows: about {MOST_CHARACTERS:,} characters"
-    if rows * categories > MOST_FOLDED:
-        return 0, "the training rows"
-    folds = FOLDS if config.eval_catalog is None else FOLDS_OF_VALIDATION
-    return folds, f"validation rows too, and was judged by {folds} further fits that each left some rows out"
+def _folds(
+    everything: tuple[int, int], training: tuple[int, int], categories: int, config: TrainConfig
+) -> tuple[int, tuple[int, ...], str]:
+    """(into how many folds rows are cut, the uses of rows that are judged, what is learnt from in words).
+
+    Of (rows, characters). Only words that answer alone: with a network, both are judged by rows that neither has learnt from.
+    """
+    rows, size = everything
+    if config.base_model != NO_NETWORK or size > MOST_CHARACTERS or rows * categories > MOST_FOLDED:
+        share = min(1.0, MOST_CHARACTERS / max(1, training[1]))
+        return 0, (VALIDATION,), f"from {share * training[0]:,.0f} of {training[0]:,} training rows"
+    if config.eval_catalog:
+        return (
+            FOLDS_OF_VALIDATION,
+            (VALIDATION,),
+            f"from all {rows:,} rows, and for each half of the --eval-catalog without it",
+        )
+    return FOLDS, (TRAINING, VALIDATION), f"from all {rows:,} rows, and for each fifth of them without it"
 
 
-def _fit_models(
-    blocks: list[Any], folder: Location, folds: int, categories: int, share: float, config: TrainConfig
-) -> None:
-    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
-    parts = min(categories, max(cores, math.ceil(categories / CATEGORIES)))
-    learnt = ray.remote(_learn).options(**ANYWHERE).remote(blocks, folds, share, config.eval_catalog is None)
-    one, whole = ray.remote(_fit_part).options(**ANYWHERE), ray.remote(_join).options(**ANYWHERE)
-    jobs = []
-    for left_out in [IN_EACH, *range(folds)]:
-        target = folder / WORDS if left_out == IN_EACH else fold_of(folder, left_out)
-        if not target.exists():
-            places = [folder / "parts" / f"{left_out}-{part}-of-{parts}" for part in range(parts)]
-            # The large and the small ones spread over all parts: a path's neighbours are often as large as it.
-            of_parts = [np.arange(categories)[part::parts] for part in range(parts)]
-            fitted = [
-                one.remote(learnt, which, categories, left_out, place)
-                for which, place in zip(of_parts, places, strict=True)
-            ]
-            jobs += [*fitted, whole.remote(learnt, places, target, *fitted)]
-    waiting, every = jobs, len(jobs)
+def _fit_model(counted: Any, left_out: int, categories: int, folder: Location) -> None:
+    """Fit a model without one fold, part by part."""
+    target = folder / WORDS if left_out == IN_EACH else fold_of(folder, left_out)
+    if target.exists():
+        return
+    parts = math.ceil(categories / min(CATEGORIES, math.ceil(categories / PARTS)))
+    places = [folder / "apart" / "parts" / f"{left_out}-{part}" for part in range(parts)]
+    learnt = ray.remote(_learn).options(**ANYWHERE).remote(counted, left_out)
+    # The large and the small ones spread over all parts: a path's neighbours are often as large as it.
+    fitted = [
+        ray.remote(_fit_part).options(**ANYWHERE).remote(learnt, np.arange(categories)[part::parts], categories, place)
+        for part, place in enumerate(places)
+    ]
+    waiting = [*fitted, ray.remote(_join).options(**ANYWHERE).remote(learnt, places, target, *fitted)]
     while waiting:
         done, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=SECONDS_PER_LOG)
         ray.get(done)
         if waiting:
-            log.info("fitting words: %s of %s parts are done", f"{every - len(waiting):,}", f"{every:,}")
+            log.info("fitting words: %s of %s parts are done", f"{parts + 1 - len(waiting):,}", f"{parts:,}")
 
 
-def _learn(blocks: Sequence[Any], folds: int, share: float, of_all: bool) -> Learnt:
+def _count(blocks: Sequence[Any], folds: int, share: float, eval_catalog: bool) -> Counted:
     rows = Texts.of(blocks, (TRAINING, VALIDATION) if folds else (TRAINING,), share)
     fold = rows.fold(folds) if folds else np.full(len(rows), IN_EACH)
-    if not of_all:
-        fold = np.where(rows.uses == VALIDATION, fold, IN_EACH)
-    counts = ngrams(rows.texts)
-    # What occurs, and how often, is known of all rows; what it means, of those that a fit learns from.
+    if eval_catalog:
+        # Also training rows with a text of the other catalog's: no row is judged by a fit that knows its text.
+        fold = np.where(np.isin(rows.keys, rows.keys[rows.uses == VALIDATION]), fold, IN_EACH)
+    return Counted(ngrams(rows.texts), rows.sets, fold)
+
+
+def _learn(counted: Counted, left_out: int) -> Learnt:
+    """All rows but those of a fold."""
+    if left_out == IN_EACH:
+        counts, sets = counted.counts, counted.sets
+    else:
+        rows = np.flatnonzero(counted.fold != left_out)
+        counts, sets = counted.counts[rows], counted.sets.take(rows)
     vocabulary = Vocabulary.of(counts, LEAST_TEXTS)
-    return Learnt(vocabulary, vocabulary.weigh(counts), rows.sets, fold)
+    return Learnt(vocabulary, vocabulary.weigh(counts), sets)
 
 
-def _fit_part(learnt: Learnt, which: IntArray, categories: int, left_out: int, place: Location) -> None:
-    """Fit these categories on all rows but a fold, and save them."""
+def _fit_part(learnt: Learnt, which: IntArray, categories: int, place: Location) -> None:
+    """Fit these categories and save them."""
     if place.exists():
         return
-    rows = np.arange(len(learnt.sets)) if left_out == IN_EACH else np.flatnonzero(learnt.fold != left_out)
-    weights, bias = fit_categories(learnt.matrix, learnt.sets, rows, which, categories)
+    weights, bias = fit_categories(learnt.matrix, learnt.sets, which, categories)
     arrays = {"rows": weights.indices, "starts": weights.indptr, "weights": weights.data, "bias": bias, "which": which}
     place.write(safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
@@ -176,15 +195,16 @@ def _make_bundle(
 ) -> dict[str, float]:
     from cataloger.heads.base import head_of
 
-    head = head_of(spec, "cpu")
-    metrics, _ = head.fit(fitted.hear(blocks, spec).judged, config.target_precision)
-    rows, _ = characters(blocks, (TRAINING, VALIDATION))
-    # More rows show more, of what is trusted.
-    more, spec = head.fit(fitted.hear_more(blocks, spec, rows).judged, config.target_precision)
+    metrics, spec = head_of(spec, "cpu").fit(fitted.hear(blocks, spec).judged, config.target_precision)
     with working_folder("bundle") as folder:
         write_spec(folder, replace(spec, words=fitted.words))
         seen.write(folder, saw)
         fitted.write(folder)
         for file in folder.iterdir():
-            (fitted.folder / "bundle" / file.name).write(file.read_bytes())
-    return metrics | {"val_coverage": more["val_coverage"]}
+            (alone(fitted) / "bundle" / file.name).write(file.read_bytes())
+    return metrics
+
+
+def alone(fitted: FittedWords) -> Location:
+    """Where `train_alone` puts the bundle, as a checkpoint has it."""
+    return fitted.folder.parent / "words-alone"

@@ -32,5 +32,7 @@ def test_what_was_asked_for_is_left_alone() -> None:
 
 
 def test_what_cannot_be_is_not_chosen() -> None:
-    assert settled(TrainConfig(), 1_000, MANY_CATEGORIES)[0].level_weights == ()
+    chosen, said = settled(TrainConfig(), 1_000, MANY_CATEGORIES)
+    assert chosen.level_weights is None
+    assert "level-weights" not in said
     assert settled(TrainConfig(fine_tune="head"), 1_000, ONE_CATEGORY)[0].adversarial == 0.0
