@@ -53,15 +53,15 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     """Share of training over which the learning rate rises; after that it falls linearly to zero."""
     validation_fraction: float = 0.1
-    """Share of distinct texts held out for validation when there is no --eval-catalog."""
+    """Share of distinct texts held out for validation when there is no --eval-catalog; words alone learn from them all the same."""
     test_fraction: float = 0.0
     """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
     test_start: float = 0.0
     """Which texts --test-fraction keeps from training: of 0.2, the starts 0, 0.2, 0.4, 0.6 and 0.8 give five disjoint fifths, for the
     models of `audit.py`."""
     target_precision: float = 0.95
-    """Precision that a category needs to be trusted, level by level, as the validation rows show it with 90% confidence; rows whose
-    whole path is not trusted are marked needs_review."""
+    """Precision that a category needs to be trusted, level by level, as rows that the model has not learnt from show it with 90%
+    confidence; rows whose whole path is not trusted are marked needs_review."""
     tiers: Tiers = "auto"
     """auto lets words answer alone where validation certifies it; off has words and network answer together about every row."""
     tier_risk: float = 0.002
