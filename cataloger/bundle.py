@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Words:
     """Share of such answers that are the joined model's too: the lower end of its 95% interval on the validation rows."""
     certificate: str = ""
     """What is promised of such answers, for people."""
+    thresholds: tuple[float, ...] = ()
+    """Those in place of the spec's, where words and network are asked about every row."""
 
     def __post_init__(self) -> None:
         for name, holds, what in (
@@ -86,6 +88,13 @@ class Spec:
     """Without a value the network answers alone."""
     format_version: int = FORMAT
 
+    def without_tiers(self) -> "Spec":
+        """As it answers where words and network are asked about every row."""
+        if not self.network or self.words is None or self.words.alone_from is None:
+            return self
+        words = replace(self.words, alone_from=None)
+        return replace(self, temperature=1.0, thresholds=words.thresholds or self.thresholds, words=words)
+
     @property
     def network(self) -> bool:
         """Whether there is one: without it words answer alone."""
@@ -108,6 +117,11 @@ class Spec:
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
             ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
             ("thresholds", _thresholds(self.thresholds, levels), f"none, or {levels} numbers from 0 on"),
+            (
+                "words",
+                _thresholds(self.words.thresholds if self.words else (), levels),
+                f"with {levels} thresholds or none",
+            ),
             ("category_thresholds", _thresholds(self.category_thresholds, own), f"none, or {own} numbers from 0 on"),
             ("format_version", self.format_version in READABLE, "one of " + " and ".join(map(str, READABLE))),
         ):

@@ -58,6 +58,7 @@ def label(config: LabelConfig) -> LabelResult:
     tracking_uri = _connect(config.model)
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
+    spec = spec if config.tiers == "auto" else spec.without_tiers()
     text_columns = config.text_columns or spec.text_columns
     catalog = open_catalog(config.catalog, config.id_column, text_columns)
     model_digest = digest(source.folder)
@@ -102,7 +103,6 @@ def label(config: LabelConfig) -> LabelResult:
                 kept,
                 text_columns,
                 published=_to_carry_over(night),
-                tiers=config.tiers == "auto",
                 asked_again=ASKED_AGAIN,
                 alternatives=config.alternatives,
             )

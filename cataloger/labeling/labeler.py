@@ -51,7 +51,7 @@ class Labeler:
 
         torch.set_num_threads(shape.threads)
         self.out_of_memory = torch.OutOfMemoryError
-        self.predictor = Predictor(model.folder(), shape.device, precision)
+        self.predictor = Predictor(model.folder(), shape.device, precision, model.spec)
         if not isinstance(self.predictor.engine, Torch):
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)

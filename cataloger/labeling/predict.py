@@ -57,6 +57,7 @@ def predict_rows(
 
     Raises ConfigError where the held-out rows cannot be told from others."""
     spec, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)
+    spec = spec if tiers else spec.without_tiers()
     if held_out and text_columns != spec.text_columns and not spec.group_column:
         raise ConfigError(
             f"--text-columns {' '.join(text_columns)}: which rows model {source.uri} has not seen goes by their text, which is "
@@ -81,7 +82,6 @@ def predict_rows(
         text_columns,
         held_out,
         every=every,
-        tiers=tiers,
         alternatives=alternatives,
     )
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])

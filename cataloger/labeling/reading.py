@@ -37,8 +37,8 @@ class Reading:
     """What the reading tasks take from a catalog: `kept` is its columns that go with a row to the end, by their name there.
 
     With `held_out`, only the rows that the model's training left out are read; with `every`, of products as many as
-    `ids.sample_every` says. Texts that have a label in `published` are not read into tokens: that label is carried over. Nor are,
-    with `tiers`, those that the model's words answer alone.
+    `ids.sample_every` says. Texts that have a label in `published` are not read into tokens: that label is carried over. Nor are
+    those that the model's words answer alone.
     """
 
     filesystem: FileSystem
@@ -48,7 +48,6 @@ class Reading:
     held_out: bool = False
     every: int = 1
     published: reuse.Published | None = None
-    tiers: bool = True
     asked_again: int = ASKED_AGAIN
     alternatives: int = 0
 
@@ -83,7 +82,7 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
     asked_again = pa.table({})
     if spec.words:
         with cost.timed("words"):
-            first = first_tier(model.folder(), spec, reading.tiers)
+            first = first_tier(model.folder(), spec)
             said = first.ask(fresh, reading.alternatives)
             answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
             known.append(said.answers)

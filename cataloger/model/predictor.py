@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import network_shape, read_spec
+from cataloger.bundle import Spec, network_shape, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
@@ -20,10 +20,15 @@ from cataloger.model.engines import load_engine
 
 
 class Predictor:
-    """Ready to answer on one device. Several threads may ask at once: the engine takes their batches in turn."""
+    """Ready to answer on one device, as the folder's spec has it, or another one.
 
-    def __init__(self, folder: Path, device: str = "cpu", precision: Precision = "fp32") -> None:
-        self.folder, self.spec = folder, read_spec(folder)
+    Several threads may ask at once: the engine takes their batches in turn.
+    """
+
+    def __init__(
+        self, folder: Path, device: str = "cpu", precision: Precision = "fp32", spec: Spec | None = None
+    ) -> None:
+        self.folder, self.spec = folder, spec or read_spec(folder)
         self.engine = load_engine(folder, device, precision)
         self.token_budget = self.engine.token_budget
         self.row_budget = most_rows(len(self.spec.categories), self.engine.streams)

@@ -42,9 +42,9 @@ class Said:
 
 
 class FirstTier:
-    """The words of a bundle. With `tiers` off, they answer nothing alone where there is a network to ask. Raises ModelError."""
+    """The words of a bundle, which answer alone what the spec says. Raises ModelError."""
 
-    def __init__(self, folder: Path, spec: Spec, tiers: bool = True) -> None:
+    def __init__(self, folder: Path, spec: Spec) -> None:
         assert spec.words
         self.words, self.model, self.reader = spec.words, WordModel.load(folder), reader_of(spec)
         if len(self.model.bias) != len(spec.categories):
@@ -52,7 +52,7 @@ class FirstTier:
                 f"model {folder}: {WORDS} has {len(self.model.bias):,} categories, {SPEC} has {len(spec.categories):,}; "
                 "copy the folder again from where the model was trained"
             )
-        self.alone_from = 0.0 if not spec.network else self.words.alone_from if tiers else None
+        self.alone_from = self.words.alone_from if spec.network else 0.0
 
     def ask(self, texts: pa.Array, alternatives: int) -> Said:
         """Of texts without nulls."""
@@ -86,9 +86,9 @@ class FirstTier:
 
 
 @functools.lru_cache(maxsize=2)
-def first_tier(folder: Path, spec: Spec, tiers: bool) -> FirstTier:
+def first_tier(folder: Path, spec: Spec) -> FirstTier:
     """Kept for the next units of a task's process."""
-    return FirstTier(folder, spec, tiers)
+    return FirstTier(folder, spec)
 
 
 class Tiers:
@@ -102,12 +102,11 @@ class Tiers:
         folder: Path,
         device: str = "cpu",
         precision: Precision = "fp32",
-        tiers: bool = True,
         columns: Sequence[str] = (),
     ) -> None:
         self.spec = read_spec(folder)
         self.input, self.columns = input_of(self.spec, folder, columns), columns_of(self.spec)
-        self.first = FirstTier(folder, self.spec, tiers) if self.spec.words else None
+        self.first = FirstTier(folder, self.spec) if self.spec.words else None
         self.network: Any = None
         if self.spec.network:
             from cataloger.model.predictor import Predictor

@@ -131,6 +131,12 @@ def register(found: Fitted, name: str) -> str:
         )
     if joined and joined.certificate:
         log.info("%s", joined.certificate)
+    if "val_coverage_without_tiers" in scores:
+        log.info(
+            "no review needed: %.0f%% of the labels with tiers, %.0f%% with --tiers off",
+            100 * scores["val_coverage"],
+            100 * scores["val_coverage_without_tiers"],
+        )
     log.info(
         "registered %s as challenger; accuracy %.4f, weighted F1 %.4f on validation",
         uri,

@@ -1,7 +1,7 @@
 """Validation rows → metrics, and what is fitted on them: temperatures, the weight of words, tiers and thresholds."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,8 @@ LOGITS_KEPT = 1 << 24
 # The logarithms of one or two numbers are looked for (Nelder and Mead 1965).
 SIMPLEX: dict[str, Any] = {"method": "Nelder-Mead", "options": {"xatol": 1e-3, "fatol": 1e-3}}
 Logits = Iterable[tuple[IntArray, torch.Tensor]]
+Change = Callable[[IntArray, torch.Tensor], torch.Tensor]
+BoolArray = npt.NDArray[np.bool_]
 
 
 class Validation:
@@ -42,65 +44,71 @@ class Validation:
         self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
         """The metrics of all ranks' rows, and the spec with all that is fitted on them."""
+
+        def asked(batches: Sequence[IntArray]) -> Logits:
+            return ((batch, logits_of(self.rows.tokens, batch)) for batch in batches)
+
         with torch.inference_mode():
-            logits = ((batch, logits_of(self.rows.tokens, batch)) for batch in self.batches)
             kept, size = [], 0
-            for pair in logits:
+            for pair in asked(self.batches):
                 kept.append(pair)
                 size += pair[1].numel()
                 if size > LOGITS_KEPT:
                     break
-            fit, all_of_them = _Fit(self, kept, device), itertools.chain(kept, logits)
+
+            def logits() -> Logits:
+                return itertools.chain(kept, asked(self.batches[len(kept) :]))
+
+            fit = _Fit(self, kept, device)
             if self.heard:
-                return self._with_words(self.heard, fit, all_of_them, device)
+                return self._with_words(self.heard, fit, logits, device)
             spec = replace(self.spec, temperature=fit.temperature())
             head = head_of(spec, device)
-            judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in all_of_them]
+            judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in logits()]
         return head.fit(self._gather(judged), self.config.target_precision)
 
     def _with_words(
-        self, heard: Heard, fit: "_Fit", logits: Logits, device: torch.device
+        self, heard: Heard, fit: "_Fit", logits: Callable[[], Logits], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
         words, temperature = fit.joining(heard), fit.temperature()
         spec = replace(self.spec, words=words)
         head, network = head_of(spec, device), head_of(replace(spec, temperature=temperature), device)
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
-        others = [fit.joining(heard, half) for half in (1, 0)] if tiers else []
+        others = [fit.joining(heard, heard.half == half) for half in (1, 0)] if tiers else []
         judged, of_network, unseen = [], [], []
-        distinct, halves = heard.distinct, heard.half
-        for batch, found in logits:
+        for batch, found in logits():
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
-            judged.append(head.judge(head.with_words(found, ranked, words), sets) | {"distinct": distinct[batch]})
+            distinct = {"distinct": heard.distinct[batch]}
+            judged.append(head.judge(head.with_words(found, ranked, words), sets) | distinct)
             of_network.append(network.judge(found, sets))
             labels = [head.with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
-            unseen.append({"row": batch, "label": np.where(halves[batch], labels[1], labels[0]) if tiers else batch})
+            unseen.append(
+                {"row": batch, "label": np.where(heard.half[batch], labels[1], labels[0]) if tiers else batch}
+            )
         everything, target = self._gather(judged), self.config.target_precision
         alone = network.fit(self._gather(of_network), target)[0], head.fit(heard.judged, target)[0]
-        certificate = None
+        metrics, fitted = head.fit(everything, target)
+        metrics["val_alone_fraction"] = 0.0
         if tiers:
             seen = self._gather(unseen)
-            by_words = {name: array[seen["row"]] for name, array in heard.judged.items()}
-            certificate, everything = self._tiers(everything, by_words, seen["label"])
-            about = {"agreement": certificate.agreement, "certificate": certificate.said}
-            spec = replace(spec, words=replace(words, alone_from=certificate.threshold, **about))  # type: ignore[arg-type]
-        metrics, spec = head_of(spec, device).fit(everything, target)
+            certificate = self._certify(everything, heard, seen["row"], seen["label"])
+            words = replace(words, agreement=certificate.agreement, certificate=certificate.said)
+            fitted = replace(fitted, words=words)
+            if certificate.threshold is not None:
+                words = replace(words, alone_from=certificate.threshold, thresholds=fitted.thresholds)
+                without = {"val_coverage_without_tiers": metrics["val_coverage"]}
+                metrics, fitted = self._tiers(heard, fit, logits, replace(self.spec, words=words), device)
+                metrics |= {"val_alone_fraction": certificate.share, **without}
         for name, theirs in zip(("network", "words"), alone, strict=True):
             metrics |= {f"val_{name}_{of}": theirs[f"val_{of}"] for of in ("accuracy", "weighted_f1", "macro_f1")}
-        metrics |= {
-            "val_temperature": temperature,
-            "val_words_weight": words.weight,
-            "val_alone_fraction": certificate.share if certificate else 0.0,
-        }
-        return metrics, spec
+        return metrics | {"val_temperature": temperature, "val_words_weight": words.weight}, fitted
 
-    def _tiers(self, by_both: Arrays, by_words: Arrays, unseen: IntArray) -> tuple[Certificate, Arrays]:
-        """(the certificate, the rows as tiers answer them)"""
-        true, given = by_words["true"], by_words["given"]
-        depths = Taxonomy(self.spec.categories).depths
-        confidence = by_words["certainty"][np.arange(len(given)), depths[given] - 1]
-        once = by_words["distinct"]
-        certificate = certify(
+    def _certify(self, by_both: Arrays, heard: Heard, rows: IntArray, unseen: IntArray) -> Certificate:
+        """For what words answer alone of all ranks' rows, of which these are joined, `unseen` as rows that nothing has seen."""
+        true, given, once = by_both["true"], heard.judged["given"][rows], by_both["distinct"]
+        confidence = self._confidence(heard)[rows]
+        return certify(
             confidence[once],
             (given == true)[once],
             (unseen == true)[once],
@@ -108,14 +116,36 @@ class Validation:
             self.config.tier_risk,
             self.config.tier_agreement,
         )
-        if certificate.threshold is None:
-            return certificate, by_both
-        alone = confidence >= np.float32(certificate.threshold)
-        mixed = {
-            name: np.where(alone if array.ndim == 1 else alone[:, None], by_words[name], array)
-            for name, array in by_both.items()
-        }
-        return certificate, mixed
+
+    def _confidence(self, heard: Heard) -> npt.NDArray[np.float32]:
+        """The probability of each row's category by words."""
+        given, certainty = heard.judged["given"], heard.judged["certainty"]
+        confidence: npt.NDArray[np.float32] = certainty[
+            np.arange(len(given)), Taxonomy(self.spec.categories).depths[given] - 1
+        ]
+        return confidence
+
+    def _tiers(
+        self, heard: Heard, fit: "_Fit", logits: Callable[[], Logits], spec: Spec, device: torch.device
+    ) -> tuple[dict[str, float], Spec]:
+        """The rows as tiers answer them. Those that words leave have a temperature of their own: both are too sure of them."""
+        assert spec.words
+        words, alone = spec.words, self._confidence(heard) >= np.float32(spec.words.alone_from)
+
+        def joined_logits(batch: IntArray, found: torch.Tensor) -> torch.Tensor:
+            return fit.head.with_words(found, heard.ranked.take(batch), words)
+
+        head = head_of(replace(spec, temperature=fit.temperature(joined_logits, ~alone)), device)
+        mixed = []
+        for batch, found in logits():
+            by_both = head.judge(joined_logits(batch, found), self.rows.sets.take(batch))
+            by_words, here = {name: heard.judged[name][batch] for name in by_both}, alone[batch]
+            both = {
+                name: np.where(here if array.ndim == 1 else here[:, None], by_words[name], array)
+                for name, array in by_both.items()
+            }
+            mixed.append(both | {"distinct": heard.distinct[batch]})
+        return head.fit(self._gather(mixed), self.config.target_precision)
 
     def _gather(self, mine: list[Arrays]) -> Arrays:
         """Of all ranks; a rank may have no batch."""
@@ -130,18 +160,20 @@ class _Fit:
 
     def __init__(self, validation: Validation, kept: Logits, device: torch.device) -> None:
         self.head, self.world = head_of(validation.spec, device), validation.world
-        self.device, self.halves = device, validation.heard.half if validation.heard else np.empty(0, np.int64)
+        self.device = device
         self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
 
-    def temperature(self) -> float:
-        """That of the network's logits alone (Guo et al. 2017, section 4.2)."""
-        if not self._loss(lambda _, found: found):
+    def temperature(self, change: Change = lambda _, found: found, rows: BoolArray | None = None) -> float:
+        """That of the logits, changed, of these rows, or of all (Guo et al. 2017, section 4.2)."""
+        if not self._loss(change, rows):
             return 1.0  # without a row of a known category there is nothing to fit
-        found = minimize(lambda x: self._loss(lambda _, logits: logits / _positive(x, 4.0)), 0.0, **SIMPLEX).x
+        found = minimize(
+            lambda x: self._loss(lambda batch, logits: change(batch, logits) / _positive(x, 4.0), rows), 0.0, **SIMPLEX
+        ).x
         return _positive(found, 4.0)
 
-    def joining(self, heard: Heard, half: int | None = None) -> Words:
-        """How words and network are joined, fitted on all rows or on one half of them. Without weight where words are of no help."""
+    def joining(self, heard: Heard, rows: BoolArray | None = None) -> Words:
+        """How words and network are joined, fitted on all rows or on these. Without weight where words are of no help."""
 
         def words(x: npt.NDArray[np.float64]) -> Words:
             return replace(heard.words, network_temperature=_positive(x[0]), weight=_positive(x[1]))
@@ -149,25 +181,21 @@ class _Fit:
         def loss(x: npt.NDArray[np.float64]) -> float:
             joined_by = words(x)
             return self._loss(
-                lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), joined_by), half
+                lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), joined_by), rows
             )
 
         alone = self.temperature()
         found = minimize(loss, np.log([1.5 * alone, 0.3]), **SIMPLEX)
-        if found.fun < self._loss(lambda _, logits: logits / alone, half):
+        if found.fun < self._loss(lambda _, logits: logits / alone, rows):
             return words(found.x)
         return replace(heard.words, network_temperature=alone, weight=0.0)
 
-    def _loss(self, change: Callable[[IntArray, torch.Tensor], torch.Tensor], half: int | None = None) -> float:
-        """The summed loss of the logits, changed."""
+    def _loss(self, change: Change, rows: BoolArray | None = None) -> float:
+        """The summed loss of the logits, changed; of these rows, or of all."""
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
         for batch, found, targets in self.kept:
             losses = self.head.losses(change(batch, found), targets).double()
-            total += (
-                losses.sum()
-                if half is None
-                else losses[torch.from_numpy(self.halves[batch] == half).to(self.device)].sum()
-            )
+            total += (losses if rows is None else losses[torch.from_numpy(rows[batch]).to(self.device)]).sum()
         if self.world > 1:
             dist.all_reduce(total)
         return float(total)

@@ -31,10 +31,10 @@ def folder(working_folder: Path) -> Path:
     return folder
 
 
-def first_tier(folder: Path, alone_from: float | None, tiers: bool = True) -> FirstTier:
+def first_tier(folder: Path, alone_from: float | None) -> FirstTier:
     """With a network that is not asked here."""
     assert ALONE.words
-    return FirstTier(folder, replace(ALONE, pooling="mean", words=replace(ALONE.words, alone_from=alone_from)), tiers)
+    return FirstTier(folder, replace(ALONE, pooling="mean", words=replace(ALONE.words, alone_from=alone_from)))
 
 
 @pytest.mark.parametrize("alone_from", [0.0, 0.6, 1.0, None])
@@ -61,8 +61,8 @@ def test_the_probability_that_words_answer_from_is_enough(folder: Path) -> None:
 
 
 def test_with_tiers_off_words_answer_nothing_alone_unless_there_is_nobody_else(folder: Path) -> None:
-    assert not first_tier(folder, 0.0, tiers=False).ask(SAID, 0).alone.any()
-    assert FirstTier(folder, ALONE, tiers=False).ask(SAID, 0).alone.all()
+    assert not first_tier(folder, None).ask(SAID, 0).alone.any()
+    assert FirstTier(folder, ALONE.without_tiers()).ask(SAID, 0).alone.all()
 
 
 def test_no_texts_have_no_answers(folder: Path) -> None:

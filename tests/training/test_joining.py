@@ -72,3 +72,24 @@ def test_copies_of_a_few_texts_certify_nothing() -> None:
     assert spec.words
     assert spec.words.alone_from is None
     assert spec.words.certificate.startswith("no tiers: 300 validation rows")
+
+
+def test_what_is_trusted_with_tiers_and_without_them_are_two_things() -> None:
+    """Words are wrong about some rows of which they are sure: what they answer alone is trusted less."""
+    metrics, spec = score(5.0, 3.0, np.arange(ROWS, dtype=np.uint64), tier_risk=0.2, target_precision=0.97)
+    assert spec.words
+    assert spec.words.alone_from is not None
+    off = spec.without_tiers()
+    assert off.words
+    assert (off.words.alone_from, off.temperature) == (None, 1.0)
+    assert off.thresholds == spec.words.thresholds != spec.thresholds
+    assert metrics["val_coverage"] < metrics["val_coverage_without_tiers"]
+    assert off.without_tiers() is off
+
+
+def test_rows_that_words_leave_have_a_temperature_of_their_own() -> None:
+    _, spec = score(2.0, 2.5, np.arange(ROWS, dtype=np.uint64), tier_risk=0.1)
+    assert spec.words
+    assert spec.words.alone_from is not None
+    assert spec.temperature != 1.0
+    assert score(2.0, 2.5, np.arange(ROWS, dtype=np.uint64), tiers="off")[1].temperature == 1.0
