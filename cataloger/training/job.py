@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
+# Tiers that leave less of what is trusted without them are worth a warning: they keep accuracy, not trust.
+LEAST_TRUST_KEPT = 0.9
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -132,10 +134,12 @@ def register(found: Fitted, name: str) -> str:
     if joined and joined.certificate:
         log.info("%s", joined.certificate)
     if "val_coverage_without_tiers" in scores:
-        log.info(
-            "no review needed: %.0f%% of the labels with tiers, %.0f%% with --tiers off",
-            100 * scores["val_coverage"],
-            100 * scores["val_coverage_without_tiers"],
+        with_tiers, without = scores["val_coverage"], scores["val_coverage_without_tiers"]
+        log.log(
+            logging.WARNING if with_tiers < LEAST_TRUST_KEPT * without else logging.INFO,
+            "labels that need no review: %.0f%% with tiers, %.0f%% when labelled with --tiers off",
+            100 * with_tiers,
+            100 * without,
         )
     log.info(
         "registered %s as challenger; accuracy %.4f, weighted F1 %.4f on validation",

@@ -97,6 +97,12 @@ def test_with_tiers_off_every_row_is_asked_of_both(model: Path, catalog: pa.Tabl
     done = night(model, tiers="off")
     assert (done.cost.alone, done.cost.checked) == (0, 0)
     assert set(published().column("tier").to_pylist()) == {"both"}
+    # What is trusted goes by the thresholds of this way of answering.
+    shutil.copytree(model, "off")
+    write_spec(Path("off"), read_spec(model).without_tiers())
+    expected = Tiers(Path("off")).label(catalog, alternatives=3)
+    for name in ("category", "confidence", "trusted_category", "needs_review"):
+        assert published().column(name).equals(expected.column(name)), name
     assert night(model).run != done.run
 
 
