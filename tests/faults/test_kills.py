@@ -63,7 +63,7 @@ def descendants(name: str) -> Iterator[psutil.Process]:
                 yield process
 
 
-@pytest.mark.parametrize("victim", ["ray::MapWorker(MapBatches(Labeler))", "ray::FlatMap(_read)"])
+@pytest.mark.parametrize("victim", ["ray::MapWorker(MapBatches(Labeler))", "ray::FlatMap(read)"])
 def test_a_killed_actor_or_task_costs_nothing_but_time(
     ray_session: None, catalog: Path, bundle: Path, job: Job, victim: str
 ) -> None:
