@@ -143,7 +143,8 @@ def score(name: str, bundle: Path, tiers: Literal["auto", "off"] = "auto") -> Ev
 
 
 def shown(values: list[float]) -> str:
-    return f"{np.mean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+    spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
 
 
 if __name__ == "__main__":
