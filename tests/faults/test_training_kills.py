@@ -48,6 +48,7 @@ def settings(base: Path, labelled: Path, name: str) -> dict[str, object]:
         "base_model": str(base),
         "epochs": 2,
         "batch_size": 16,
+        "adversarial": 0.0,
         "max_tokens": 24,
         "learning_rate": 5e-3,
         "precision": "fp32",

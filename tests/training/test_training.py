@@ -37,6 +37,8 @@ def small(tiny_model: Path, labelled: Path, **changes: object) -> TrainConfig:
         "base_model": str(tiny_model),
         "epochs": 1,
         "batch_size": 32,
+        "adversarial": 0.0,
+        "level_weights": (),
         "max_tokens": 24,
         "learning_rate": 5e-3,
         "precision": "fp32",
