@@ -57,8 +57,7 @@ def label(config: LabelConfig) -> LabelResult:
     output = locate(places.place(config.output, "--output"))
     tracking_uri = _connect(config.model)
     source = registry.fetch_model(config.model)
-    spec = read_spec(source.folder)
-    spec = spec if config.tiers == "auto" else spec.without_tiers()
+    spec = read_spec(source.folder) if config.tiers == "auto" else read_spec(source.folder).without_tiers()
     text_columns = config.text_columns or spec.text_columns
     catalog = open_catalog(config.catalog, config.id_column, text_columns)
     model_digest = digest(source.folder)

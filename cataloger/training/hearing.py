@@ -60,7 +60,7 @@ class FittedWords:
         (folder / WORDS).write_bytes((self.folder / WORDS).read())
 
     def hear(self, blocks: Sequence[Any], spec: Spec) -> Heard:
-        """What is said of the rows that are judged, in their order where there are no folds; of a part of them, if asked."""
+        """What is said of the rows that are judged: in their order, or with folds fold by fold and of about MOST_JUDGED at most."""
         # Imported here: the driver has no use for torch.
         import torch
 
