@@ -120,7 +120,7 @@ def train_and_kill_the_worker(base: Path, labelled: Path, name: str) -> tuple[st
     with ThreadPoolExecutor() as pool:
         hunter = pool.submit(hunt)
         try:
-            result = train(TrainConfig(**settings(base, labelled, name), **STATEFUL, storage=name))  # type: ignore[arg-type]
+            result = train(TrainConfig(**{**settings(base, labelled, name), **STATEFUL, "storage": name}))  # type: ignore[arg-type]
         finally:
             over.set()
     if error := hunter.exception():
