@@ -23,8 +23,8 @@ from rich.table import Table
 from cataloger.bundle import Spec, base_model_folder
 from cataloger.config import LabelConfig, Precision, SampleConfig
 from cataloger.data.batching import Batch, Tokens, pack
-from cataloger.data.inputs import TextInput
 from cataloger.data.sample import generate
+from cataloger.data.texts import TextInput
 from cataloger.labeling.job import LabelResult, label
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.predictor import Predictor

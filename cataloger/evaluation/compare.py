@@ -5,6 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cataloger.bundle import read_spec
 from cataloger.config import CompareConfig, EvaluateConfig
 from cataloger.errors import ConfigError
 from cataloger.evaluation import contenders, promotion
@@ -68,11 +69,18 @@ def _compare(config: CompareConfig) -> Comparison:
             sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
             if config.promote:
                 promotion.check_rows(said, names)
-                first, *others = seconds_per_text(sources, said[0].about, config.text_columns, use_gpu=config.use_gpu)
+                first, *others = seconds_per_text(
+                    sources, said[0].about, config.text_columns, config.image_column, use_gpu=config.use_gpu
+                )
                 pairs = [replace(pair, slowdown=other / first) for pair, other in zip(pairs, others, strict=True)]
             if config.catalog:
                 changes = effects(
-                    config.catalog, config.id_column, config.text_columns, sources, use_gpu=config.use_gpu
+                    config.catalog,
+                    config.id_column,
+                    config.text_columns,
+                    config.image_column,
+                    sources,
+                    use_gpu=config.use_gpu,
                 )
                 pairs = [replace(pair, effect=change) for pair, change in zip(pairs, changes, strict=True)]
             pairs = [
@@ -93,12 +101,15 @@ def _compare(config: CompareConfig) -> Comparison:
 
 def _evaluate(contender: Contender, catalog: str, config: CompareConfig) -> Contender:
     """With a new evaluation on the given catalog, and no other."""
+    sees = config.image_column and read_spec(registry.fetch_model(str(contender.model)).folder).picture
+    image_column = config.image_column if sees else None
     result = evaluate(
         EvaluateConfig(
             catalog=catalog,
             model=str(contender.model),
             id_column=config.id_column,
             text_columns=config.text_columns,
+            image_column=image_column,
             label_column=config.label_column,
             split=config.split,
             slice_columns=config.slice_columns,

@@ -55,11 +55,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     """Predict every labelled row of the catalog and score it. Raises CatalogerError."""
     tracking_uri = tracking.connect()
     source = registry.fetch_model(config.model)
-    spec = read_spec(source.folder)
+    spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
-    text_columns = config.text_columns or spec.text_columns
-    catalog = _open(config, spec, text_columns)
+    catalog = _open(config, spec)
     label = catalog.schema.field(config.label_column)
     if not columns_of(spec).fits(label):
         given, answered = ("lists of paths", "one") if is_list(label.type) else ("one path per row", "any number")
@@ -84,7 +83,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 catalog,
                 kept | {SLICE + name: name for name in config.slice_columns},
                 source,
-                text_columns=text_columns,
+                spec=spec,
                 held_out=config.split == "test",
                 tiers=config.tiers == "auto",
                 precision=config.precision,
@@ -117,14 +116,15 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return result
 
 
-def _open(config: EvaluateConfig, spec: Spec, text_columns: tuple[str, ...]) -> Catalog:
+def _open(config: EvaluateConfig, spec: Spec) -> Catalog:
     """The catalog with the column that the model's split went by: needed for the rows it left out, else welcome."""
     own = dict.fromkeys(config.slice_columns, "--slice-columns")
     group = grouped(spec.group_column)
     needed = group if config.split == "test" else {}
-    catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, needed | own)
+    texts, picture = spec.text_columns, spec.picture
+    catalog = open_catalog(config.catalog, config.id_column, texts, config.label_column, needed | own, picture)
     if group and not needed and all(spec.group_column in file.schema.names for file in catalog.files):
-        catalog = open_catalog(config.catalog, config.id_column, text_columns, config.label_column, group | own)
+        catalog = open_catalog(config.catalog, config.id_column, texts, config.label_column, group | own, picture)
     return catalog
 
 

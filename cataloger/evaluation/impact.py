@@ -41,22 +41,29 @@ class Effect:
 
 
 def effects(
-    uri: str, id_column: str, text_columns: tuple[str, ...] | None, sources: Sequence[ModelSource], *, use_gpu: bool
+    uri: str,
+    id_column: str,
+    text_columns: tuple[str, ...] | None,
+    image_column: str | None,
+    sources: Sequence[ModelSource],
+    *,
+    use_gpu: bool,
 ) -> list[Effect]:
     """That of every other model against the first, on the same sample of about 20,000 products. Needs a running Ray.
 
-    Each reads the `text_columns` it was trained on, where there are no others. Raises CatalogError.
+    Each reads the columns it was trained on, where there are no others. Raises CatalogError.
     """
     answers = []
     for number, source in enumerate(sources, 1):
-        columns = text_columns or read_spec(source.folder).text_columns
-        catalog = open_catalog(uri, id_column, columns)
+        spec = read_spec(source.folder)
+        spec = spec.reading(text_columns, image_column if spec.picture else None)
+        catalog = open_catalog(uri, id_column, spec.text_columns, picture=spec.picture)
         found = predict_rows(
             f"catalog, model {number} of {len(sources)}",
             catalog,
             {"id": id_column, "text": TEXT},
             source,
-            text_columns=columns,
+            spec=spec,
             precision="auto",
             use_gpu=use_gpu,
             at_most=PRODUCTS,

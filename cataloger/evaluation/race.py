@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cataloger.bundle import digest, read_spec
+from cataloger.bundle import Spec, digest, read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import plan_units, read_units
 from cataloger.evaluation.predictions import About
@@ -22,39 +22,47 @@ ROUNDS = 5
 
 
 def seconds_per_text(
-    sources: Sequence[ModelSource], about: About, text_columns: tuple[str, ...] | None, *, use_gpu: bool
+    sources: Sequence[ModelSource],
+    about: About,
+    text_columns: tuple[str, ...] | None,
+    image_column: str | None,
+    *,
+    use_gpu: bool,
 ) -> list[float]:
     """Of each model the fastest of five rounds on about 512 rows of the catalog it was evaluated on, the same for all.
 
-    Each reads the `text_columns` it was trained on, where there are no others. Needs a running Ray. Raises CatalogerError.
+    Each reads the columns it was trained on, where there are no others. Needs a running Ray. Raises CatalogerError.
     """
-    models = [Model(read_spec(one.folder), digest(one.folder), [runtime.share_folder(one.folder)]) for one in sources]
-    columns = [text_columns or model.spec.text_columns for model in models]
-    tables = [sampled_rows(about, own) for own in columns]
+    specs = [read_spec(one.folder) for one in sources]
+    specs = [spec.reading(text_columns, image_column if spec.picture else None) for spec in specs]
+    models = [
+        Model(spec, digest(one.folder), [runtime.share_folder(one.folder)])
+        for spec, one in zip(specs, sources, strict=True)
+    ]
+    samples = [sampled_rows(about, spec) for spec in specs]
     shape = runtime.labelling_shape(use_gpu)
     task = ray.remote(_race).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
     with runtime.errors_of_tasks():
-        found: list[float] = ray.get(task.remote(models, columns, tables, shape))
+        found: list[float] = ray.get(task.remote(models, samples, shape))
     return found
 
 
-def sampled_rows(about: About, columns: tuple[str, ...]) -> pa.Table:
-    """About 512 rows, spread over the first unit of the catalog. Raises CatalogError."""
-    catalog = open_catalog(about.catalog, about.id_column, columns)
+def sampled_rows(about: About, spec: Spec) -> tuple[pa.Table, str]:
+    """(about 512 rows, spread over the first unit of the catalog; its folder). Raises CatalogError."""
+    catalog = open_catalog(about.catalog, about.id_column, spec.text_columns, picture=spec.picture)
     ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
-    return table.take(pa.array(np.unique(np.linspace(0, len(table) - 1, TEXTS).astype(int))))
+    return table.take(pa.array(np.unique(np.linspace(0, len(table) - 1, TEXTS).astype(int)))), catalog.base
 
 
-def _race(
-    models: list[Model], columns: list[tuple[str, ...]], tables: list[pa.Table], shape: ActorShape
-) -> list[float]:
+def _race(models: list[Model], samples: list[tuple[pa.Table, str]], shape: ActorShape) -> list[float]:
     import torch
 
     torch.set_num_threads(shape.threads)
     racers = [
-        Tiers(model.folder(), shape.device, "auto", columns=own) for model, own in zip(models, columns, strict=True)
+        Tiers(model.folder(), shape.device, "auto", model.spec, base)
+        for model, (_, base) in zip(models, samples, strict=True)
     ]
-    values = [racer.input.read(table).values.drop_null() for racer, table in zip(racers, tables, strict=True)]
+    values = [racer.input.read(table).values.drop_null() for racer, (table, _) in zip(racers, samples, strict=True)]
     # Tokenizing is another process's work in a nightly job, and not timed.
     encoded = [racer.encode(own) for racer, own in zip(racers, values, strict=True)]
     best = [float("inf")] * len(models)

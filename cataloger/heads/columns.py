@@ -3,7 +3,7 @@
 Answers are Arrow tables with one row per distinct text. Those of one category: label, confidence, levels [D] (NaN below the
 depth of the category), alternatives [K] and alternative_confidence [K]; those of any number: labels, probabilities,
 confidence, alternatives and alternative_confidence, all but the third of any length. Those of a model with words also have
-TIER, who gave them. Labels have the published columns.
+TIER, who gave them, and those of a model that sees IMAGE_STATUS. Labels have the published columns.
 """
 
 from collections.abc import Collection
@@ -21,6 +21,8 @@ from cataloger.taxonomy import Taxonomy
 
 # Who answered: words alone, or words and network together.
 TIER, BY_WORDS, BY_BOTH = "tier", "words", "both"
+# Of a model that sees, what became of the row's picture (`data.images`).
+IMAGE_STATUS = "image_status"
 
 
 class Columns(Protocol):
@@ -29,7 +31,7 @@ class Columns(Protocol):
     answer: ClassVar[str]
     """The column of the category, or categories."""
     kept: ClassVar[tuple[str, ...]]
-    """The columns that answers can be made from again, with TIER where there is one."""
+    """The columns that answers can be made from again, with those of `also`."""
 
     def __init__(self, spec: Spec) -> None: ...
 
@@ -84,7 +86,7 @@ class Category:
             "alternatives": _alternatives(answers, self.categories),
             "trusted_category": trusted,
             "needs_review": pc.invert(pc.fill_null(pc.equal(trusted, category), False)),
-            **_tier(answers),
+            **_also(answers),
         }
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
@@ -103,7 +105,7 @@ class Category:
                 "levels": lists_of(matrix),
                 "alternatives": lists_of(other_labels.astype(np.int32).reshape(len(labels), count)),
                 "alternative_confidence": lists_of(others.field("confidence").to_numpy().reshape(len(labels), count)),
-                **_tier(labels),
+                **_also(labels),
             }
         )
 
@@ -164,7 +166,7 @@ class Categories:
             "confidence": confidence,
             "alternatives": _alternatives(answers, self.categories),
             "needs_review": pc.less(confidence, self.threshold),
-            **_tier(answers),
+            **_also(answers),
         }
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
@@ -179,7 +181,7 @@ class Categories:
                     others, pc.index_in(fields.field("category"), self.categories).cast(pa.int32())
                 ),
                 "alternative_confidence": _relisted(others, fields.field("confidence")),
-                **_tier(labels),
+                **_also(labels),
             }
         )
 
@@ -248,8 +250,18 @@ def by(answers: pa.Table, tier: str) -> pa.Table:
     return answers.append_column(TIER, pa.repeat(pa.scalar(tier), len(answers)))
 
 
-def _tier(table: pa.Table) -> dict[str, pa.Array]:
-    return {TIER: table.column(TIER).combine_chunks()} if TIER in table.column_names else {}
+def seen(answers: pa.Table, status: pa.Array) -> pa.Table:
+    """Answers that say what became of each row's picture."""
+    return answers.append_column(IMAGE_STATUS, status)
+
+
+def also(spec: Spec) -> tuple[str, ...]:
+    """The columns that answers of this model have beside those of its head, and labels as well."""
+    return (*([TIER] if spec.words else []), *([IMAGE_STATUS] if spec.picture else []))
+
+
+def _also(table: pa.Table) -> dict[str, pa.Array]:
+    return {name: table.column(name).combine_chunks() for name in (TIER, IMAGE_STATUS) if name in table.column_names}
 
 
 def _trim(levels: pa.Array) -> pa.Array:

@@ -53,6 +53,10 @@ class Ranked:
     def take(self, rows: IntArray) -> Self:
         return type(self)(self.labels[rows], self.probabilities[rows])
 
+    def silent(self, rows: npt.NDArray[np.bool_]) -> Self:
+        """As it is where nothing is known of these rows: no category is more probable than another."""
+        return type(self)(self.labels, np.where(rows[:, None], np.float32(0), self.probabilities))
+
     def slice(self, start: int, stop: int) -> Self:
         return type(self)(self.labels[start:stop], self.probabilities[start:stop])
 
@@ -81,6 +85,14 @@ class WithRanked:
     def costs(self) -> IntArray:
         costs: IntArray = self.encoded.costs
         return costs
+
+    @property
+    def status(self) -> pa.Array:
+        """What became of each row's picture, where the network sees."""
+        return self.encoded.status
+
+    def ahead(self, rows: IntArray) -> None:
+        self.encoded.ahead(rows)
 
     def batch(self, rows: IntArray) -> Batch:
         """The network's arguments."""

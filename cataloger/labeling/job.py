@@ -57,14 +57,14 @@ def label(config: LabelConfig) -> LabelResult:
     output = locate(places.place(config.output, "--output"))
     tracking_uri = _connect(config.model)
     source = registry.fetch_model(config.model)
-    spec = read_spec(source.folder) if config.tiers == "auto" else read_spec(source.folder).without_tiers()
-    text_columns = config.text_columns or spec.text_columns
-    catalog = open_catalog(config.catalog, config.id_column, text_columns)
+    spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
+    spec = spec if config.tiers == "auto" else spec.without_tiers()
+    catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
     model_digest = digest(source.folder)
     check_writable(output)
     seen = pointer.look(output)
-    decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, text_columns, config.alternatives]
-    decisive += [config.precision, config.tiers, deciding.digest()]
+    decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, spec.text_columns, config.alternatives]
+    decisive += [config.precision, config.tiers, deciding.digest(), *([spec.picture.column] if spec.picture else [])]
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
     # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
@@ -100,7 +100,7 @@ def label(config: LabelConfig) -> LabelResult:
                 filesystem,
                 schema,
                 kept,
-                text_columns,
+                catalog.base,
                 published=_to_carry_over(night),
                 asked_again=ASKED_AGAIN,
                 alternatives=config.alternatives,
@@ -119,7 +119,7 @@ def label(config: LabelConfig) -> LabelResult:
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
             rejected = {unit: part.rejects for unit, part in parts.items()}
-            origin = Origin(catalog, units, rejected, input_of(spec, source.folder, text_columns))
+            origin = Origin(catalog, units, rejected, input_of(spec, source.folder, catalog.base))
             _publish(night, origin, parts, about, result)
             tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})

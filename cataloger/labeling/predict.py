@@ -11,7 +11,7 @@ from cataloger.bundle import Spec, digest, read_spec
 from cataloger.config import Precision
 from cataloger.data import ids, seen
 from cataloger.data.catalog import Catalog, is_string
-from cataloger.data.inputs import NO_TEXT
+from cataloger.data.texts import NO_TEXT
 from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError
 from cataloger.heads.columns import assemble, columns_of
@@ -44,7 +44,7 @@ def predict_rows(
     kept: Mapping[str, str],
     source: ModelSource,
     *,
-    text_columns: tuple[str, ...],
+    spec: Spec,
     precision: Precision,
     use_gpu: bool,
     alternatives: int = 0,
@@ -52,16 +52,17 @@ def predict_rows(
     held_out: bool = False,
     at_most: int | None = None,
 ) -> Predicted:
-    """Labels with the columns of `kept`: of all rows, of those that the model's training left out (`held_out`), or of about
+    """Labels with the columns of `kept`, by the model as `spec` has it, with columns of other names for instance: of all rows, of those that the model's training left out (`held_out`), or of about
     `at_most` rows, the same ones for every model. Rows without text are left out and counted. Needs a running Ray.
 
     Raises ConfigError where the held-out rows cannot be told from others."""
-    spec, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)
+    trained, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)
     spec = spec if tiers else spec.without_tiers()
-    if held_out and text_columns != spec.text_columns and not spec.group_column:
+    alike = spec.text_columns == trained.text_columns
+    if held_out and not alike and not spec.group_column:
         raise ConfigError(
-            f"--text-columns {' '.join(text_columns)}: which rows model {source.uri} has not seen goes by their text, which is "
-            f"made of {' '.join(spec.text_columns)}; leave the option out"
+            f"--text-columns {' '.join(spec.text_columns)}: which rows model {source.uri} has not seen goes by their text, which is "
+            f"made of {' '.join(trained.text_columns)}; leave the option out"
         )
     starts = np.cumsum([0, *(unit.rows for unit in units)])
     every = 1
@@ -70,7 +71,7 @@ def predict_rows(
         units = [units[number] for number in chosen]
         every = ids.sample_every(sum(unit.rows for unit in units), at_most)
     same_files = catalog.fingerprint == spec.catalog_fingerprint
-    if not _has_keys(spec, catalog, text_columns, same_files):
+    if not _has_keys(spec, catalog, alike or not same_files):
         saw = None
     # Without keys, the files' sizes and times are all there is to go by.
     otherwise = pa.scalar(True if same_files and not held_out else None, pa.bool_())
@@ -79,7 +80,7 @@ def predict_rows(
         catalog.location.filesystem,
         catalog.schema,
         kept,
-        text_columns,
+        catalog.base,
         held_out,
         every=every,
         alternatives=alternatives,
@@ -111,9 +112,9 @@ def predict_rows(
     return Predicted(labels, rejected, cost)
 
 
-def _has_keys(spec: Spec, catalog: Catalog, text_columns: tuple[str, ...], same_files: bool) -> bool:
+def _has_keys(spec: Spec, catalog: Catalog, same_texts: bool) -> bool:
     """Whether what the training's rows were split by can be made of these rows. Columns of other names may hold the same texts,
     but not in the same files."""
     if spec.group_column:
         return spec.group_column in catalog.schema.names
-    return text_columns == spec.text_columns or not same_files
+    return same_texts

@@ -12,6 +12,7 @@ from pyarrow.fs import FileSystem
 
 from cataloger.bundle import Spec
 from cataloger.data import ids, seen
+from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Input, input_of
 from cataloger.data.text import hash_words, split_hash, split_keys, split_position
 from cataloger.data.units import Read, Unit, read_units
@@ -19,7 +20,7 @@ from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.labeling import reuse
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model, pack
-from cataloger.model.tiers import first_tier
+from cataloger.model.tiers import first_tier, unseen
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.
@@ -44,7 +45,8 @@ class Reading:
     filesystem: FileSystem
     schema: pa.Schema
     kept: Mapping[str, str]
-    text_columns: tuple[str, ...]
+    base: str = ""
+    """The folder of the catalog, which pictures may lie in."""
     held_out: bool = False
     every: int = 1
     published: reuse.Published | None = None
@@ -66,11 +68,11 @@ def read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[s
 
 def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Model) -> dict[str, Any]:
     """One unit's rows, the answers it need not ask for, and its other values ready for the network."""
-    spec, given = model.spec, input_of(model.spec, model.folder(), reading.text_columns)
+    spec, given = model.spec, input_of(model.spec, model.folder(), reading.base)
     with cost.timed("reading"):
         table, values, reason = _rows(table, given, spec, reading)
-        distinct = values.dictionary_encode()
-        fresh, hashes = distinct.dictionary, given.key(distinct.dictionary)
+        distinct = given.distinct(values)
+        fresh, hashes, place = distinct.values, distinct.keys, distinct.place
         # Who answers each distinct text: the published labels, words alone, or the network.
         answerer = np.full(len(fresh), NETWORK)
         known: list[pa.Table] = []
@@ -83,34 +85,52 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
     if spec.words:
         with cost.timed("words"):
             first = first_tier(model.folder(), spec)
-            said = first.ask(fresh, reading.alternatives)
+            said = first.ask(given.texts(fresh), reading.alternatives)
             answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
-            known.append(said.answers)
+            known.append(unseen(said.answers, spec))
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
             if spec.network and said.alone.any():
                 # By unit as well: a text that is in all of them is asked about in a few.
                 mixed = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] + np.uint64(unit.index) * MIXER
                 sampled = mixed % np.uint64(reading.asked_again) == 0
-                texts = distinct.dictionary.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
+                again = distinct.values.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
                 asked_again = said.answers.filter(pa.array(sampled)).select(["label"])
-                fresh, ranked = pa.concat_arrays([fresh, texts]), Ranked.joined([ranked, first.rank(texts)])
+                ranked = Ranked.joined([ranked, first.rank(given.texts(again))])
+                fresh = pa.concat_arrays([fresh, again])
             cost.alone, cost.checked = int(said.alone.sum()), len(asked_again)
-    place = np.empty(len(answerer), np.int64)
-    place[np.argsort(answerer, kind="stable")] = np.arange(len(answerer))
+    encoded = None
+    if spec.network:
+        with cost.timed("tokenizing"):
+            encoded = given.encode(fresh)
+            keys, unreadable = given.found_out(fresh, encoded)
+        asked = np.flatnonzero(answerer == NETWORK)
+        # Those that are asked about again stand behind all others, and have an answer already.
+        hashes = _replaced(hashes, asked, keys.slice(0, len(asked)))
+        found_out = _replaced(pa.nulls(len(hashes), pa.string()), asked, unreadable.slice(0, len(asked)))
+        reason = pc.coalesce(reason, found_out.take(place))
+    answer_of = np.empty(len(answerer), np.int64)
+    answer_of[np.argsort(answerer, kind="stable")] = np.arange(len(answerer))
     cost.rows = len(table)
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
-    rows = rows.append_column("text_hash", hashes.take(distinct.indices))
-    rows = rows.append_column("place", pa.array(place).take(distinct.indices)).append_column("reason", reason)
-    cost.carried = pc.sum(pa.array(answerer == CARRIED).take(distinct.indices)).as_py() or 0
+    rows = rows.append_column("text_hash", hashes.take(place))
+    rows = rows.append_column("place", pa.array(answer_of).take(place)).append_column("reason", reason)
+    cost.carried = pc.sum(pa.array(answerer == CARRIED).take(place)).as_py() or 0
     answers = _joined(known)
     packed = {"unit": unit.index, "rows": pack(rows)}
-    if not spec.network:
+    if encoded is None:
         return {**packed, "answers": pack(answers), "cost": json.dumps(asdict(cost))}
-    with cost.timed("tokenizing"):
-        encoded = given.encode(fresh)
     packed |= {"encoded": pack((WithRanked(encoded, ranked) if spec.words else encoded).to_arrow())}
     packed |= {"known": pack(answers), "asked_again": pack(asked_again)}
     return {**packed, "cost": json.dumps(asdict(cost))}
+
+
+def _replaced(values: pa.Array, rows: IntArray, others: pa.Array) -> pa.Array:
+    """The values, of these rows the others where they are not null."""
+    if others.null_count == len(others):
+        return values
+    mask = np.zeros(len(values), bool)
+    mask[rows] = others.is_valid().to_numpy(zero_copy_only=False)
+    return pc.replace_with_mask(values, pa.array(mask), others.drop_null())
 
 
 def _rows(table: pa.Table, given: Input, spec: Spec, reading: Reading) -> tuple[pa.Table, pa.Array, pa.Array]:
@@ -123,10 +143,11 @@ def _rows(table: pa.Table, given: Input, spec: Spec, reading: Reading) -> tuple[
     if TEXT in reading.kept.values():
         table = table.append_column(TEXT, given.shown(values))
     if KEY in reading.kept.values():
-        table = table.append_column(KEY, pa.array(seen.keys(table, values, spec.group_column, spec.format_version)))
+        own = given.identity(values)
+        table = table.append_column(KEY, pa.array(seen.keys(table, own, spec.group_column, spec.format_version)))
     chosen = np.ones(len(table), bool)
     if reading.held_out:
-        hashes = split_hash(split_keys(table, values, spec.group_column), spec.format_version)
+        hashes = split_hash(split_keys(table, given.identity(values), spec.group_column), spec.format_version)
         chosen &= split_position(hashes, spec.test_start) < spec.test_fraction
     if reading.every > 1:
         chosen &= ids.hash_ids(table.column(reading.kept["id"])) % np.uint64(reading.every) == 0

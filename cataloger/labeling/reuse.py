@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from cataloger.bundle import Spec
 from cataloger.data.text import hash_words
 from cataloger.errors import StorageError
-from cataloger.heads.columns import TIER, columns_of
+from cataloger.heads.columns import also, columns_of
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
@@ -108,7 +108,7 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
             labels = pq.read_table(
                 location.path,
                 filesystem=location.filesystem,
-                columns=["text_hash", *columns.kept, *([TIER] if spec.words else [])],
+                columns=["text_hash", *columns.kept, *also(spec)],
                 partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cataloger.bundle import digest
+from cataloger.bundle import digest, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import Batch
 from cataloger.errors import ConfigError
@@ -122,40 +122,57 @@ class OpenVino:
         )
         self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
         self.own = threading.local()
+        self.arguments = list(_example(folder))
         # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
-        self({"input_ids": np.zeros((1, 2), np.int64), "attention_mask": np.ones((1, 2), np.bool_)})
+        self({name: tensor.numpy() for name, tensor in _example(folder).items()})
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         if not hasattr(self.own, "request"):
             self.own.request = self.network.create_infer_request()
-        (logits,) = self.own.request.infer(
-            [batch["input_ids"], batch["attention_mask"].astype(np.int64)], share_inputs=True
-        ).values()
+        arrays = [batch[name] for name in self.arguments]
+        arrays = [array.astype(np.int64) if array.dtype == np.bool_ else array for array in arrays]
+        (logits,) = self.own.request.infer(arrays, share_inputs=True).values()
         return torch.from_numpy(logits)
 
 
 def _convert(folder: Path, target: Path) -> None:
     from cataloger.model.network import load_network, quiet_transformers
 
+    example = _example(folder)
+
     class Logits(torch.nn.Module):
-        """Two tensors in, one out."""
+        """Tensors in, one out."""
 
         def __init__(self) -> None:
             super().__init__()
             self.network = load_network(folder, torch.float32).eval()
 
-        def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return self.network(input_ids=ids, attention_mask=mask).logits  # type: ignore[no-any-return]
+        def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+            return self.network(**dict(zip(example, tensors, strict=True))).logits  # type: ignore[no-any-return]
 
     openvino = _openvino()
-    # Different numbers of rows and tokens, one of them masked: nothing of the example becomes a constant.
-    example = torch.ones(2, 8, dtype=torch.int64)
-    mask = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
-    anything = openvino.PartialShape([-1, -1])
+    # Rows, tokens and pictures of any number; those have one size.
+    shapes = [
+        openvino.PartialShape([-1, *tensor.shape[1:]] if tensor.ndim > 2 else [-1] * tensor.ndim)
+        for tensor in example.values()
+    ]
     with warnings.catch_warnings(), quiet_transformers():
         warnings.simplefilter("ignore")  # tracing warns of every Python condition; the tests compare the logits
-        converted = openvino.convert_model(Logits(), example_input=(example, mask), input=[anything, anything])
+        converted = openvino.convert_model(Logits(), example_input=tuple(example.values()), input=shapes)
     openvino.save_model(converted, str(target), compress_to_fp16=False)
+
+
+def _example(folder: Path) -> dict[str, torch.Tensor]:
+    """What the network takes: different numbers of rows, tokens and pictures, some masked, so that nothing becomes a constant."""
+    spec, example = read_spec(folder), {}
+    if spec.text_columns:
+        example["input_ids"] = torch.ones(2, 8, dtype=torch.int64)
+        example["attention_mask"] = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    if spec.picture:
+        size = spec.picture.size
+        example["pixel_values"] = torch.zeros(3, 3, size, size, dtype=torch.uint8)
+        example["image_index"] = torch.tensor([3, 0])
+    return example
 
 
 def _openvino() -> Any:

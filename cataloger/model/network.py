@@ -1,5 +1,6 @@
 """The network of a bundle: make it from a base model, save it, load it."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,33 +8,62 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec, read_spec, write_spec
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Picture, Spec, read_spec, write_spec
 from cataloger.errors import ModelError
+from cataloger.model.fusion import FusionConfig, FusionForSequenceClassification, width_of
 from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
+from cataloger.model.sight import Sight, load_sight
 
 # For pipelines elsewhere: softmax or sigmoid.
 PROBLEM_TYPES = {ONE_CATEGORY: "single_label_classification", MANY_CATEGORIES: "multi_label_classification"}
 
 
-def new_classifier(folder: Path, spec: Spec) -> PreTrainedModel:
-    """The base model with a fresh classification head. Raises ModelError when the folder holds no usable encoder."""
+def new_classifier(folder: Path, spec: Spec, sight: Sight | None = None) -> PreTrainedModel:
+    """The base model with a fresh classification head, joined with the network that sees where there is one.
+
+    Raises ModelError when the folder holds no usable encoder.
+    """
     labels: dict[str, Any] = {"id2label": dict(enumerate(spec.categories)), "problem_type": PROBLEM_TYPES[spec.head]}
     labels["label2id"] = {path: label for label, path in enumerate(spec.categories)}
     with quiet_transformers():
+        if sight:
+            return _new_fusion(folder, spec, sight, labels)
         try:
             if spec.pooling == "cls":
                 return AutoModelForSequenceClassification.from_pretrained(
                     folder, ignore_mismatched_sizes=True, **labels
                 )
-            encoder = AutoModel.from_pretrained(folder)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
-        # The inner dtype would override the one a bundle is loaded with.
-        inner = {key: value for key, value in encoder.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
+        encoder, inner = _encoder(folder)
         model = MeanPoolingForSequenceClassification(MeanPoolingConfig(encoder=inner, **labels))
-        encoder.pooler = None
         model.encoder = encoder
         return model
+
+
+def _new_fusion(folder: Path, spec: Spec, sight: Sight, labels: dict[str, Any]) -> PreTrainedModel:
+    seeing, about = load_sight(sight)
+    encoder, inner = _encoder(folder) if spec.text_columns else (None, {})
+    config = FusionConfig(
+        encoder=inner, picture=about, pooling=spec.pooling, image_mean=sight.mean, image_std=sight.std, **labels
+    )
+    model = FusionForSequenceClassification(config)
+    assert width_of(seeing) == width_of(model.picture)
+    model.picture, model.encoder = seeing, encoder
+    return model
+
+
+def _encoder(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """(a base model without its pooler, its configuration). Raises ModelError."""
+    try:
+        encoder = AutoModel.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
+    encoder.pooler = None
+    # The inner dtype would override the one a bundle is loaded with.
+    return encoder, {
+        key: value for key, value in encoder.config.to_dict().items() if key not in ("dtype", "_name_or_path")
+    }
 
 
 def without_weights(folder: Path) -> PreTrainedModel:
@@ -47,21 +77,43 @@ def without_weights(folder: Path) -> PreTrainedModel:
 
 def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) -> None:
     """Write the bundle; `base` is the folder the tokenizer comes from. No file in it is a pickle."""
-    if spec.pooling == "mean":
+    if spec.picture:
+        FusionConfig.register_for_auto_class()
+        FusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    elif spec.pooling == "mean":
         MeanPoolingConfig.register_for_auto_class()
         MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
     with quiet_transformers():
         model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
-        tokenizer.model_max_length = spec.max_tokens
-        tokenizer.save_pretrained(folder)
+        if spec.text_columns:
+            tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
+            tokenizer.model_max_length = spec.max_tokens
+            tokenizer.save_pretrained(folder)
+    if spec.picture:
+        (folder / "preprocessor_config.json").write_text(json.dumps(_processor(spec.picture), indent=1))
     write_spec(folder, spec)
+
+
+def _processor(picture: Picture) -> dict[str, Any]:
+    """For an image processor of transformers: the network takes whole numbers from 0 to 255, and scales them itself."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": round(picture.size / picture.crop)},
+        "do_center_crop": True,
+        "crop_size": {"height": picture.size, "width": picture.size},
+        "resample": {"bilinear": 2, "bicubic": 3}[picture.resample],
+        "do_rescale": False,
+        "do_normalize": False,
+    }
 
 
 def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The network of a bundle. Raises ModelError. No code is loaded from the folder: cataloger has the class."""
-    mean = read_spec(folder).pooling == "mean"
-    cls = MeanPoolingForSequenceClassification if mean else AutoModelForSequenceClassification
+    spec = read_spec(folder)
+    mean = MeanPoolingForSequenceClassification if spec.pooling == "mean" else AutoModelForSequenceClassification
+    cls = FusionForSequenceClassification if spec.picture else mean
     try:
         with quiet_transformers():
             return cls.from_pretrained(folder, dtype=dtype, trust_remote_code=False)

@@ -15,7 +15,7 @@ from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
 from cataloger.heads.base import head_of
-from cataloger.heads.columns import BY_BOTH, by
+from cataloger.heads.columns import BY_BOTH, by, seen
 from cataloger.model.engines import load_engine
 
 
@@ -89,7 +89,7 @@ class Predictor:
 
     def _check(self, batch: Batch) -> None:
         """Here, as on a GPU it would take the whole process down."""
-        if (most := batch["input_ids"].max(initial=0)) >= self._vocabulary:
+        if (most := batch["input_ids"].max(initial=0) if "input_ids" in batch else -1) >= self._vocabulary:
             raise IndexError(f"token {most} is not in the model's vocabulary of {self._vocabulary}")
 
     def _answer(self, encoded: Encoded, alternatives: int) -> pa.Table:
@@ -105,4 +105,5 @@ class Predictor:
         place[np.concatenate(order)] = np.arange(len(encoded))
         nothing = torch.empty(0, len(self.spec.categories))
         answers = self._head.join(batches or [self._head.read(nothing.to(self._device), alternatives)], place)
-        return by(answers, BY_BOTH) if self.spec.words else answers
+        answers = by(answers, BY_BOTH) if self.spec.words else answers
+        return seen(answers, encoded.status) if self.spec.picture else answers  # type: ignore[attr-defined]

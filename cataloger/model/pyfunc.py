@@ -1,5 +1,6 @@
 """The bundle as an MLflow pyfunc model: a DataFrame of catalog columns in, categories out."""
 
+import base64
 import importlib.util
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,9 @@ from cataloger.bundle import read_spec
 from cataloger.heads.columns import columns_of
 from cataloger.model.tiers import Tiers
 from cataloger.taxonomy import SEPARATOR
+
+# A PNG of one white pixel, in base64.
+DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 
 
 class Categorizer:
@@ -34,12 +38,18 @@ class Categorizer:
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
         """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's columns.
 
-        Rows keep their place and their index. A row without text gets None.
+        Rows keep their place and their index. A row with nothing to read gets None. A picture is bytes, the same in base64, or a
+        string that says where it lies.
         """
         import pandas as pd
 
-        read = self.predictor.input.columns
-        columns = {name: _column(frame[name]) if name in frame else pa.nulls(len(frame)) for name in read}
+        picture = self.predictor.spec.picture
+        columns = {
+            name: (_pictures if picture and name == picture.column else _column)(frame[name])
+            if name in frame
+            else pa.nulls(len(frame))
+            for name in self.predictor.input.columns
+        }
         labels = self.predictor.label(pa.table(columns))
         answers = {name: labels.column(name).to_pylist() for name in (self.predictor.columns.answer, "confidence")}
         return pd.DataFrame(answers, index=frame.index, dtype=object)
@@ -51,6 +61,23 @@ def _column(values: Any) -> pa.Array:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, OverflowError):
         return pa.array(map(_written, values), pa.large_string())
+
+
+def _pictures(values: Any) -> pa.Array:
+    """As structs of bytes and path."""
+
+    def one(value: Any) -> dict[str, Any] | None:
+        if isinstance(value, bytes | bytearray | memoryview):
+            return {"bytes": bytes(value), "path": None}
+        if not isinstance(value, str):
+            return None
+        try:
+            return {"bytes": base64.b64decode(value.rpartition(";base64,")[2], validate=True), "path": None}
+        except ValueError:  # no base64: a name has a point at least
+            return {"bytes": None, "path": value}
+
+    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+    return pa.array([one(value) for value in values], kind)
 
 
 def _written(value: Any) -> str | None:
@@ -68,7 +95,8 @@ def _load_pyfunc(path: str) -> Categorizer:
 def signature(folder: Path) -> ModelSignature:
     spec = read_spec(folder)
     # Strings or numbers, as in a catalog: with a type of its own a column would take nothing else.
-    read: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in spec.text_columns]
+    names = (*spec.text_columns, *([spec.picture.column] if spec.picture else []))
+    read: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in names]
     columns, kind = columns_of(spec), DataType.string
     answer = ColSpec(Array(kind) if columns.fits(pa.field("", pa.list_(pa.string()))) else kind, columns.answer)
     outputs: list[ColSpec | TensorSpec] = [answer, ColSpec(DataType.double, "confidence")]
@@ -76,17 +104,19 @@ def signature(folder: Path) -> ModelSignature:
 
 
 def example(folder: Path) -> dict[str, list[str]]:
-    """A row to try the model with, by column: the name of its first category as a text."""
+    """A row to try the model with, by column: the name of its first category as a text, a dot as a picture."""
     spec = read_spec(folder)
-    return {
+    row = {
         name: [spec.categories[0].split(SEPARATOR)[-1] if not number else ""]
         for number, name in enumerate(spec.text_columns)
     }
+    return row | ({spec.picture.column: [DOT]} if spec.picture else {})
 
 
 def requirements(folder: Path) -> list[str]:
     """What answering needs, at the versions that trained it; neither Ray nor anything else that trains."""
-    network = read_spec(folder).network
+    spec = read_spec(folder)
+    network = spec.network
     packages = [
         "mlflow",
         *(["torch", "transformers"] if network else []),
@@ -98,6 +128,7 @@ def requirements(folder: Path) -> list[str]:
         "pandas",
         "pydantic",
     ]
+    packages += ["pillow", "requests"] if spec.picture else []
     if network and importlib.util.find_spec("openvino"):
         packages.append("openvino")
     return [f"{name}=={version(name).split('+')[0]}" for name in packages]

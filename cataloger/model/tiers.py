@@ -4,7 +4,6 @@ Loads no torch: in a nightly job words answer in the reading tasks.
 """
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cataloger.bundle import SPEC, WORDS, Spec, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import IntArray
+from cataloger.data.images import UNREAD
 from cataloger.data.inputs import input_of
 from cataloger.errors import ModelError
 from cataloger.heads.arrays import FloatArray, reader_of
-from cataloger.heads.columns import BY_WORDS, by, columns_of
+from cataloger.heads.columns import BY_WORDS, by, columns_of, seen
 from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.model.words import WordModel
 
@@ -55,18 +56,20 @@ class FirstTier:
         self.alone_from = self.words.alone_from if spec.network else 0.0
 
     def ask(self, texts: pa.Array, alternatives: int) -> Said:
-        """Of texts without nulls."""
+        """Of texts without nulls. Of an empty one they know nothing."""
+        empty = blank(texts)
         no_logits = np.empty((0, len(self.model.bias)), np.float32)
         alone: list[npt.NDArray[np.bool_]] = [np.empty(0, bool)]
         answers = [self.reader.answers(no_logits, alternatives)]
-        ranked = [Ranked.of(no_logits)]
+        ranked, start = [Ranked.of(no_logits)], 0
         for scores in self.model.scores(texts):
-            logits = self.reader.logits(scores, self.words)
+            logits, nothing = self.reader.logits(scores, self.words), empty[start : start + len(scores)]
             probabilities = self.reader.probabilities(logits)
-            sure = self._sure(probabilities)
+            sure = self._sure(probabilities) & ~nothing
             alone.append(sure)
             answers.append(self.reader.answers(logits[sure], alternatives))
-            ranked.append(Ranked.of(probabilities[~sure]))
+            ranked.append(Ranked.of(probabilities[~sure]).silent(nothing[~sure]))
+            start += len(scores)
         return Said(
             np.concatenate(alone), by(pa.concat_tables(answers), BY_WORDS).combine_chunks(), Ranked.joined(ranked)
         )
@@ -75,14 +78,26 @@ class FirstTier:
         """What they know of texts without nulls, whoever answers them."""
         none = Ranked.of(np.empty((0, len(self.model.bias)), np.float32))
         scores = self.model.scores(texts)
-        return Ranked.joined(
+        ranked = Ranked.joined(
             [none, *(Ranked.of(self.reader.probabilities(self.reader.logits(block, self.words))) for block in scores)]
         )
+        return ranked.silent(blank(texts))
 
     def _sure(self, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
         if self.alone_from is None:
             return np.zeros(len(probabilities), bool)
         return np.asarray(probabilities.max(axis=1, initial=0) >= np.float32(self.alone_from))
+
+
+def blank(texts: pa.Array) -> npt.NDArray[np.bool_]:
+    """[N] which texts are empty: what words make of those is the same for all, and means nothing."""
+    empty: npt.NDArray[np.bool_] = pc.equal(texts, "").to_numpy(zero_copy_only=False)
+    return empty
+
+
+def unseen(answers: pa.Table, spec: Spec) -> pa.Table:
+    """Answers of words alone, as those of the network come: where it sees, nobody looked at these rows' pictures."""
+    return seen(answers, pa.repeat(pa.scalar(UNREAD), len(answers))) if spec.picture else answers
 
 
 @functools.lru_cache(maxsize=2)
@@ -102,39 +117,50 @@ class Tiers:
         folder: Path,
         device: str = "cpu",
         precision: Precision = "fp32",
-        columns: Sequence[str] = (),
+        spec: Spec | None = None,
+        base: str = "",
     ) -> None:
-        self.spec = read_spec(folder)
-        self.input, self.columns = input_of(self.spec, folder, columns), columns_of(self.spec)
+        self.spec = spec or read_spec(folder)
+        self.input, self.columns = input_of(self.spec, folder, base), columns_of(self.spec)
         self.first = FirstTier(folder, self.spec) if self.spec.words else None
         self.network: Any = None
         if self.spec.network:
             from cataloger.model.predictor import Predictor
 
-            self.network = Predictor(folder, device, precision)
+            self.network = Predictor(folder, device, precision, self.spec)
 
     def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
         """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read."""
         read = self.input.read(table)
-        readable = read.reasons.is_null()
-        labels = pa.table(self.columns.to_labels(self.answer(read.values.filter(readable), alternatives)))
-        known = readable.to_numpy(zero_copy_only=False)
+        known = read.reasons.is_null().to_numpy(zero_copy_only=False)
+        values = read.values.filter(pa.array(known))
+        answers, reasons = self._answer(values, alternatives)
+        known[known] = reasons.is_null().to_numpy(zero_copy_only=False)
+        labels = pa.table(self.columns.to_labels(answers.filter(reasons.is_null())))
         return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
 
     def answer(self, values: pa.Array, alternatives: int = 0, encoded: Any = None) -> pa.Table:
         """Of what `input` has read, without nulls; `encoded` are those for the network, where they are encoded already."""
-        said = self.first.ask(values, alternatives) if self.first else None
+        return self._answer(values, alternatives, encoded)[0]
+
+    def _answer(self, values: pa.Array, alternatives: int, encoded: Any = None) -> tuple[pa.Table, pa.Array]:
+        """(answers, why one is of no use, null where it is)"""
+        nothing = pa.nulls(len(values), pa.string())
+        said = self.first.ask(self.input.texts(values), alternatives) if self.first else None
         if said and not self.network:
-            return said.answers
+            return said.answers, nothing
         rest = self.encode(values, said) if encoded is None else encoded
         if said is None:
-            return self.network.answer(rest, alternatives)
-        answers = pa.concat_tables([said.answers, self.network.answer(WithRanked(rest, said.ranked), alternatives)])
-        return answers.take(pa.array(said.place))
+            return self.network.answer(rest, alternatives), self.input.found_out(values, rest)[1]
+        first = unseen(said.answers, self.spec)
+        answers = pa.concat_tables([first, self.network.answer(WithRanked(rest, said.ranked), alternatives)])
+        _, reasons = self.input.found_out(values.filter(pa.array(~said.alone)), rest)
+        reasons = pa.concat_arrays([nothing.slice(0, len(first)), reasons])
+        return answers.take(pa.array(said.place)), reasons.take(pa.array(said.place))
 
     def encode(self, values: pa.Array, said: Said | None = None) -> Any:
         """Those that go on to the network, `said` being what words say of them all."""
         if self.network is None:
             return None
-        said = said or (self.first.ask(values, 0) if self.first else None)
+        said = said or (self.first.ask(self.input.texts(values), 0) if self.first else None)
         return self.input.encode(values.filter(pa.array(~said.alone)) if said else values)

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger.data.catalog import Catalog
-from cataloger.data.inputs import SHOWN_CHARACTERS, Input
+from cataloger.data.inputs import Input
+from cataloger.data.texts import SHOWN_CHARACTERS
 from cataloger.data.units import Unit, read_units
 from cataloger.errors import CatalogerError, StorageError
 from cataloger.heads.columns import published_in
@@ -128,8 +129,8 @@ def _words(doubts: Sequence[Doubt], origin: Origin, wanted: Collection[str]) -> 
     found: dict[str, str] = {}
     try:
         for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
-            values = origin.reads.read(table).values.drop_null()
-            keys, shown = origin.reads.key(values), origin.reads.shown(values)
+            found_here = origin.reads.distinct(origin.reads.read(table).values)
+            keys, shown = found_here.keys, origin.reads.shown(found_here.values)
             pairs = zip(keys.to_pylist(), shown.to_pylist(), strict=True)
             found.update((key, text) for key, text in pairs if key in wanted)
     except (CatalogerError, OSError, pa.ArrowException) as error:

@@ -25,7 +25,7 @@ def settled(config: TrainConfig, rows: int, head: str) -> tuple[TrainConfig, str
     if config.batch_size is None:
         chosen["batch_size"] = batch_size_for(rows)
     if config.adversarial is None:
-        chosen["adversarial"] = ADVERSARIAL if config.fine_tune == "all" else 0.0
+        chosen["adversarial"] = ADVERSARIAL if config.fine_tune == "all" and not config.image_column else 0.0
     if config.level_weights is None and head == ONE_CATEGORY:
         chosen["level_weights"] = (LEVEL_WEIGHT,)
     flags = " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in chosen.items())

@@ -9,9 +9,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
+from cataloger.bundle import Spec
 from cataloger.config import LongTail
 from cataloger.data.batching import IntArray, Ragged, Tokens
-from cataloger.data.inputs import Input
+from cataloger.training.gallery import load_pictured
 
 # What the ingest has a row for.
 TRAINING, VALIDATION, UNLABELLED = range(3)
@@ -19,35 +20,37 @@ TRAINING, VALIDATION, UNLABELLED = range(3)
 
 @dataclass(frozen=True)
 class Examples:
-    """Tokens and label ids of N rows, as many of each as the row has; label -1 is a category the model does not know."""
+    """N rows as they are encoded for the network, and their label ids, as many as the row has; -1 is a category the model does not know."""
 
-    tokens: Tokens
+    inputs: Any
     sets: Ragged
 
     @classmethod
-    def of_one_category(cls, tokens: Tokens, labels: IntArray) -> "Examples":
+    def of_one_category(cls, inputs: Any, labels: IntArray) -> "Examples":
         """Rows that have one label each."""
-        return cls(tokens, Ragged(labels.astype(np.int32), np.arange(len(labels) + 1)))
+        return cls(inputs, Ragged(labels.astype(np.int32), np.arange(len(labels) + 1)))
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.inputs)
 
     def take(self, rows: IntArray) -> "Examples":
-        return Examples(self.tokens.take(rows), self.sets.take(rows))
+        return Examples(self.inputs.take(rows), self.sets.take(rows))
 
     def and_these(self, others: "Examples") -> "Examples":
-        return Examples(Tokens.joined([self.tokens, others.tokens]), Ragged.joined([self.sets, others.sets]))
+        """Of rows that have texts alone."""
+        return Examples(Tokens.joined([self.inputs, others.inputs]), Ragged.joined([self.sets, others.sets]))
 
 
-def load_examples(blocks: Sequence[Any], given: Input) -> tuple[Examples, Examples, Examples]:
-    """(training, validation, unlabelled) rows of the ingest's tables."""
-    columns = ["tokens", "labels", "use"]
+def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
+    """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them."""
+    columns = ["labels", "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
     table = pa.concat_tables([block.select(columns) for block in ray.get(list(blocks))])
-    use = table.column("use").to_numpy()
+    use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
 
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
-        return Examples(given.from_arrow(chosen), Ragged.from_arrow(chosen.column("labels")))
+        encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs else given.from_arrow(chosen)
+        return Examples(encoded, Ragged.from_arrow(chosen.column("labels")))
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 
@@ -74,9 +77,8 @@ def draw(
     again = np.ones(len(drawn), bool)
     again[np.unique(drawn, return_index=True)[1]] = False
     chosen = examples.take(drawn)
-    texts = np.split(chosen.tokens.flat, chosen.tokens.offsets[1:-1])
+    texts = np.split(chosen.inputs.flat, chosen.inputs.offsets[1:-1])
     texts = [alter(text, rng) if repeated else text for text, repeated in zip(texts, again, strict=True)]
     offsets = np.concatenate([[0], np.cumsum([len(text) for text in texts])])
-    return Examples(replace(chosen.tokens, flat=np.concatenate(texts), offsets=offsets), chosen.sets), np.arange(
-        len(drawn)
-    )
+    altered = replace(chosen.inputs, flat=np.concatenate(texts), offsets=offsets)
+    return Examples(altered, chosen.sets), np.arange(len(drawn))

@@ -14,6 +14,7 @@ from cataloger.heads.arrays import FloatArray, as_judged, reader_of
 from cataloger.heads.ranked import Ranked
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
+from cataloger.model.tiers import blank
 from cataloger.model.words import WordModel
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.texts import Texts, characters
@@ -77,7 +78,8 @@ class FittedWords:
             if spec.head == ONE_CATEGORY:
                 # By the arithmetic of the reading tasks, to the last bit.
                 judged[-1] |= as_judged(reader.answers(logits, 0), taxonomy)
-            ranked.append(Ranked.of(reader.probabilities(logits)))
+            nothing = blank(texts.texts.slice(start, len(scores)))
+            ranked.append(Ranked.of(reader.probabilities(logits)).silent(nothing))
             start += len(scores)
         return Heard(self.words, joined(judged) | {"distinct": texts.distinct}, Ranked.joined(ranked), texts.half)
 

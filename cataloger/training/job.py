@@ -189,9 +189,10 @@ def _fit(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
-    fitted_words = words.fit(blocks, spec, folder / "words", config)
+    fitted_words = words.fit(blocks, spec, folder / "words", config) if spec.text_columns else None
     saw = seen_rows(rows_of)
     if not spec.network:
+        assert fitted_words
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)
         tracking.log_metrics(metrics)
         if watcher:

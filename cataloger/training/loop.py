@@ -27,6 +27,7 @@ from cataloger.infra import runtime
 from cataloger.infra.progress import StepMetric
 from cataloger.model.engines import resolve_dtype
 from cataloger.model.network import new_classifier, save_bundle
+from cataloger.model.sight import sight_of
 from cataloger.training import checkpoint
 from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring
 from cataloger.training.dropout import set_dropout
@@ -50,14 +51,14 @@ def stages_of(
 ) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
     heard = words.hear(blocks, spec) if words else None
-    rows = load_examples(blocks, training_input(config))
+    rows = load_examples(blocks, spec, training_input(config))
     torch.manual_seed(config.seed)
-    network = new_classifier(base, spec)
+    network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
     set_dropout(network, config.dropout, machine.device.type)
     stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine, heard)]
     if config.pretrain_epochs:
         labelled, _, unlabelled = rows
-        texts = Tokens.joined([labelled.tokens, unlabelled.tokens])
+        texts = Tokens.joined([labelled.inputs, unlabelled.inputs])
         stages.insert(0, MaskedWords(config, network, texts, base, machine))
     return stages
 
@@ -73,7 +74,7 @@ class Loop:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
         self.device = ray.train.torch.get_device()
-        self.base = checked_base_model(config.base_model)
+        self.base = checked_base_model(config.base_model) if spec.text_columns else Path()
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, self.rank, self.world)
         self.stages = stages_of(config, spec, blocks, self.base, machine, words)
@@ -137,7 +138,9 @@ class Loop:
         batches = shuffled_batches(costs, drawn, self.config.batch_size, rng)
         losses: list[torch.Tensor] = []
         trained, since = 0, time.monotonic()
-        for batch in batches[self.batch :]:
+        for batch, coming in zip(batches[self.batch :], [*batches[self.batch + 1 :], None], strict=True):
+            if coming is not None:
+                encoded.ahead(self._mine(coming)[0])
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.stage.epochs)
@@ -154,9 +157,7 @@ class Loop:
 
     def _step(self, batch: IntArray) -> torch.Tensor:
         """One optimiser step on a global batch; this rank's share of its mean loss, detached."""
-        mine = batch[self.rank :: self.world]
-        # With fewer rows than ranks, an idle rank still has to take part in the gradient exchange.
-        rows, weight = (mine, 1.0) if len(mine) else (batch[:1], 0.0)
+        rows, weight = self._mine(batch)
 
         def backward() -> torch.Tensor:
             total = self.stage.losses(self.model, rows).sum() * weight / len(batch)
@@ -170,6 +171,12 @@ class Loop:
             self.optimizer.zero_grad(set_to_none=True)
 
         return self.stage.step(backward, update)
+
+    def _mine(self, batch: IntArray) -> tuple[IntArray, float]:
+        """(this rank's rows of a global batch, what they count). With fewer rows than ranks, an idle rank has to take part in the
+        exchange of gradients all the same."""
+        mine = batch[self.rank :: self.world]
+        return (mine, 1.0) if len(mine) else (batch[:1], 0.0)
 
     def _end_epoch(self, result: Result | None) -> None:
         """Keep an epoch with a checkpoint."""

@@ -9,6 +9,7 @@ from cataloger.bundle import (
     MANY_CATEGORIES,
     MOST_TOKENS,
     NO_NETWORK,
+    Picture,
     Spec,
     Words,
     checked_base_model,
@@ -23,6 +24,7 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import head_for
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
+from cataloger.model.sight import sight_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
@@ -49,10 +51,17 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
-    taxonomy, sources, labelled = _open(config)
-    pooling = NO_NETWORK
+    pooling, picture = NO_NETWORK, None
+    if config.image_column:
+        _check_pictures(config)
+        sight = sight_of(config.image_model)
+        picture = sight.picture(config.image_column)
+        if sight.folder == Path(config.image_model).expanduser():
+            config = replace(config, image_model=str(sight.folder.resolve()))
     if config.base_model == NO_NETWORK:
         _check_words_alone(config)
+    elif not config.text_columns:
+        pooling = "mean"  # of the places of a picture
     else:
         folder = checked_base_model(config.base_model)
         if folder == Path(config.base_model).expanduser():
@@ -60,12 +69,15 @@ def plan(config: TrainConfig) -> Plan:
             config = replace(config, base_model=str(folder.resolve()))
         _check_base(config, folder)
         pooling = resolve_pooling(folder, config.pooling)
+    taxonomy, sources, labelled = _open(config, picture)
     head = head_for(sources[0].catalog.schema.field(config.label_column))
     if head == MANY_CATEGORIES:
         _check_many_categories(config)
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
         config, chosen = settled(config, round(labelled * (1 - config.test_fraction) * (1 - held_out)), head)
+        if config.adversarial and picture:
+            raise ConfigError("--adversarial: is for networks that read alone; leave it out with --image-column")
         if chosen:
             log.info("%s", chosen)
     spec = Spec(
@@ -79,6 +91,7 @@ def plan(config: TrainConfig) -> Plan:
         head=head,
         group_column=config.group_column,
         words=Words() if pooling == NO_NETWORK else None,
+        picture=picture,
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
@@ -111,8 +124,8 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             "--unlabelled-catalog: is of use with --pretrain-epochs or --pseudo-labels only; add one of them"
         )
-    if not config.text_columns:
-        raise ConfigError("--text-columns: name at least one column")
+    if not config.text_columns and not config.image_column:
+        raise ConfigError("--text-columns: name at least one column, or an --image-column")
 
 
 def _check_words_alone(config: TrainConfig) -> None:
@@ -121,6 +134,21 @@ def _check_words_alone(config: TrainConfig) -> None:
             raise ConfigError(
                 f"--{name.replace('_', '-')}: is for a network; leave it out with --base-model {NO_NETWORK}"
             )
+
+
+def _check_pictures(config: TrainConfig) -> None:
+    """Whether a model that sees can be trained in the way that is asked for."""
+    if config.base_model == NO_NETWORK:
+        raise ConfigError(f"--base-model {NO_NETWORK}: words alone do not see; leave out one of it and --image-column")
+    for name in ("pretrain_epochs", "pseudo_labels"):
+        if getattr(config, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: is for texts alone; leave it out with --image-column")
+    if config.long_tail == "augmentation":
+        raise ConfigError("--long-tail augmentation: changes words; with --image-column use sampling")
+    if config.fine_tune not in ("all", "head"):
+        raise ConfigError(f"--fine-tune {config.fine_tune}: with --image-column it must be all or head")
+    if not config.text_columns and config.layer_decay < 1:
+        raise ConfigError("--layer-decay: is for the layers of a network that reads; leave it out")
 
 
 def _check_many_categories(config: TrainConfig) -> None:
@@ -173,12 +201,12 @@ def _check_layers(config: TrainConfig, base: Path) -> None:
         raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
 
 
-def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source], int]:
+def _open(config: TrainConfig, picture: Picture | None) -> tuple[Taxonomy, list[Source], int]:
     """(the taxonomy of the training catalog, the catalogs to read, rows with a category). Raises CatalogError."""
     uri = config.catalog or _sample_catalog()
-    opened = [(TRAINING, *_count(uri, config))]
+    opened = [(TRAINING, *_count(uri, config, picture))]
     if config.eval_catalog:
-        opened.append((VALIDATION, *_count(config.eval_catalog, config)))
+        opened.append((VALIDATION, *_count(config.eval_catalog, config, picture)))
         first, second = (one[1].schema.field(config.label_column) for one in opened)
         if head_for(first) != head_for(second):
             raise CatalogError(
@@ -220,9 +248,9 @@ def _open(config: TrainConfig) -> tuple[Taxonomy, list[Source], int]:
     return taxonomy, sources, min(sum(opened[0][3].values()), opened[0][1].rows)
 
 
-def _count(uri: str, config: TrainConfig) -> tuple[Catalog, dict[str, str], dict[str, int]]:
+def _count(uri: str, config: TrainConfig, picture: Picture | None) -> tuple[Catalog, dict[str, str], dict[str, int]]:
     catalog = open_catalog(
-        uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column)
+        uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column), picture
     )
     names, rows = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), uri, config.label_column

@@ -16,12 +16,16 @@ from cataloger.bundle import FORMAT, NO_NETWORK, base_model_folder
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
-from cataloger.data.inputs import Input, TextInput
+from cataloger.data.inputs import Input
+from cataloger.data.pictures import PictureInput
 from cataloger.data.seen import Seen
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
+from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
 from cataloger.infra import runtime
+from cataloger.model.sight import sight_of
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.training.gallery import kept_for_training
 
 UNUSED = -1
 # The column that names a row which is in the ingest's tables for that alone.
@@ -66,41 +70,55 @@ def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
         label_ids=source.label_ids,
         use=source.use,
         config=config,
+        base=source.catalog.base,
     )
     rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
 
 
 def _encode_units(
-    batch: pa.Table, filesystem: Any, schema: pa.Schema, label_ids: dict[str, int], use: int, config: TrainConfig
+    batch: pa.Table,
+    filesystem: Any,
+    schema: pa.Schema,
+    label_ids: dict[str, int],
+    use: int,
+    config: TrainConfig,
+    base: str,
 ) -> Iterator[pa.Table]:
+    given = training_input(config, base)
     for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
-        yield _encode(unit, table, label_ids, use, config)
+        yield _encode(unit, table, label_ids, use, config, given)
 
 
-def _encode(unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig) -> pa.Table:
+def _encode(
+    unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig, given: Input
+) -> pa.Table:
     texts_and_group = [*config.text_columns, *filter(None, [config.group_column])]
-    bad = np.any([undecodable(table.column(name)) for name in texts_and_group], axis=0)
+    bad = np.any([np.zeros(len(table), bool), *(undecodable(table.column(name)) for name in texts_and_group)], axis=0)
     names = [unit.name_of(row, table.column(config.id_column)) for row in np.flatnonzero(bad).tolist()]
     table = table.filter(pa.array(~bad))
-    given = training_input(config)
-    texts = given.read(table).values
+    read = given.read(table)
+    values = read.values
     written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
     labels = [_labels(paths, label_ids) for paths in written]
-    uses = _uses(split_keys(table, texts, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
-    usable = pc.and_(pa.array(uses != UNUSED), texts.is_valid())
-    encoded = pa.table({}) if config.base_model == NO_NETWORK else given.encode(texts.filter(usable)).to_arrow()
-    sets = pa.array(labels, pa.list_(pa.int32())).filter(usable)
-    keys = pa.array(seen.keys(table, texts, config.group_column))
-    # Words learn from the texts themselves; what is read for the network alone goes without.
-    read = pc.if_else(pa.array(uses != UNLABELLED), texts, pa.scalar(None, texts.type))
+    own = given.identity(values)
+    uses = _uses(split_keys(table, own, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
+    usable = pc.and_(pa.array(uses != UNUSED), read.reasons.is_null())
+    keys = pa.array(seen.keys(table, own, config.group_column))
     columns = {
-        "labels": sets,
+        "labels": pa.array(labels, pa.list_(pa.int32())).filter(usable),
         "use": pa.array(uses).filter(usable),
         "key": keys.filter(usable),
-        "text": read.filter(usable),
     }
+    values = values.filter(usable)
+    # Words learn from the texts themselves; what is read for the network alone goes without.
+    texts = given.texts(values)
+    columns["text"] = pc.if_else(pc.not_equal(columns["use"], UNLABELLED), texts, pa.scalar(None, texts.type))
+    encoded = pa.table({}) if config.base_model == NO_NETWORK else kept_for_training(given, values)
     rows = pa.table({**{name: encoded.column(name) for name in encoded.column_names}, **columns})
+    if config.image_column:
+        # A picture that turned out to be broken leaves nothing of a row without text.
+        rows = rows.filter(pc.or_(rows.column("picture").is_valid(), pc.not_equal(pa.chunked_array([texts]), "")))
     if not names:
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
     left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
@@ -137,7 +155,11 @@ def wants_unlabelled(config: TrainConfig) -> bool:
 
 
 @functools.cache
-def training_input(config: TrainConfig) -> Input:
+def training_input(config: TrainConfig, base: str = "") -> Input:
     """What a training reads of a row: what the model it makes will read."""
-    folder = Path() if config.base_model == NO_NETWORK else base_model_folder(config.base_model)
+    no_tokens = config.base_model == NO_NETWORK or not config.text_columns
+    folder = Path() if no_tokens else base_model_folder(config.base_model)
+    if config.image_column:
+        picture = sight_of(config.image_model).picture(config.image_column)
+        return PictureInput(folder, config.text_columns, config.max_tokens, picture, base)
     return TextInput(folder, config.text_columns, config.max_tokens)

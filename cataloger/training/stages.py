@@ -19,6 +19,7 @@ from cataloger.data.batching import IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import head_of
 from cataloger.training.examples import Examples, draw
+from cataloger.training.gallery import vary
 from cataloger.training.hearing import Heard
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
@@ -136,11 +137,14 @@ class FineTuning:
         self.epoch_rows, order = draw(
             rows, len(self.spec.categories), self.config.long_tail, rng, lambda text, rng: self.augmenter(text, rng)
         )
-        return self.epoch_rows.tokens, order
+        if self.spec.picture:
+            seen = vary(self.epoch_rows.inputs, self.config.image_augmentation, rng)
+            self.epoch_rows = replace(self.epoch_rows, inputs=seen)
+        return self.epoch_rows.inputs, order
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         these = self.epoch_rows
-        return self.loss(self.logits(model, these.tokens, rows), self.head.targets(these.sets.take(rows)))
+        return self.loss(self.logits(model, these.inputs, rows), self.head.targets(these.sets.take(rows)))
 
     def step(self, backward: Callable[[], torch.Tensor], update: Callable[[], None]) -> torch.Tensor:
         loss = backward()
@@ -169,9 +173,9 @@ class FineTuning:
             "average": self.average.state_dict() if self.average else None,
             "temperature": self.temperature,
             "level_weights": self.loss.level_weights,
-            "own_labels": [
-                torch.from_numpy(array) for array in (own.tokens.flat, own.tokens.offsets, own.sets.first())
-            ],
+            "own_labels": [torch.from_numpy(array) for array in (own.inputs.flat, own.inputs.offsets, own.sets.first())]
+            if self.config.pseudo_labels
+            else [],
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -179,8 +183,9 @@ class FineTuning:
         if self.average:
             self.average.load_state_dict(state["average"])
         self.temperature, self.loss.level_weights = state["temperature"], tuple(state["level_weights"])
-        flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
-        self.own_labels = Examples.of_one_category(replace(self.train.tokens, flat=flat, offsets=offsets), labels)
+        if state["own_labels"]:
+            flat, offsets, labels = (tensor.cpu().numpy() for tensor in state["own_labels"])
+            self.own_labels = Examples.of_one_category(replace(self.train.inputs, flat=flat, offsets=offsets), labels)
 
     def logits(self, model: Any, encoded: Encoded, rows: IntArray) -> torch.Tensor:
         """float32 [rows, categories] on the device."""
@@ -200,16 +205,16 @@ class FineTuning:
         )
         labels = np.full(len(rows), -1)
         with torch.inference_mode():
-            batches = list(pack(rows.tokens.costs, TOKENS_PER_BATCH, most_rows(len(self.spec.categories))))
+            batches = list(pack(rows.inputs.costs, TOKENS_PER_BATCH, most_rows(len(self.spec.categories))))
             for batch in batches[machine.rank :: machine.world]:
-                best, confidence, *_ = head.read(logits_of(rows.tokens, batch), 0)
+                best, confidence, *_ = head.read(logits_of(rows.inputs, batch), 0)
                 sure = torch.where(confidence >= self.config.pseudo_labels, best, -1)
                 labels[batch] = sure[:, 0].cpu().numpy()
         if machine.world > 1:
             everyone: list[Any] = [None] * machine.world
             dist.all_gather_object(everyone, labels)
             labels = np.max(everyone, axis=0)
-        self.own_labels = Examples.of_one_category(rows.tokens, labels).take(np.flatnonzero(labels >= 0))
+        self.own_labels = Examples.of_one_category(rows.inputs, labels).take(np.flatnonzero(labels >= 0))
 
     def _result(self) -> Any:
         """The network to validate and to keep."""

@@ -15,6 +15,8 @@ from cataloger.config import TrainConfig
 # The head and low-rank adapters are new, the encoder is not.
 NEW_RATE = 10.0
 LORA_RANK = 16
+# The parameters of the network that sees, and its rate, as a multiple of that of the encoder.
+SEEING, SEEING_RATE = "picture.", 3.0
 # `encoder.layer.0.` of BERT, `layers.0.` of ModernBERT.
 LAYER = re.compile(r"\blayers?\.(\d+)\.")
 # Whatever stands in a list: shared by several layers in ALBERT's `albert_layer_groups.0.albert_layers.0.`.
@@ -23,7 +25,8 @@ LISTED = re.compile(r"\.\d+\.")
 
 def layers_of(model: torch.nn.Module) -> dict[str, int | None]:
     """The encoder layer of each parameter: -1 for the embeddings, the last one for what follows the layers, None for the head."""
-    encoder = {id(parameter) for parameter in model.base_model.parameters()}  # type: ignore[union-attr]
+    reading = model.base_model
+    encoder = {id(parameter) for parameter in reading.parameters()} if reading is not None else set()  # type: ignore[union-attr]
     layers: dict[str, int | None] = {}
     reached = -1
     for name, parameter in model.named_parameters():
@@ -61,23 +64,28 @@ def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[s
     if lora:
         _add_adapters(model)
     layers, rate = layers_of(model), config.learning_rate or default_learning_rate(model, config.batch_size)
-    last = max(layer for layer in layers.values() if layer is not None)
+    last = max((layer for layer in layers.values() if layer is not None), default=-1)
     lowest = {"all": -1, "head": last + 1, "lora": last + 1}.get(config.fine_tune)
     lowest = last + 1 - int(config.fine_tune) if lowest is None else lowest
-    groups: dict[tuple[int | None, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        layer = layers[name]
-        parameter.requires_grad_(layer is None or layer >= lowest or "lora_" in name)
+        layer, matrix = layers[name], parameter.ndim > 1
+        if name.startswith(SEEING):
+            parameter.requires_grad_(config.fine_tune != "head")
+            factor = SEEING_RATE
+        else:
+            parameter.requires_grad_(layer is None or layer >= lowest or "lora_" in name)
+            factor = NEW_RATE if lora or layer is None else config.layer_decay ** (last - layer)
         if parameter.requires_grad:
-            groups.setdefault((layer, parameter.ndim > 1), []).append(parameter)
+            groups.setdefault((factor, matrix), []).append(parameter)
     return [
         {
             "params": parameters,
-            "peak": rate * (NEW_RATE if lora or layer is None else config.layer_decay ** (last - layer)),
+            "peak": rate * factor,
             "lr": 0.0,
             "weight_decay": config.weight_decay if matrix else 0.0,
         }
-        for (layer, matrix), parameters in groups.items()
+        for (factor, matrix), parameters in groups.items()
     ]
 
 
@@ -86,7 +94,8 @@ def default_learning_rate(model: torch.nn.Module, batch_size: int | None) -> flo
 
     It rises with the square root of the batch (Malladi et al. 2022, for Adam).
     """
-    width = next(module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    widths = (module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
+    width = next(widths, 384)
     return 3e-4 * (384 / width) ** 2 * math.sqrt((batch_size or 32) / 32)
 
 

@@ -13,7 +13,8 @@ from scipy.optimize import minimize
 
 from cataloger.bundle import ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
-from cataloger.data.batching import IntArray, Tokens, most_rows, pack
+from cataloger.data.batching import IntArray, most_rows, pack
+from cataloger.data.inputs import Encoded
 from cataloger.heads.base import Arrays, head_of, joined
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
@@ -37,16 +38,16 @@ class Validation:
         self, rows: Examples, spec: Spec, config: TrainConfig, rank: int = 0, world: int = 1, heard: Heard | None = None
     ) -> None:
         self.rows, self.spec, self.config, self.world, self.heard = rows, spec, config, world, heard
-        batches = list(pack(rows.tokens.lengths, TOKENS_PER_BATCH, most_rows(len(spec.categories))))
+        batches = list(pack(rows.inputs.costs, TOKENS_PER_BATCH, most_rows(len(spec.categories))))
         self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(
-        self, logits_of: Callable[[Tokens, IntArray], torch.Tensor], device: torch.device
+        self, logits_of: Callable[[Encoded, IntArray], torch.Tensor], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
         """The metrics of all ranks' rows, and the spec with all that is fitted on them."""
 
         def asked(batches: Sequence[IntArray]) -> Logits:
-            return ((batch, logits_of(self.rows.tokens, batch)) for batch in batches)
+            return ((batch, logits_of(self.rows.inputs, batch)) for batch in batches)
 
         with torch.inference_mode():
             kept, size = [], 0

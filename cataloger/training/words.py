@@ -26,6 +26,7 @@ from cataloger.data.seen import Seen
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
+from cataloger.model.tiers import blank
 from cataloger.model.words import Vocabulary, WordModel
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.hearing import FittedWords, fold_of
@@ -137,6 +138,8 @@ def _fit_model(counted: Any, left_out: int, categories: int, folder: Location) -
 
 def _count(blocks: Sequence[Any], folds: int, share: float, eval_catalog: bool) -> Counted:
     rows = Texts.of(blocks, (TRAINING, VALIDATION) if folds else (TRAINING,), share)
+    # Of what has a picture alone there is nothing to learn.
+    rows = rows.take(np.flatnonzero(~blank(rows.texts)))
     fold = rows.fold(folds) if folds else np.full(len(rows), IN_EACH)
     if eval_catalog:
         # Also training rows with a text of the other catalog's: no row is judged by a fit that knows its text.

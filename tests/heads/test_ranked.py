@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 
 from cataloger.bundle import MANY_CATEGORIES, Spec, Words
 from cataloger.data.batching import Tokens
-from cataloger.data.inputs import TextInput
+from cataloger.data.texts import TextInput
 from cataloger.heads.base import head_of
 from cataloger.heads.one_category import LEAST
 from cataloger.heads.ranked import KEPT, Ranked, WithRanked

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cataloger.data.catalog import open_catalog
-from cataloger.data.inputs import TextInput
 from cataloger.data.text import compose, hash_texts
+from cataloger.data.texts import TextInput
 from cataloger.data.units import Unit, plan_units
 from cataloger.infra.storage import Location, locate
 from cataloger.publishing import doubts, snapshot

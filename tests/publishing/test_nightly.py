@@ -18,8 +18,8 @@ import pytest
 from cataloger.config import LabelConfig
 from cataloger.data import units
 from cataloger.data.catalog import open_catalog
-from cataloger.data.inputs import TextInput
 from cataloger.data.text import compose, hash_texts
+from cataloger.data.texts import TextInput
 from cataloger.data.units import plan_units
 from cataloger.infra.storage import locate
 from cataloger.labeling.job import LabelResult, label

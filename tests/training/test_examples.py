@@ -15,8 +15,8 @@ def numbered(count: int, labels: np.ndarray) -> Examples:
 
 
 def texts(examples: Examples) -> list[list[int]]:
-    offsets = examples.tokens.offsets
-    return [examples.tokens.flat[a:b].tolist() for a, b in pairwise(offsets)]
+    offsets = examples.inputs.offsets
+    return [examples.inputs.flat[a:b].tolist() for a, b in pairwise(offsets)]
 
 
 def never(text: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_rows_are_taken_and_joined_with_their_tokens() -> None:
     rows = numbered(7, np.arange(7))
     chosen = rows.take(np.array([3, 0, 3]))
     assert texts(chosen) == [[3, 4, 5], [0, 1], [3, 4, 5]]
-    part = Examples(rows.tokens.slice(4, 6), rows.sets.slice(4, 6))
+    part = Examples(rows.inputs.slice(4, 6), rows.sets.slice(4, 6))
     both = part.and_these(chosen)
     assert texts(both) == [[4, 5], [5, 6, 7], [3, 4, 5], [0, 1], [3, 4, 5]]
     assert both.sets.first().tolist() == [4, 5, 3, 0, 3]
@@ -35,7 +35,7 @@ def test_rows_are_taken_and_joined_with_their_tokens() -> None:
 
 
 def test_a_row_has_as_many_labels_as_it_likes() -> None:
-    tokens = numbered(4, np.zeros(4, int)).tokens
+    tokens = numbered(4, np.zeros(4, int)).inputs
     rows = Examples(tokens, Ragged(np.array([2, 0, -1, 1], np.int32), np.array([0, 2, 2, 3, 4])))
     assert rows.sets.first().tolist() == [2, -1, -1, 1]
     part = rows.take(np.array([0, 3])).and_these(rows.take(np.array([1])))

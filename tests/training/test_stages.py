@@ -57,7 +57,7 @@ def test_unlabelled_rows_join_with_the_label_that_the_model_is_sure_of(
     own = stage.own_labels
     assert 0 < len(own) < 40, "at most as many as there are labelled rows, and only sure ones"
     assert set(own.sets.first()) == {1}
-    assert own.tokens.lengths.min() > stage.unlabelled.tokens.lengths.min()
+    assert own.inputs.lengths.min() > stage.unlabelled.inputs.lengths.min()
     tokens, order = stage.begin_epoch(np.random.default_rng(0))
     assert sorted(order) == list(range(40 + len(own)))
     assert len(tokens) == len(order)
@@ -107,7 +107,7 @@ def test_rows_cost_what_the_options_ask_for(tiny_model: Path, long_tail: LongTai
     stage.network.eval()
     rows, counts = np.arange(8), np.bincount(stage.train.sets.first())
     logits, labels = (
-        stage.logits(stage.network, stage.train.tokens, rows),
+        stage.logits(stage.network, stage.train.inputs, rows),
         torch.from_numpy(stage.train.sets.first()[rows]),
     )
     wanted = Loss(TREE, counts, long_tail, (0.3,), 0.1)(logits, labels)
@@ -120,7 +120,7 @@ def test_an_epoch_draws_as_the_options_ask_for(tiny_model: Path, long_tail: Long
     stage = fine_tuning(tiny_model, long_tail=long_tail)
     tokens, order = stage.begin_epoch(np.random.default_rng(0))
     texts = {tokens.flat[start:stop].tobytes() for start, stop in pairwise(tokens.offsets)}
-    known = stage.train.tokens
+    known = stage.train.inputs
     before = {known.flat[start:stop].tobytes() for start, stop in pairwise(known.offsets)}
     assert bool(texts - before) == (long_tail == "augmentation")
     assert len(order) == 40
@@ -135,9 +135,9 @@ def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
         Spec(TREE.categories, ("title",), 32, "mean", "", head=MANY_CATEGORIES),
     )
     network = new_classifier(tiny_model, spec)
-    rows = Examples(texts.tokens, sets)
+    rows = Examples(texts.inputs, sets)
     stage = FineTuning(config, spec, network, (rows, rows, rows.take(np.arange(0))), tiny_model, MACHINE)
-    logits = stage.logits(network, rows.tokens, np.arange(8))
+    logits = stage.logits(network, rows.inputs, np.arange(8))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         logits,
         torch.tensor([[float(label in sets.flat[a:b]) for label in range(2)] for a, b in pairwise(sets.offsets[:9])]),
@@ -147,7 +147,7 @@ def test_a_row_may_have_any_number_of_categories(tiny_model: Path) -> None:
 
 
 def test_masked_words_are_learnt_and_special_tokens_left_alone(tiny_model: Path) -> None:
-    texts = examples(tiny_model, 64, -1).tokens
+    texts = examples(tiny_model, 64, -1).inputs
     torch.manual_seed(0)
     network = new_classifier(tiny_model, SPEC)
     stage = MaskedWords(TrainConfig(pretrain_epochs=1, learning_rate=1e-2), network, texts, tiny_model, MACHINE)

@@ -1,0 +1,194 @@
+"""Pictures that lie elsewhere: which version of each is there now, and its bytes.
+
+A reference is a local path, `file://`, `s3://` or `http(s)://`; one without a scheme that is no absolute path is below the
+catalog's folder. Many are asked for at once, each of them several times; what cannot be had is missing, and no error.
+"""
+
+import functools
+import hashlib
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from pyarrow import fs as pafs
+
+from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
+from cataloger.errors import StorageError
+from cataloger.infra.storage import locate
+
+AT_ONCE = 16
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 0.5
+CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS = 5.0, 20.0, 60.0
+CHUNK = 1 << 16
+# Answers that may be another one the next time.
+RETRIED = (408, 425, 429, 500, 502, 503, 504)
+Found = TypeVar("Found")
+
+
+class _TryAgain(Exception):
+    """What may go better the next time."""
+
+
+def resolved(reference: str, base: str) -> str:
+    """As a location of its own; `base` is the folder of the catalog."""
+    if "://" in reference or os.path.isabs(reference) or not base:
+        return reference
+    return f"{base.rstrip('/')}/{reference}"
+
+
+def versions(references: Sequence[str]) -> list[str | Unreadable]:
+    """What changes with the bytes of each picture (the ETag, or size and time of change), or why it cannot be had."""
+    return _each(references, _version)
+
+
+def fetch(references: Sequence[str], use: Callable[[bytes], Found]) -> list[Found | Unreadable]:
+    """What `use` makes of the bytes of each picture, or why it cannot be had. `use` may raise Unreadable."""
+
+    def one(reference: str) -> Found:
+        return use(_bytes(reference))
+
+    return _each(references, one)
+
+
+def _each(references: Sequence[str], ask: Callable[[str], Found]) -> list[Found | Unreadable]:
+    def one(reference: str) -> Found | Unreadable:
+        try:
+            return _with_patience(lambda: ask(reference))
+        except Unreadable as problem:
+            return problem
+
+    if not references:
+        return []
+    with ThreadPoolExecutor(min(AT_ONCE, len(references))) as pool:
+        return list(pool.map(one, references))
+
+
+def _with_patience(ask: Callable[[], Found]) -> Found:
+    """Waits twice as long each time, and by chance a little less, so that not all who wait come back at once."""
+    for number in range(ATTEMPTS):
+        try:
+            return ask()
+        except _TryAgain as problem:
+            if number == ATTEMPTS - 1:
+                raise Unreadable(MISSING) from problem
+            time.sleep(FIRST_WAIT_SECONDS * 2**number * (0.5 + random.random() / 2))
+    raise AssertionError("there is at least one attempt")
+
+
+def _version(reference: str) -> str:
+    if _is_http(reference):
+        with _asked("HEAD", reference) as answer:
+            if answer.status_code in (403, 405, 501):  # some servers know GET alone
+                return hashlib.blake2b(_bytes(reference), digest_size=16).hexdigest()
+            _check_size(answer)
+            tag, headers = answer.headers.get("ETag"), answer.headers
+            if tag:
+                return str(tag)
+            if "Last-Modified" in headers:
+                return f"{headers.get('Content-Length')} {headers['Last-Modified']}"
+        return hashlib.blake2b(_bytes(reference), digest_size=16).hexdigest()
+    info = _info(reference)
+    return f"{info.size} {info.mtime_ns}"
+
+
+def _bytes(reference: str) -> bytes:
+    if not _is_http(reference):
+        _info(reference)
+        try:
+            return bytes(_located(reference).read())
+        except StorageError as error:
+            raise _TryAgain from error
+    began, parts, size = time.monotonic(), [], 0
+    with _asked("GET", reference) as answer:
+        _check_size(answer)
+        try:
+            for chunk in answer.iter_content(CHUNK):
+                parts.append(chunk)
+                size += len(chunk)
+                if size > MOST_BYTES:
+                    raise Unreadable(TOO_LARGE)
+                if time.monotonic() - began > MOST_SECONDS:
+                    raise _TryAgain
+        except OSError as error:
+            raise _TryAgain from error
+        stated = answer.headers.get("Content-Length", "")
+        if stated.isdecimal() and "Content-Encoding" not in answer.headers and size != int(stated):
+            raise _TryAgain
+    return b"".join(parts)
+
+
+def _info(reference: str) -> pafs.FileInfo:
+    try:
+        info = _located(reference).info()
+    except StorageError as error:
+        raise _TryAgain from error
+    if not info.is_file:
+        raise Unreadable(MISSING)
+    if info.size > MOST_BYTES:
+        raise Unreadable(TOO_LARGE)
+    return info
+
+
+def _located(reference: str) -> Any:
+    if urlsplit(reference).scheme == "s3":
+        bucket, _, key = reference.removeprefix("s3://").partition("/")
+        return _bucket(bucket) / key
+    try:
+        return locate(reference)
+    except StorageError as error:  # a scheme that nobody knows
+        raise Unreadable(MISSING) from error
+
+
+@functools.lru_cache(maxsize=16)
+def _bucket(bucket: str) -> Any:
+    """Kept: each new client would look for credentials again."""
+    return locate(f"s3://{bucket}")
+
+
+def _is_http(reference: str) -> bool:
+    return urlsplit(reference).scheme in ("http", "https")
+
+
+class _Connections(threading.local):
+    """Of each thread its own session, which keeps connections open."""
+
+    @functools.cached_property
+    def session(self) -> Any:
+        import requests
+
+        return requests.Session()
+
+
+_connections = _Connections()
+
+
+def _asked(method: str, reference: str) -> Any:
+    import requests
+
+    try:
+        answer = _connections.session.request(
+            method, reference, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS), allow_redirects=True
+        )
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
+        raise Unreadable(MISSING) from error
+    except (requests.RequestException, OSError) as error:
+        raise _TryAgain from error
+    if answer.status_code in RETRIED:
+        answer.close()
+        raise _TryAgain
+    if answer.status_code >= 400 and not (method == "HEAD" and answer.status_code in (403, 405, 501)):
+        answer.close()
+        raise Unreadable(MISSING)
+    return answer
+
+
+def _check_size(answer: Any) -> None:
+    stated = answer.headers.get("Content-Length", "")
+    if stated.isdecimal() and int(stated) > MOST_BYTES:
+        raise Unreadable(TOO_LARGE)

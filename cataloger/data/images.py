@@ -1,0 +1,140 @@
+"""A picture's bytes → the square of pixels that a network reads. Never torch: this runs in the reading tasks."""
+
+import io
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cataloger.bundle import Picture
+
+Pixels = npt.NDArray[np.uint8]
+# What became of a row's picture. UNREAD: words were sure of the row without it.
+OK, MISSING, BROKEN, TOO_LARGE, UNREAD = "ok", "missing", "broken", "too large", "unread"
+STATUSES = (OK, MISSING, BROKEN, TOO_LARGE, UNREAD)
+MOST_BYTES = 32 << 20
+# A picture of more is not decoded: a file of a few kilobytes may ask for gigabytes of memory.
+MOST_PIXELS = 64_000_000
+# What Pillow may take a file for, by its content and whatever its name: these have been tried (tests/data/test_images.py).
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
+# What is kept for a training has so many times the pixels that are read, on a side: room to crop and to zoom.
+SPARE = 1.75
+KEPT_QUALITY = 92
+WHITE = (255, 255, 255)
+
+
+class Unreadable(Exception):
+    """A picture that cannot be had; `status` says why."""
+
+    def __init__(self, status: str) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of a picture that is read, in shares of its width and height from its top left corner."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def middle(width: int, height: int, crop: float) -> Window:
+    """The square in the middle whose side is `crop` of the shorter side."""
+    side = crop * min(width, height)
+    across, down = side / width / 2, side / height / 2
+    return Window(0.5 - across, 0.5 - down, 0.5 + across, 0.5 + down)
+
+
+def decode(data: bytes, picture: Picture, window: Callable[[int, int], Window] | None = None) -> Pixels:
+    """uint8 [3, size, size], red first: the square in the middle, or the `window` for a width and a height. Raises Unreadable."""
+    with _opened(data, round(picture.size / picture.crop)) as image:
+        seen = window(image.width, image.height) if window else middle(image.width, image.height, picture.crop)
+        box = (
+            seen.left * image.width,
+            seen.top * image.height,
+            seen.right * image.width,
+            seen.bottom * image.height,
+        )
+        size = (picture.size, picture.size)
+        read = image.resize(size, _filter(picture.resample), box=box, reducing_gap=2.0)
+        return np.ascontiguousarray(np.asarray(read).transpose(2, 0, 1))
+
+
+def shrunk(data: bytes, picture: Picture) -> bytes:
+    """The same picture, no larger than a training has use for, after a look at all of it. Raises Unreadable."""
+    from PIL import Image
+
+    short = round(SPARE * picture.size)
+    with _opened(data, short) as image:
+        if min(image.size) <= short and len(data) <= 3 * short * short:
+            return data
+        share = min(1.0, short / min(image.size))
+        smaller = image.resize(
+            (max(1, round(share * image.width)), max(1, round(share * image.height))), Image.Resampling.BICUBIC
+        )
+        sink = io.BytesIO()
+        smaller.save(sink, "JPEG", quality=KEPT_QUALITY)
+        return sink.getvalue()
+
+
+def thumbnail(data: bytes, side: int) -> bytes:
+    """A small JPEG of the whole picture. Raises Unreadable."""
+    with _opened(data, side) as image:
+        image.thumbnail((side, side))
+        sink = io.BytesIO()
+        image.save(sink, "JPEG", quality=80)
+        return sink.getvalue()
+
+
+def _opened(data: bytes, short: int) -> Any:
+    """A Pillow image in RGB, upright and on white, its shorter side at least `short` pixels where it has as many. Raises Unreadable."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if len(data) > MOST_BYTES:
+        raise Unreadable(TOO_LARGE)
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of what is larger than it likes; the limit here is ours.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        width, height = image.size
+        if width * height > MOST_PIXELS:
+            raise Unreadable(TOO_LARGE)
+        if image.format == "JPEG" and image.mode in ("RGB", "L"):
+            # libjpeg decodes to a half, a quarter or an eighth for next to nothing: what `draft` chooses is never below.
+            share = max(1.0, min(width, height) / short)
+            image.draft(image.mode, (int(width // share), int(height // share)))
+        image.load()
+        return _on_white(ImageOps.exif_transpose(image))
+    except Image.DecompressionBombError as error:
+        raise Unreadable(TOO_LARGE) from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
+        # What Pillow's decoders raise at bytes that are not as their format has them.
+        raise Unreadable(BROKEN) from error
+
+
+def _on_white(image: Any) -> Any:
+    from PIL import Image
+
+    if image.mode.startswith(("I", "F")):
+        # 16 bits, or more: by their span, as nothing says what is white.
+        values = np.asarray(image, np.float64)
+        most = 65_535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
+        return Image.fromarray(np.clip(values * (255.0 / most), 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        ground = Image.new("RGBA", layer.size, (*WHITE, 255))
+        return Image.alpha_composite(ground, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _filter(name: str) -> Any:
+    from PIL import Image
+
+    return {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[name]
