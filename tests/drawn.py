@@ -9,7 +9,9 @@ from PIL import Image
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 180, 60), (40, 60, 220), (128, 128, 128)
 
 
-def canvas(colour: tuple[int, int, int] = RED, corner: tuple[int, int, int] = BLUE, size: tuple[int, int] = (64, 64)) -> Any:
+def canvas(
+    colour: tuple[int, int, int] = RED, corner: tuple[int, int, int] = BLUE, size: tuple[int, int] = (64, 64)
+) -> Any:
     """`corner` is the colour of the top left quarter."""
     image = Image.new("RGB", size, colour)
     image.paste(corner, (0, 0, size[0] // 2, size[1] // 2))
@@ -22,7 +24,9 @@ def encoded(image: Any, form: str = "JPEG", **options: Any) -> bytes:
     return sink.getvalue()
 
 
-def jpeg(colour: tuple[int, int, int] = RED, corner: tuple[int, int, int] = BLUE, size: tuple[int, int] = (64, 64)) -> bytes:
+def jpeg(
+    colour: tuple[int, int, int] = RED, corner: tuple[int, int, int] = BLUE, size: tuple[int, int] = (64, 64)
+) -> bytes:
     return encoded(canvas(colour, corner, size))
 
 

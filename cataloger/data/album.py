@@ -57,7 +57,7 @@ class Pictured:
 
     @property
     def costs(self) -> IntArray:
-        texts = self.tokens.lengths if self.tokens else np.ones(len(self), np.int64)
+        texts = self.tokens.lengths if self.tokens is not None else np.ones(len(self), np.int64)
         return np.asarray(texts + TOKENS_PER_PICTURE * (self.index >= 0), np.int64)
 
     def batch(self, rows: IntArray) -> Batch:
@@ -70,7 +70,7 @@ class Pictured:
         self._coming.setdefault(rows.tobytes(), _pool().submit(self._batch, rows))  # type: ignore[attr-defined]
 
     def _batch(self, rows: IntArray) -> Batch:
-        batch = self.tokens.batch(rows) if self.tokens else {}
+        batch = self.tokens.batch(rows) if self.tokens is not None else {}
         has = self.index[rows] >= 0
         chosen, place = self.index[rows][has], np.arange(has.sum())
         of = rows[has]
@@ -87,7 +87,7 @@ class Pictured:
     def take(self, rows: IntArray) -> Self:
         return replace(
             self,
-            tokens=self.tokens and self.tokens.take(rows),
+            tokens=None if self.tokens is None else self.tokens.take(rows),
             index=self.index[rows],
             status=self.status.take(pa.array(rows)),
         )
@@ -95,15 +95,15 @@ class Pictured:
     def slice(self, start: int, stop: int) -> Self:
         return replace(
             self,
-            tokens=self.tokens and self.tokens.slice(start, stop),
+            tokens=None if self.tokens is None else self.tokens.slice(start, stop),
             index=self.index[start:stop],
             status=self.status.slice(start, stop - start),
         )
 
     def to_arrow(self) -> pa.Table:
         """With the pixels of picture k in row k: there are never more pictures than rows."""
-        table = self.tokens.to_arrow() if self.tokens else pa.table({})
-        pixels = self.album.array.reshape(len(self.album.array), -1)
+        table = self.tokens.to_arrow() if self.tokens is not None else pa.table({})
+        pixels = self.album.array.reshape(len(self.album.array), 3 * self.size**2)
         ends = np.minimum(np.arange(len(self) + 1), len(pixels)) * pixels.shape[1]
         buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(np.ascontiguousarray(pixels))]
         column = pa.Array.from_buffers(pa.large_binary(), len(self), buffers)

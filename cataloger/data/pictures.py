@@ -135,7 +135,9 @@ class PictureInput:
     def _hashed(self, texts: pa.Array, versions: pa.Array) -> pa.Array:
         """Null where there is neither."""
         both = pc.binary_join_element_wise(
-            pc.fill_null(texts, ""), pc.fill_null(versions, "").cast(pa.large_string()), pa.scalar(_SEPARATOR, pa.large_string())
+            pc.fill_null(texts, ""),
+            pc.fill_null(versions, "").cast(pa.large_string()),
+            pa.scalar(_SEPARATOR, pa.large_string()),
         )
         return hash_texts(pc.if_else(pc.or_(texts.is_valid(), versions.is_valid()), both, pa.scalar(None, both.type)))
 

@@ -13,12 +13,18 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 MODULES = (
     "bundle",
+    "data.album",
     "data.batching",
     "data.catalog",
+    "data.fetching",
+    "data.images",
     "data.inputs",
     "data.ngrams",
+    "data.pictures",
     "data.text",
+    "data.texts",
     "data.units",
+    "data.values",
     "heads.arrays",
     "heads.base",
     "heads.columns",
@@ -30,6 +36,7 @@ MODULES = (
     "labeling.reuse",
     "labeling.stream",
     "model.engines",
+    "model.fusion",
     "model.mean_pooling",
     "model.network",
     "model.predictor",
@@ -37,7 +44,7 @@ MODULES = (
     "model.words",
     "taxonomy",
 )
-LIBRARIES = ("numpy", "openvino", "pyarrow", "scipy", "tokenizers", "torch", "transformers")
+LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "scipy", "timm", "tokenizers", "torch", "transformers")
 
 
 @functools.cache

@@ -3,8 +3,9 @@
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from cataloger.bundle import Words, digest, read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
+from cataloger.data.images import OK, UNREAD
 from cataloger.data.inputs import input_of
 from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
@@ -45,6 +47,8 @@ class LabelResult:
     cost: Cost
     seconds: float
     mlflow_run: str | None
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Labels by what became of the row's picture, where the model sees."""
 
 
 def label(config: LabelConfig) -> LabelResult:
@@ -117,6 +121,7 @@ def label(config: LabelConfig) -> LabelResult:
             snapshot.check_complete(run, units, parts)
             result = _result(night, units, parts, cost, mlflow_run)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
+            about |= {"images": dict(result.images)} if spec.picture else {}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
             rejected = {unit: part.rejects for unit, part in parts.items()}
             origin = Origin(catalog, units, rejected, input_of(spec, source.folder, catalog.base))
@@ -274,12 +279,16 @@ def _result(
         cost=cost,
         seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
+        images=sum((Counter(part.images) for part in parts.values()), Counter()),
     )
 
 
 def _figures(result: LabelResult) -> dict[str, str]:
     """For the page."""
     figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
+    if result.images:
+        without = result.labelled - result.images.get(OK, 0) - result.images.get(UNREAD, 0)
+        figures["without a picture"] = f"{without:,}"
     if result.cost.rows:
         figures["carried over"] = f"{result.cost.carried / result.cost.rows:.1%}"
         if result.cost.alone:
@@ -294,6 +303,7 @@ def _metrics(result: LabelResult) -> dict[str, float]:
     return {
         "rows": result.rows,
         "rejects": result.rejects,
+        **{f"images_{status.replace(' ', '_')}": float(count) for status, count in result.images.items()},
         **result.cost.metrics(result.seconds),
         "seconds": result.seconds,
         "rows_per_second": result.rows / result.seconds,

@@ -8,12 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cataloger.bundle import Spec
 from cataloger.config import Precision
 from cataloger.data import ids
 from cataloger.data.units import Unit
-from cataloger.heads.columns import assemble, columns_of
+from cataloger.heads.columns import IMAGE_STATUS, assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
@@ -63,6 +65,15 @@ def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str
     done = Done.of(row)
     with done.cost.timed("writing"):
         labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
-        part = snapshot.write_part(folder, done.unit, labels, rejects, done.cost.answered, about)
+        answered = {**done.cost.answered, **_images(labels)}
+        part = snapshot.write_part(folder, done.unit, labels, rejects, answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}
+
+
+def _images(labels: pa.Table) -> dict[str, Any]:
+    """How many labels there are by what became of the row's picture."""
+    if IMAGE_STATUS not in labels.column_names:
+        return {}
+    counts = pc.value_counts(labels.column(IMAGE_STATUS)).to_pylist()
+    return {"images": {count["values"]: count["counts"] for count in counts}}

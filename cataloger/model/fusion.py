@@ -65,8 +65,6 @@ class FusionForSequenceClassification(PreTrainedModel):
             self.join, joined = nn.Linear(inner.hidden_size + seen, config.width), config.width
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(joined, config.num_labels)
-        self.register_buffer("mean", torch.tensor(config.image_mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.image_std).view(1, 3, 1, 1), persistent=False)
         self.post_init()
 
     def train(self, mode: bool = True) -> "FusionForSequenceClassification":
@@ -108,7 +106,12 @@ class FusionForSequenceClassification(PreTrainedModel):
 
     def _see(self, pixels: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
         dtype = self.missing.dtype
-        values = (pixels.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # Of the configuration, in float32: as buffers they would have the precision that the bundle is loaded with.
+        mean, std = (
+            torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
+            for values in (self.config.image_mean, self.config.image_std)
+        )
+        values = (pixels.to(torch.float32) / 255 - mean) / std
         # Channels last in memory: on CPUs convolutions are half as fast again.
         output = self.picture(values.to(dtype).contiguous(memory_format=torch.channels_last))
         seen = pooled(output).to(dtype)

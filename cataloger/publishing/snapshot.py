@@ -15,7 +15,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -60,6 +60,8 @@ class Part:
     alone: int = 0
     checked: int = 0
     agreed: int = 0
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Labels by what became of the row's picture, where the model sees."""
 
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":
@@ -126,7 +128,7 @@ def write_part(
     unit: int,
     labels: pa.Table,
     rejects: pa.Table,
-    answered: Mapping[str, int],
+    answered: Mapping[str, Any],
     about: Mapping[str, str],
 ) -> Part:
     """Write rejects, then labels, unless the unit is finished already; each file appears whole or not at all.

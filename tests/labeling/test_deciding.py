@@ -6,6 +6,7 @@ from conftest import ROOT
 
 # Loaded on the way from a row to its label, and without a say in it: where it is kept, what it cost.
 NOT_DECIDING = {
+    "model.sight",
     "config",
     "data.ids",
     "data.seen",

@@ -1,0 +1,348 @@
+"""A model that reads and sees: trained, labelled at night, asked elsewhere. Its words say what a product is, its picture of what colour."""
+
+import base64
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.bundle import read_spec
+from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
+from cataloger.data.images import BROKEN, MISSING, OK, TOO_LARGE, UNREAD
+from cataloger.infra.storage import locate
+from cataloger.labeling.job import label
+from cataloger.model.registry import fetch_model
+from cataloger.publishing import snapshot
+from drawn import BLUE, GREEN, GREY, RED, jpeg
+
+THINGS, COLOURS = ("shirt", "cup", "lamp"), {"Red": RED, "Green": GREEN, "Blue": BLUE}
+KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def shop(rows: int, seed: int) -> dict[str, list[Any]]:
+    """Titles that name the thing, pictures of its colour."""
+    rng = np.random.default_rng(seed)
+    found: dict[str, list[Any]] = {"id": [], "title": [], "image": [], "category_path": []}
+    for row in range(rows):
+        thing, name = THINGS[rng.integers(3)], list(COLOURS)[rng.integers(3)]
+        colour = tuple(int(np.clip(value + rng.integers(-20, 20), 0, 255)) for value in COLOURS[name])
+        found["id"].append(f"P{seed}-{row}")
+        found["title"].append(f"{thing} number {rng.integers(10_000)}")
+        found["image"].append(jpeg(colour, GREY, (40, 40)))  # type: ignore[arg-type]
+        found["category_path"].append(f"{thing.title()} > {name}")
+    return found
+
+
+@pytest.fixture(scope="module")
+def sight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow ResNet with random weights that reads 32 pixels."""
+    from transformers import ResNetConfig, ResNetModel, set_seed
+
+    folder = tmp_path_factory.mktemp("tiny-resnet")
+    set_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    about = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(
+    ray_session: None, tiny_model: Path, sight: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float]]:
+    """(the bundle, its metrics)"""
+    from cataloger.training.job import train
+
+    folder = tmp_path_factory.mktemp("seeing")
+    pq.write_table(pa.table(shop(600, 0)), folder / "labelled.parquet")
+    result = train(
+        TrainConfig(
+            catalog=str(folder / "labelled.parquet"),
+            text_columns=("title",),
+            image_column="image",
+            base_model=str(tiny_model),
+            image_model=str(sight),
+            max_tokens=12,
+            learning_rate=2e-3,
+            epochs=8,
+            patience=8,
+            batch_size=16,
+            test_fraction=0.1,
+            storage=str(folder / "checkpoints"),
+            model_name="seeing",
+        )
+    )
+    return fetch_model(result.model_uri).folder, result.metrics
+
+
+def labels_of(output: str = "labels") -> pa.Table:
+    run = json.loads(Path(output, "_latest.json").read_text())["run"]
+    folder = Path(output, f"run={run}")
+    return pa.concat_tables([pq.read_table(part, partitioning=None) for part in sorted(folder.glob("part-*"))])
+
+
+def rejects_of(output: str = "labels") -> dict[str, str]:
+    run = json.loads(Path(output, "_latest.json").read_text())["run"]
+    parts = sorted(Path(output, f"run={run}", "_rejects").glob("part-*"))
+    rows = [row for part in parts for row in pq.read_table(part, partitioning=None).to_pylist()]
+    return {row["id"]: row["reason"] for row in rows}
+
+
+def test_it_learns_what_neither_words_nor_pictures_know_alone(trained: tuple[Path, dict[str, float]]) -> None:
+    bundle, metrics = trained
+    assert metrics["val_accuracy"] > 0.8
+    assert metrics["val_words_accuracy"] < 0.6
+    spec = read_spec(bundle)
+    assert spec.picture
+    assert (spec.picture.column, spec.picture.size, spec.picture.crop, spec.picture.resample) == (
+        "image",
+        32,
+        1.0,
+        "bilinear",
+    )
+
+
+@pytest.fixture
+def odd(write: Callable[..., Path]) -> Path:
+    """A catalog with all that happens to pictures."""
+    rows = shop(12, 1)
+    rows["image"][0] = None
+    rows["image"][1] = rows["image"][1][:-80]
+    rows["image"][2] = b"<html>not here</html>"
+    rows["title"][3] = None
+    rows["title"][4], rows["image"][4] = None, None
+    rows["title"][5], rows["image"][5] = "", b"\x00\x01"
+    rows["title"][7], rows["image"][7] = rows["title"][6], rows["image"][6]
+    return write("odd.parquet", **rows)
+
+
+def test_odd_pictures_cost_no_label_where_there_is_text(trained: tuple[Path, dict[str, float]], odd: Path) -> None:
+    result = label(
+        LabelConfig(catalog=str(odd), output="labels", model=str(trained[0]), tiers="off", max_reject_fraction=1)
+    )
+    found = {row["id"]: row for row in labels_of().to_pylist()}
+    status = {name: row["image_status"] for name, row in found.items()}
+    assert [status[f"P1-{row}"] for row in (0, 1, 2, 3)] == [MISSING, BROKEN, BROKEN, OK]
+    assert rejects_of() == {
+        "P1-4": "no text in any of the text columns, and the picture is missing",
+        "P1-5": "no text in any of the text columns, and the picture is broken",
+    }
+    assert (result.labelled, result.rejects) == (10, 2)
+    true = dict(zip(*(pq.read_table(odd).column(name).to_pylist() for name in ("id", "category_path")), strict=True))
+    seen = [row for name, row in found.items() if row["image_status"] == OK and name != "P1-3"]
+    assert np.mean([row["category"] == true[row["id"]] for row in seen]) >= 0.7
+    # Without a picture the thing is known all the same.
+    assert [found[f"P1-{row}"]["category"].split(" > ")[0] for row in range(3)] == [
+        true[f"P1-{row}"].split(" > ")[0] for row in range(3)
+    ]
+    assert found["P1-6"]["text_hash"] == found["P1-7"]["text_hash"]
+    manifest = snapshot.read_manifest(locate("labels"), result.run)
+    assert manifest["images"] == {OK: 7, MISSING: 1, BROKEN: 2}
+    page = Path("labels", f"run={result.run}", "_report.html").read_text()
+    assert "without a picture" in page
+
+
+def test_a_night_later_only_what_is_new_is_asked(
+    trained: tuple[Path, dict[str, float]], write: Callable[..., Path]
+) -> None:
+    rows = shop(40, 2)
+    config = LabelConfig(
+        catalog=str(write("shop.parquet", **rows)), output="labels", model=str(trained[0]), tiers="off"
+    )
+    first = label(config)
+    before = {row["id"]: row for row in labels_of().to_pylist()}
+    rows["image"][0] = jpeg(GREEN, GREY, (40, 40))
+    write("shop.parquet", **rows)
+    second = label(config)
+    after = {row["id"]: row for row in labels_of().to_pylist()}
+    assert (first.cost.forwarded, second.cost.forwarded, second.cost.carried) == (40, 1, 39)
+    assert {name: row for name, row in after.items() if name != "P2-0"} == {
+        name: row for name, row in before.items() if name != "P2-0"
+    }
+    assert after["P2-0"]["text_hash"] != before["P2-0"]["text_hash"]
+    assert after["P2-0"]["image_status"] == OK
+
+
+def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], write: Callable[..., Path]) -> None:
+    from cataloger.model.pyfunc import Categorizer
+
+    rows = shop(30, 3)
+    rows["image"][0] = None
+    catalog = write("shop.parquet", **rows)
+    label(LabelConfig(catalog=str(catalog), output="labels", model=str(trained[0]), precision="fp32"))
+    published = labels_of().sort_by("id").to_pandas().set_index("id")
+    served = Categorizer(trained[0]).predict(pd.DataFrame(rows).set_index("id"))
+    assert served.loc[published.index, "category"].tolist() == published["category"].tolist()
+    in_base64 = [data and base64.b64encode(data).decode() for data in rows["image"]]
+    again = Categorizer(trained[0]).predict(pd.DataFrame({**rows, "image": in_base64}).set_index("id"))
+    assert again.loc[published.index, "category"].tolist() == published["category"].tolist()
+    from cataloger.evaluation.evaluate import evaluate
+
+    evaluate(EvaluateConfig(catalog=str(catalog), model=str(trained[0]), predictions="said.parquet", precision="fp32"))
+    said = pq.read_table("said.parquet").to_pandas().set_index("id")
+    assert said.loc[published.index, "category"].tolist() == published["category"].tolist()
+
+
+ELSEWHERE = """
+import io, json, sys
+import numpy, torch
+from PIL import Image
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+assert not any(name.startswith("cataloger") for name in sys.modules)
+bundle, rows = sys.argv[1], json.load(sys.stdin)
+model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True).eval()
+words = AutoTokenizer.from_pretrained(bundle)([row["title"] for row in rows], padding=True, return_tensors="pt")
+pictures = [Image.open(io.BytesIO(bytes.fromhex(row["image"]))).resize((32, 32), Image.BILINEAR) for row in rows]
+pixels = torch.from_numpy(numpy.stack([numpy.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
+with torch.inference_mode():
+    logits = model(input_ids=words["input_ids"], attention_mask=words["attention_mask"], pixel_values=pixels).logits
+print(json.dumps([model.config.id2label[int(best)] for best in logits.argmax(dim=1)]))
+"""
+
+
+def test_the_bundle_answers_where_cataloger_is_not(
+    trained: tuple[Path, dict[str, float]], write: Callable[..., Path], working_folder: Path
+) -> None:
+    from cataloger.model.tiers import Tiers
+
+    rows = shop(20, 4)
+    given = [{"title": title, "image": data.hex()} for title, data in zip(rows["title"], rows["image"], strict=True)]
+    done = subprocess.run(
+        [sys.executable, "-c", ELSEWHERE, str(trained[0])],
+        input=json.dumps(given),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=working_folder,
+    )
+    network = Tiers(trained[0], spec=replace(read_spec(trained[0]), words=None))
+    assert json.loads(done.stdout.splitlines()[-1]) == network.label(pa.table(rows)).column("category").to_pylist()
+
+
+class Shelf(BaseHTTPRequestHandler):
+    """Pictures by number; some answers are as the web has them."""
+
+    asked: ClassVar[list[tuple[str, str]]] = []
+    pictures: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self) -> None:
+        self.answer(body=False)
+
+    def do_GET(self) -> None:
+        self.answer(body=True)
+
+    def answer(self, body: bool) -> None:
+        self.asked.append((self.command, self.path))
+        data = self.pictures.get(self.path)
+        busy = self.path == "/busy.jpg" and self.asked.count((self.command, self.path)) == 1
+        code = 503 if busy else 200 if data is not None else 404
+        self.send_response(code)
+        size = 1 << 40 if self.path == "/huge.jpg" else len(data or b"")
+        self.send_header("Content-Length", str(size))
+        self.send_header("ETag", f'"{hash(data)}"')
+        self.end_headers()
+        if body and code == 200 and data:
+            self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def shelf() -> Iterator[str]:
+    Shelf.asked, Shelf.pictures = [], {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_pictures_that_lie_elsewhere(
+    trained: tuple[Path, dict[str, float]], write: Callable[..., Path], shelf: str, working_folder: Path
+) -> None:
+    rows = shop(8, 5)
+    pictures = list(rows["image"])
+    Shelf.pictures = {f"/{row}.jpg": pictures[row] for row in range(3)} | {
+        "/busy.jpg": pictures[3],
+        "/huge.jpg": pictures[4],
+        "/page.jpg": b"<html>moved</html>",
+    }
+    (working_folder / "pictures").mkdir()
+    (working_folder / "pictures" / "6.jpg").write_bytes(pictures[6])
+    rows["image"] = [
+        *(f"{shelf}/{row}.jpg" for row in range(3)),
+        *(f"{shelf}/busy.jpg", f"{shelf}/huge.jpg", f"{shelf}/page.jpg"),
+        *("pictures/6.jpg", f"{shelf}/gone.jpg"),
+    ]
+    catalog = write("shop.parquet", **rows)
+    config = LabelConfig(catalog=str(catalog), output="labels", model=str(trained[0]), tiers="off")
+    label(config)
+    first = {row["id"]: row for row in labels_of().to_pylist()}
+    assert [first[f"P5-{row}"]["image_status"] for row in range(8)] == [OK, OK, OK, OK, TOO_LARGE, BROKEN, OK, MISSING]
+    # Bytes and the same picture elsewhere have the same label.
+    write("bytes.parquet", **{**rows, "image": [*pictures[:4], None, None, pictures[6], None]})
+    label(LabelConfig(catalog="bytes.parquet", output="by-bytes", model=str(trained[0]), tiers="off"))
+    second = {row["id"]: row for row in labels_of("by-bytes").to_pylist()}
+    decided = ("category", "confidence", "alternatives")
+    assert [[first[name][column] for column in decided] for name in first] == [
+        [second[name][column] for column in decided] for name in first
+    ]
+    # The next night looks whether they are the same, and fetches none again.
+    Shelf.asked.clear()
+    write("shop.parquet", **rows)
+    result = label(config)
+    assert result.cost.forwarded == 0
+    assert {command for command, _ in Shelf.asked} == {"HEAD"}
+    # A picture that changes there is another one.
+    Shelf.pictures["/0.jpg"] = jpeg(GREEN if rows["category_path"][0].endswith("Red") else RED, GREY, (40, 40))
+    write("shop.parquet", **rows)
+    assert label(replace(config, max_changed_fraction=1)).cost.forwarded == 1
+
+
+def test_words_that_are_sure_need_no_picture(trained: tuple[Path, dict[str, float]], odd: Path) -> None:
+    from cataloger.model.tiers import Tiers
+
+    spec = read_spec(trained[0])
+    assert spec.words
+    sure = Tiers(trained[0], spec=replace(spec, words=replace(spec.words, alone_from=0.0)))
+    labels = sure.label(pq.read_table(odd))
+    status = labels.column("image_status").to_pylist()
+    assert (status[0], status[3], status[4]) == (UNREAD, OK, None)
+
+
+def test_an_image_column_must_hold_pictures(
+    job: Callable[..., tuple[int, str, str]], write: Callable[..., Path]
+) -> None:
+    from conftest import refused
+
+    catalog = write("shop.parquet", id=["1", "2"], title=["a", "b"], image=[1, 2], category_path=["A", "B"])
+    refused(
+        job("train", "--catalog", catalog, "--text-columns", "title", "--image-column", "image"),
+        "'image' is int64",
+        "--image-column",
+    )
+    refused(
+        job("train", "--catalog", catalog, "--text-columns"),
+        "--text-columns: name at least one column, or an --image-column",
+    )
+    refused(
+        job(
+            "train", "--catalog", catalog, "--text-columns", "title", "--image-column", "image", "--base-model", "none"
+        ),
+        "--base-model none: words alone do not see",
+    )
