@@ -143,7 +143,8 @@ def _coloured(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     values = pixels.astype(np.float32) * brightness
     values = (values - values.mean()) * contrast + values.mean()
     grey = values.mean(axis=0)
-    return np.clip((values - grey) * colour + grey, 0, 255).astype(np.uint8)
+    coloured: Pixels = np.clip((values - grey) * colour + grey, 0, 255).astype(np.uint8)
+    return coloured
 
 
 def _erased(pixels: Pixels, rng: np.random.Generator) -> Pixels:

@@ -17,7 +17,7 @@ from cataloger.errors import ConfigError, ModelError
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.evaluation.promotion import check_rows
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.rows import _encode, seen_rows
+from cataloger.training.rows import _encode, seen_rows, training_input
 
 ABOUT = About("m", "shop.parquet", "f", "id", "category_path", "all", ("A", "B"), 1.0)
 
@@ -72,7 +72,7 @@ def test_ingest_gives_the_key_of_every_row(tiny_model: Path, write) -> None:  # 
     catalog = open_catalog("own.parquet", "id", ("title",), "category_path")
     for use in (TRAINING, VALIDATION):
         ((unit, table),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)
-        found = _encode(unit, table, {"A": 0, "B": 1}, use, config)
+        found = _encode(unit, table, {"A": 0, "B": 1}, use, config, training_input(config))
         expected = seen.keys(pa.table({}), pa.array(["tea", "cup"], pa.large_string()), None)
         assert found.column("key").to_pylist() == expected.tolist(), use
 

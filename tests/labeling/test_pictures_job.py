@@ -204,7 +204,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 assert not any(name.startswith("cataloger") for name in sys.modules)
 bundle, rows = sys.argv[1], json.load(sys.stdin)
 model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True).eval()
-words = AutoTokenizer.from_pretrained(bundle)([row["title"] for row in rows], padding=True, return_tensors="pt")
+words = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True)([row["title"] for row in rows], padding=True, return_tensors="pt")
 pictures = [Image.open(io.BytesIO(bytes.fromhex(row["image"]))).resize((32, 32), Image.BILINEAR) for row in rows]
 pixels = torch.from_numpy(numpy.stack([numpy.asarray(one) for one in pictures])).permute(0, 3, 1, 2)
 with torch.inference_mode():
@@ -229,7 +229,7 @@ def test_the_bundle_answers_where_cataloger_is_not(
         cwd=working_folder,
     )
     network = Tiers(trained[0], spec=replace(read_spec(trained[0]), words=None))
-    assert json.loads(done.stdout.splitlines()[-1]) == network.label(pa.table(rows)).column("category").to_pylist()
+    assert json.loads(done.stdout) == network.label(pa.table(rows)).column("category").to_pylist()
 
 
 class Shelf(BaseHTTPRequestHandler):

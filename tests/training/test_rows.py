@@ -10,7 +10,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_units, read_units
 from cataloger.training.examples import TRAINING
-from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest
+from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest, training_input
 
 Write = Callable[..., Path]
 
@@ -26,7 +26,7 @@ def config(**changes: object) -> TrainConfig:
 
 def encoded(catalog: Catalog, config: TrainConfig) -> pa.Table:
     ((unit, table),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)
-    return _encode(unit, table, {"A": 0, "B": 1}, TRAINING, config)
+    return _encode(unit, table, {"A": 0, "B": 1}, TRAINING, config, training_input(config))
 
 
 @pytest.mark.parametrize("column", ["title", "group"])
