@@ -273,6 +273,8 @@ class SampleConfig:
     """Folder or s3:// prefix to write to."""
     labelled: bool = False
     """Write the category_path column."""
+    images: bool = False
+    """Write a column `image` with a simple drawn picture of each product; a few are missing or broken."""
     seed: int = 0
     """The same seed gives the same rows."""
 

@@ -64,7 +64,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "data": ("id_column", "text_columns", "image_column", "label_column", "slice_columns"),
         "run": ("report", "use_gpu", "experiment"),
     },
-    SampleConfig: {"common": ("rows", "output", "labelled", "seed")},
+    SampleConfig: {"common": ("rows", "output", "labelled", "images", "seed")},
     PublishConfig: {"common": ("output", "run", "prune")},
     VerifyConfig: {"common": ("output",)},
 }

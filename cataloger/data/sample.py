@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger.config import SampleConfig
+from cataloger.data.drawing import draw
 from cataloger.errors import ConfigError
 from cataloger.infra.storage import locate
 from cataloger.taxonomy import SEPARATOR
@@ -22,6 +23,8 @@ from cataloger.taxonomy import SEPARATOR
 ROWS_PER_FILE = 250_000
 ROWS_PER_ROW_GROUP = 50_000
 BLOCK = 10_000
+# Of the rows while they are made: the number of the category, and of the product that a row repeats.
+LEAF, SOURCE = "leaf", "source"
 
 # Level 1 → level 2 → leaves as "english/chinese".
 TREE: dict[str, dict[str, str]] = {
@@ -135,7 +138,12 @@ def _rows(leaves: _Leaves, config: SampleConfig, start: int, count: int) -> pa.T
     """Rows start … start + count; always drawn in whole blocks, so that a row does not depend on how many were asked for."""
     first, last = start // BLOCK, (start + count - 1) // BLOCK
     table = pa.concat_tables([_block(leaves, config, number) for number in range(first, last + 1)])
-    return table.slice(start - first * BLOCK, count)
+    table = table.slice(start - first * BLOCK, count)
+    if config.images:
+        drawn = zip(table.column(LEAF).to_pylist(), table.column(SOURCE).to_pylist(), strict=True)
+        pictures = [draw(leaf, [config.seed, source, 1]) for leaf, source in drawn]
+        table = table.append_column("image", pa.array(pictures, pa.binary()))
+    return table.drop_columns([LEAF, SOURCE])
 
 
 def _block(leaves: _Leaves, config: SampleConfig, number: int) -> pa.Table:
@@ -165,6 +173,8 @@ def _block(leaves: _Leaves, config: SampleConfig, number: int) -> pa.Table:
         "brand": pa.array(BRANDS[brand][source], pa.string(), mask=(rng.random(BLOCK) < 0.1)),
         "description": pa.array(description[source], pa.string(), mask=(rng.random(BLOCK) < 0.3)),
         "price": pa.array(price[source]),
+        LEAF: pa.array(leaf[source]),
+        SOURCE: pa.array(number * BLOCK + source),
     }
     if config.labelled:
         columns["category_path"] = pa.array(leaves.paths[leaf][source], pa.string())

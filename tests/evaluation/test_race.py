@@ -18,10 +18,11 @@ def test_a_model_is_raced_on_the_columns_that_are_named(bundle: Path, labelled: 
         About("model", f"{name}.parquet", "", "id", "category_path", "all", spec.categories, 0.0)
         for name in ("shop", "renamed")
     )
-    columns, other = spec.text_columns, ("name", "brand", "description")
-    rows = sampled_rows(shop, columns)
+    other = spec.reading(("name", "brand", "description"), None)
+    rows, base = sampled_rows(shop, spec)
     assert TEXTS * 0.9 < len(rows) <= TEXTS
     texts = input_of(spec, bundle).read(rows).values
-    assert input_of(spec, bundle, other).read(sampled_rows(renamed, other)).values.equals(texts)
+    assert base == str(Path.cwd())
+    assert input_of(other, bundle).read(sampled_rows(renamed, other)[0]).values.equals(texts)
     with pytest.raises(CatalogError, match="no column 'title'.*--text-columns"):
-        sampled_rows(renamed, columns)
+        sampled_rows(renamed, spec)

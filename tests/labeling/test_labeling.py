@@ -12,8 +12,8 @@ from transformers import AutoModel, AutoTokenizer
 
 from cataloger.config import LabelConfig
 from cataloger.data import units
-from cataloger.data.inputs import NO_TEXT
 from cataloger.data.text import compose
+from cataloger.data.texts import NO_TEXT
 from cataloger.infra.storage import locate
 from cataloger.labeling.job import label
 from cataloger.model.predictor import Predictor

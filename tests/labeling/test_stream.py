@@ -24,11 +24,11 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     """Units without any text, texts longer than the model reads, repeats: the same labels as one plain loop, in order."""
     titles = [None if 100 <= i < 120 else f"product {i % 90} " * (1 + i % 50) for i in range(ROWS)]
     pq.write_table(pa.table({"id": range(ROWS), "title": titles}), "c.parquet", row_group_size=64)
-    spec = read_spec(bundle)
+    spec = read_spec(bundle).reading(("title",), None)
     catalog = open_catalog("c.parquet", "id", ["title"])
     units = plan_units(catalog, unit_rows)
     model = Model(spec, digest(bundle), [runtime.share_folder(bundle)])
-    reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"}, ("title",))
+    reading = Reading(catalog.location.filesystem, catalog.schema, {"id": "id"})
     stream = predict_units(reading, model, units, runtime.labelling_shape(False), "fp32")
     done = {row.unit: row for row in map(Done.of, stream.iter_rows())}
     labels = pa.concat_tables(
@@ -37,7 +37,7 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     readable = [(i, title.strip()) for i, title in enumerate(titles) if title]
     loaded = Tiers(bundle)
     one_by_one = [
-        loaded.label(pa.table({name: [title if name == "title" else None] for name in spec.text_columns}))
+        loaded.label(pa.table({name: [title if name == "title" else None] for name in loaded.spec.text_columns}))
         for _, title in readable
     ]
     assert labels.column("id").to_pylist() == [i for i, _ in readable]
