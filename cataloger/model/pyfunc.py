@@ -38,8 +38,8 @@ class Categorizer:
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
         """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's columns.
 
-        Rows keep their place and their index. A row with nothing to read gets None. A picture is bytes, the same in base64, or a
-        string that says where it lies.
+        Rows keep their place and their index. A row with nothing to read gets None. A picture is bytes, or the same in base64:
+        nobody can have a service fetch what lies elsewhere.
         """
         import pandas as pd
 
@@ -64,20 +64,17 @@ def _column(values: Any) -> pa.Array:
 
 
 def _pictures(values: Any) -> pa.Array:
-    """As structs of bytes and path."""
+    """As bytes; null where there are none."""
 
-    def one(value: Any) -> dict[str, Any] | None:
+    def one(value: Any) -> bytes | None:
         if isinstance(value, bytes | bytearray | memoryview):
-            return {"bytes": bytes(value), "path": None}
-        if not isinstance(value, str):
-            return None
+            return bytes(value)
         try:
-            return {"bytes": base64.b64decode(value.rpartition(";base64,")[2], validate=True), "path": None}
-        except ValueError:  # no base64: a name has a point at least
-            return {"bytes": None, "path": value}
+            return base64.b64decode(value.rpartition(";base64,")[2], validate=True) if isinstance(value, str) else None
+        except ValueError:
+            return None
 
-    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
-    return pa.array([one(value) for value in values], kind)
+    return pa.array([one(value) for value in values], pa.large_binary())
 
 
 def _written(value: Any) -> str | None:
