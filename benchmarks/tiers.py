@@ -58,7 +58,7 @@ def measure(name: str, config: Config, room: Path) -> dict[str, Any]:
     rate, took, result = steady_state(bundle, table, room)
     alone, *_ = steady_state(models[NETWORK], table, room)
     forward = (before + forward_rate(models[NETWORK], tokens)) / 2  # the machine may have changed its speed meanwhile
-    accuracy = {who: score(name, folder).overall.accuracy for who, folder in models.items()}
+    accuracy = {who: score(name, folder, room).overall.accuracy for who, folder in models.items()}
     return {
         "certificate": found.certificate,
         "words alone, of the altered": result.cost.alone / max(1, result.cost.asked),
@@ -68,7 +68,7 @@ def measure(name: str, config: Config, room: Path) -> dict[str, Any]:
         "tiers ÷ forward pass": rate / forward,
         "whole job ÷ forward pass": len(table) / took / forward,
         "accuracy of tiers": accuracy[BOTH],
-        "of both, every row": score(name, bundle, tiers="off").overall.accuracy,
+        "of both, every row": score(name, bundle, room, tiers="off").overall.accuracy,
         "of the network": accuracy[NETWORK],
         "of words": accuracy[BY_WORDS],
     }
