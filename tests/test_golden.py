@@ -136,6 +136,7 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
  ],
  "group_column": "group",
  "words": null,
+ "picture": null,
  "format_version": 5
 }"""
     )

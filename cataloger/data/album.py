@@ -102,15 +102,12 @@ class Pictured:
 
     def to_arrow(self) -> pa.Table:
         """With the pixels of picture k in row k: there are never more pictures than rows."""
-        table = self.tokens.to_arrow() if self.tokens is not None else pa.table({})
+        columns = {} if self.tokens is None else {"tokens": self.tokens.lists()}
         pixels = self.album.array.reshape(len(self.album.array), 3 * self.size**2)
         ends = np.minimum(np.arange(len(self) + 1), len(pixels)) * pixels.shape[1]
         buffers = [None, pa.py_buffer(ends.astype(np.int64)), pa.py_buffer(np.ascontiguousarray(pixels))]
         column = pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
-        columns = {"picture": pa.array(self.index), "status": self.status, "pixels": column}
-        for name, values in columns.items():
-            table = table.append_column(name, values)
-        return table
+        return pa.table({**columns, "picture": pa.array(self.index), "status": self.status, "pixels": column})
 
 
 _POOLS: list[ThreadPoolExecutor] = []

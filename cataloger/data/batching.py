@@ -97,7 +97,8 @@ class Tokens(Ragged):
         starts, ends = self.offsets[rows], self.offsets[rows + 1]
         positions = starts[:, None] + np.arange((ends - starts).max(initial=1))
         mask = positions < ends[:, None]
-        ids = np.where(mask, self.flat[np.minimum(positions, len(self.flat) - 1)], self.pad_id)
+        flat = self.flat if len(self.flat) else np.zeros(1, np.int32)
+        ids = np.where(mask, flat[np.minimum(positions, len(flat) - 1)], self.pad_id)
         return {"input_ids": ids.astype(np.int64), "attention_mask": mask}
 
 

@@ -208,7 +208,7 @@ def _check_columns(
                 f"catalog file {file.path}: column {image_column!r} is {found}, expected bytes, structs of bytes and path, or strings that "
                 "say where each picture lies; name another one with --image-column"
             )
-        if pa.null() not in (found, in_first) and is_string(found) != is_string(in_first):
+        if pa.null() not in (found, in_first) and _picture_kind(found) != _picture_kind(in_first):
             raise CatalogError(
                 f"catalog file {file.path}: column {image_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
             )
@@ -231,6 +231,9 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
         return next(iter(types))
     if all(is_binary(kind) for kind in types):
         return pa.large_binary()
+    if all(pa.types.is_struct(kind) for kind in types):
+        names = [field.name for field in next(iter(types))]
+        return pa.struct([(name, pa.large_binary() if name == "bytes" else pa.large_string()) for name in names])
     if all(is_list(kind) for kind in types):
         return pa.list_(pa.large_string())
     if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
@@ -244,6 +247,12 @@ def is_picture(kind: pa.DataType) -> bool:
         fields = {field.name: field.type for field in kind}
         return "bytes" in fields and is_binary(fields["bytes"]) and is_string(fields.get("path", pa.string()))
     return is_binary(kind) or is_string(kind) or bool(pa.types.is_null(kind))
+
+
+def _picture_kind(kind: pa.DataType) -> str:
+    return (
+        " ".join(field.name for field in kind) if pa.types.is_struct(kind) else "text" if is_string(kind) else "bytes"
+    )
 
 
 def is_binary(kind: pa.DataType) -> bool:

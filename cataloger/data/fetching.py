@@ -22,6 +22,7 @@ from cataloger.errors import StorageError
 from cataloger.infra.storage import locate
 
 AT_ONCE = 16
+DECODED_AT_ONCE = 2
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
 CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS = 5.0, 20.0, 60.0
@@ -29,6 +30,7 @@ CHUNK = 1 << 16
 # Answers that may be another one the next time.
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
 Found = TypeVar("Found")
+_decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
 
 class _TryAgain(Exception):
@@ -37,7 +39,10 @@ class _TryAgain(Exception):
 
 def resolved(reference: str, base: str) -> str:
     """As a location of its own; `base` is the folder of the catalog."""
-    if "://" in reference or os.path.isabs(reference) or not base:
+    scheme, mark, rest = reference.partition("://")
+    if mark:
+        return f"{scheme.lower()}://{rest}"
+    if os.path.isabs(reference) or not base:
         return reference
     return f"{base.rstrip('/')}/{reference}"
 
@@ -51,7 +56,10 @@ def fetch(references: Sequence[str], use: Callable[[bytes], Found]) -> list[Foun
     """What `use` makes of the bytes of each picture, or why it cannot be had. `use` may raise Unreadable."""
 
     def one(reference: str) -> Found:
-        return use(_bytes(reference))
+        data = _bytes(reference)
+        # Many are waited for at once, few are in memory as pixels.
+        with _decoding:
+            return use(data)
 
     return _each(references, one)
 
@@ -62,6 +70,8 @@ def _each(references: Sequence[str], ask: Callable[[str], Found]) -> list[Found 
             return _with_patience(lambda: ask(reference))
         except Unreadable as problem:
             return problem
+        except ValueError:  # no address: urllib, requests and pyarrow each say so in their own way
+            return Unreadable(MISSING)
 
     if not references:
         return []

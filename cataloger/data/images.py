@@ -24,6 +24,8 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 SPARE = 1.75
 KEPT_QUALITY = 92
 WHITE = (255, 255, 255)
+REDUCIBLE = ("RGB", "RGBA", "L", "LA")
+ORIENTATION = 0x0112  # of the tags of EXIF
 
 
 class Unreadable(Exception):
@@ -79,7 +81,10 @@ def shrunk(data: bytes, picture: Picture) -> bytes:
             (max(1, round(share * image.width)), max(1, round(share * image.height))), Image.Resampling.BICUBIC
         )
         sink = io.BytesIO()
-        smaller.save(sink, "JPEG", quality=KEPT_QUALITY)
+        try:
+            smaller.save(sink, "JPEG", quality=KEPT_QUALITY)
+        except (OSError, ValueError):  # longer than a JPEG can be
+            return data
         return sink.getvalue()
 
 
@@ -94,15 +99,15 @@ def thumbnail(data: bytes, side: int) -> bytes:
 
 def _opened(data: bytes, short: int) -> Any:
     """A Pillow image in RGB, upright and on white, its shorter side at least `short` pixels where it has as many. Raises Unreadable."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 
     if len(data) > MOST_BYTES:
         raise Unreadable(TOO_LARGE)
     try:
         with warnings.catch_warnings():
             # Pillow warns of what is larger than it likes; the limit here is ours.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            warnings.simplefilter("ignore")
+            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MOST_PIXELS:
             raise Unreadable(TOO_LARGE)
@@ -111,12 +116,38 @@ def _opened(data: bytes, short: int) -> Any:
             share = max(1.0, min(width, height) / short)
             image.draft(image.mode, (int(width // share), int(height // share)))
         image.load()
-        return _on_white(ImageOps.exif_transpose(image))
+        plain = image.mode in REDUCIBLE and "transparency" not in image.info
+        if plain and (factor := min(image.size) // (2 * short)) > 1:
+            # Before anything makes a copy of it: 64 megapixels are a quarter of a gibibyte.
+            image = image.reduce(factor)
+        return _on_white(_upright(image))
+    except (Unreadable, MemoryError):
+        raise
     except Image.DecompressionBombError as error:
         raise Unreadable(TOO_LARGE) from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError) as error:
-        # What Pillow's decoders raise at bytes that are not as their format has them.
+    except Exception as error:  # Pillow's decoders have one of their own for every way in which bytes can be wrong
         raise Unreadable(BROKEN) from error
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF says, which may be nonsense."""
+    from PIL import Image
+
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # a picture can be seen without
+        return image
+    turns = Image.Transpose
+    how = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(orientation)
+    return image if how is None else image.transpose(how)
 
 
 def _on_white(image: Any) -> Any:

@@ -18,7 +18,7 @@ from cataloger.data import fetching
 from cataloger.data.album import Decoded, Pictured
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, Unreadable, decode, shrunk
-from cataloger.data.text import hash_texts
+from cataloger.data.text import hash_texts, undecodable
 from cataloger.data.texts import NO_TEXT, SHOWN_CHARACTERS, TextInput
 from cataloger.data.values import Distinct, Values
 
@@ -150,13 +150,15 @@ class PictureInput:
             names = values.type.names
             contents = pc.struct_field(values, "bytes").cast(pa.large_binary())
             if "path" in names:
-                places = pc.struct_field(values, "path").cast(pa.large_string())
+                places = pc.struct_field(values, "path").cast(pa.large_string(), safe=False)
             # The path of bytes is where they came from: often somebody else's disk.
             places = pc.if_else(contents.is_valid(), pa.scalar(None, places.type), places)
         elif _is_text(values.type):
-            places = values.cast(pa.large_string())
+            places = values.cast(pa.large_string(), safe=False)
         elif not pa.types.is_null(values.type):
             contents = values.cast(pa.large_binary())
+        # Nulled before anything is made of it: Arrow's string functions stop at invalid bytes.
+        places = pc.if_else(pa.array(undecodable(places)), pa.scalar(None, places.type), places)
         return pc.if_else(pc.equal(places, ""), pa.scalar(None, places.type), places), contents
 
     def _looked_up(self, places: pa.Array, contents: pa.Array) -> tuple[pa.Array, pa.Array]:

@@ -176,7 +176,9 @@ def _cut_row_group(
     """Walk through a row group once; the batches that make up each segment."""
     about = file.metadata.row_group(row_group)
     per_row = max(1, column_bytes(about, columns) // max(1, about.num_rows))
-    batches = file.iter_batches(max(1, min(MAX_UNIT_ROWS, MAX_BATCH_BYTES // per_row)), [row_group], columns)
+    # No more at once than a unit has: equal values that lie there once are many when they are decoded.
+    most = max(segment.rows for segment in segments)
+    batches = file.iter_batches(max(1, min(most, MAX_BATCH_BYTES // per_row)), [row_group], columns)
     batch, at = None, 0  # the batch that is being cut, and the number of its first row
     for segment in segments:
         found, wanted = [], segment.rows

@@ -114,7 +114,9 @@ def joined_logits(logits: torch.Tensor, ranked: Ranked, known: torch.Tensor, wor
     Of probabilities it is a weighted geometric mean, normalised (a logarithmic opinion pool; Genest and Zidek 1986).
     """
     labels = torch.from_numpy(ranked.labels.astype(np.int64)).to(logits.device)
-    theirs = torch.full_like(logits, math.log(LEAST)).scatter_(1, labels, known.to(logits.device))
+    known = known.to(logits.device)
+    theirs = torch.full_like(logits, math.log(LEAST)).scatter_(1, labels, known)
+    theirs = theirs.masked_fill(known[:, :1].isnan(), 0.0)  # of rows that words know nothing of
     return logits / words.network_temperature + words.weight * theirs
 
 

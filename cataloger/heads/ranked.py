@@ -54,8 +54,8 @@ class Ranked:
         return type(self)(self.labels[rows], self.probabilities[rows])
 
     def silent(self, rows: npt.NDArray[np.bool_]) -> Self:
-        """As it is where nothing is known of these rows: no category is more probable than another."""
-        return type(self)(self.labels, np.where(rows[:, None], np.float32(0), self.probabilities))
+        """With no number for these rows: nothing is known of them, and they are joined with nothing."""
+        return type(self)(self.labels, np.where(rows[:, None], np.float32(np.nan), self.probabilities))
 
     def slice(self, start: int, stop: int) -> Self:
         return type(self)(self.labels[start:stop], self.probabilities[start:stop])

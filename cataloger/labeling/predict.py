@@ -58,11 +58,11 @@ def predict_rows(
     Raises ConfigError where the held-out rows cannot be told from others."""
     trained, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)
     spec = spec if tiers else spec.without_tiers()
-    alike = spec.text_columns == trained.text_columns
+    alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
     if held_out and not alike and not spec.group_column:
         raise ConfigError(
-            f"--text-columns {' '.join(spec.text_columns)}: which rows model {source.uri} has not seen goes by their text, which is "
-            f"made of {' '.join(trained.text_columns)}; leave the option out"
+            f"--text-columns {' '.join(_read(spec))}: which rows model {source.uri} has not seen goes by their text, which is "
+            f"made of {' '.join(_read(trained))}; leave the option out"
         )
     starts = np.cumsum([0, *(unit.rows for unit in units)])
     every = 1
@@ -110,6 +110,10 @@ def predict_rows(
         log.info("%s rows could not be labelled and are left out: %s", f"{rejected:,}", NO_TEXT)
     labels = pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]).unify_dictionaries()
     return Predicted(labels, rejected, cost)
+
+
+def _read(spec: Spec) -> tuple[str, ...]:
+    return (*spec.text_columns, *([spec.picture.column] if spec.picture else []))
 
 
 def _has_keys(spec: Spec, catalog: Catalog, same_texts: bool) -> bool:

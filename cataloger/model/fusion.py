@@ -126,23 +126,31 @@ class FusionForSequenceClassification(PreTrainedModel):
         if self.config.pooling == "cls":
             return hidden[:, 0]
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        return (hidden * weights).sum(dim=1) / weights.sum(dim=1)
+        return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
 
 
 def picture_network(config: dict[str, Any]) -> Any:
     """Of a configuration, without weights."""
     if config["model_type"] == EFFICIENTNET_LITE:
         return EfficientNetLite()
-    return AutoModel.from_config(AutoConfig.for_model(**config))
+    return without_pooler(AutoModel.from_config(AutoConfig.for_model(**config)))
+
+
+def without_pooler(network: Any) -> Any:
+    """A transformer's pooler has weights, and no part in the answer: with several workers every weight must have one."""
+    pooler = getattr(network, "pooler", None)
+    if pooler is not None and any(True for _ in pooler.parameters()):
+        network.pooler = None
+    return network
 
 
 def pooled(output: Any) -> torch.Tensor:
-    """One vector per picture: the mean over the places of a feature map, the first token of a transformer, or what timm makes of either."""
+    """One vector per picture: what the network itself makes of a feature map, or the first token of a transformer."""
     if isinstance(output, torch.Tensor):
         return output
+    if output.pooler_output is not None:
+        return output.pooler_output.flatten(1)  # type: ignore[no-any-return]
     hidden: torch.Tensor = output.last_hidden_state
-    if hidden.ndim == 4:
-        return hidden.mean(dim=(2, 3))
     return hidden[:, 0]
 
 
@@ -151,8 +159,8 @@ def width_of(network: Any) -> int:
     if isinstance(network, EfficientNetLite):
         return FEATURES
     config = network.config
-    if getattr(config, "num_features", None):  # timm's
-        return int(config.num_features)
+    if hasattr(network, "timm_model"):
+        return int(getattr(network.timm_model, "head_hidden_size", None) or network.timm_model.num_features)
     sizes = getattr(config, "hidden_sizes", None)
     return int(sizes[-1] if sizes else config.hidden_size)
 

@@ -56,7 +56,7 @@ def _new_fusion(folder: Path, spec: Spec, sight: Sight, labels: dict[str, Any]) 
 def _encoder(folder: Path) -> tuple[Any, dict[str, Any]]:
     """(a base model without its pooler, its configuration). Raises ModelError."""
     try:
-        encoder = AutoModel.from_pretrained(folder)
+        encoder = AutoModel.from_pretrained(folder, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"base model {folder}: cannot be loaded: {str(error).splitlines()[0]}") from error
     encoder.pooler = None

@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,8 @@ def requirements(folder: Path) -> list[str]:
         "pydantic",
     ]
     packages += ["pillow", "requests"] if spec.picture else []
+    if spec.picture and json.loads((folder / "config.json").read_text())["picture"]["model_type"] == "timm_wrapper":
+        packages += ["timm", "torchvision"]
     if network and importlib.util.find_spec("openvino"):
         packages.append("openvino")
     return [f"{name}=={version(name).split('+')[0]}" for name in packages]

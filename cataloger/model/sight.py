@@ -82,7 +82,7 @@ def load_sight(sight: Sight) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import AutoModel
 
-    from cataloger.model.fusion import EFFICIENTNET_LITE, EfficientNetLite
+    from cataloger.model.fusion import EFFICIENTNET_LITE, EfficientNetLite, without_pooler
 
     try:
         if sight.name == EMBEDDED:
@@ -92,7 +92,7 @@ def load_sight(sight: Sight) -> tuple[Any, dict[str, Any]]:
             weights = {key.replace("._", ".").lstrip("_"): value for key, value in stored.items()}
             network.load_state_dict({key: value for key, value in weights.items() if not key.startswith("fc.")})
             return network, {"model_type": EFFICIENTNET_LITE}
-        found = AutoModel.from_pretrained(sight.folder)
+        found = without_pooler(AutoModel.from_pretrained(sight.folder, dtype=torch.float32))
     except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"image model {sight.name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     config = {key: value for key, value in found.config.to_dict().items() if key not in ("dtype", "_name_or_path")}

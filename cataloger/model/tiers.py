@@ -53,11 +53,12 @@ class FirstTier:
                 f"model {folder}: {WORDS} has {len(self.model.bias):,} categories, {SPEC} has {len(spec.categories):,}; "
                 "copy the folder again from where the model was trained"
             )
+        self.sees = spec.picture is not None
         self.alone_from = self.words.alone_from if spec.network else 0.0
 
     def ask(self, texts: pa.Array, alternatives: int) -> Said:
         """Of texts without nulls. Of an empty one they know nothing."""
-        empty = blank(texts)
+        empty = self._unread(texts)
         no_logits = np.empty((0, len(self.model.bias)), np.float32)
         alone: list[npt.NDArray[np.bool_]] = [np.empty(0, bool)]
         answers = [self.reader.answers(no_logits, alternatives)]
@@ -81,7 +82,11 @@ class FirstTier:
         ranked = Ranked.joined(
             [none, *(Ranked.of(self.reader.probabilities(self.reader.logits(block, self.words))) for block in scores)]
         )
-        return ranked.silent(blank(texts))
+        return ranked.silent(self._unread(texts))
+
+    def _unread(self, texts: pa.Array) -> npt.NDArray[np.bool_]:
+        """[N] of which words know nothing, as there is a picture alone."""
+        return blank(texts) if self.sees else np.zeros(len(texts), bool)
 
     def _sure(self, probabilities: FloatArray) -> npt.NDArray[np.bool_]:
         if self.alone_from is None:

@@ -44,7 +44,8 @@ class Examples:
 def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them."""
     columns = ["labels", "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
-    table = pa.concat_tables([block.select(columns) for block in ray.get(list(blocks))])
+    # Copied block by block: what stays of one would keep all of it in Ray's memory.
+    table = pa.concat_tables([copied(ray.get(block), columns) for block in blocks])
     use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
 
     def examples(wanted: int) -> Examples:
@@ -53,6 +54,11 @@ def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Exampl
         return Examples(encoded, Ragged.from_arrow(chosen.column("labels")))
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
+
+
+def copied(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """These columns of one of the ingest's tables, in memory of their own."""
+    return table.select(list(columns)).take(pa.array(np.arange(len(table))))
 
 
 def draw(

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cataloger.infra.node_cache import once_per_node
 FILE = "pictures.arrow"
 # Of the rows that have both, so many learn from one alone: at night, some have no picture and some no text.
 LEFT_OUT = 0.1
+SPECIAL = 2  # tokens of a text that is empty
 # An area of this share of the picture at least, and sides that differ by a third at most (Szegedy et al. 2015; timm's are .08).
 LEAST_AREA = {"light": 0.5, "strong": 0.25}
 RATIO = 4 / 3
@@ -48,7 +49,7 @@ class Gallery:
 
     def pixels(self, chosen: IntArray, rows: IntArray) -> Pixels:
         """uint8 [n, 3, size, size] of these pictures, as pictures of these rows."""
-        column = self._column
+        column = _contents(self.file)
 
         def one(pair: tuple[int, int]) -> Pixels:
             data = column[pair[0]].as_py()
@@ -57,9 +58,11 @@ class Gallery:
         with ThreadPoolExecutor(2) as pool:
             return np.stack(list(pool.map(one, zip(chosen.tolist(), rows.tolist(), strict=True))))
 
-    @cached_property
-    def _column(self) -> pa.ChunkedArray:
-        return pa.ipc.open_file(pa.memory_map(str(self.file))).read_all().column("bytes")
+
+@lru_cache(maxsize=4)
+def _contents(file: Path) -> pa.ChunkedArray:
+    """Mapped once: what is mapped stays, even if somebody removes the file."""
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all().column("bytes")
 
 
 def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
@@ -97,7 +100,7 @@ def vary(rows: Pictured, augmentation: Augmentation, rng: np.random.Generator) -
     index, tokens = rows.index, rows.tokens
     if tokens is not None:
         chance, has = rng.random(len(rows)), rows.index >= 0
-        index = np.where(chance < LEFT_OUT, -1, index)
+        index = np.where((chance < LEFT_OUT) & (tokens.lengths > SPECIAL), -1, index)
         tokens = _emptied(tokens, has & (chance >= LEFT_OUT) & (chance < 2 * LEFT_OUT))
     album, seed = rows.album, int(rng.integers(1 << 62))
     if augmentation != "off":

@@ -78,8 +78,9 @@ class FittedWords:
             if spec.head == ONE_CATEGORY:
                 # By the arithmetic of the reading tasks, to the last bit.
                 judged[-1] |= as_judged(reader.answers(logits, 0), taxonomy)
-            nothing = blank(texts.texts.slice(start, len(scores)))
-            ranked.append(Ranked.of(reader.probabilities(logits)).silent(nothing))
+            ranked.append(Ranked.of(reader.probabilities(logits)))
+            if spec.picture:
+                ranked[-1] = ranked[-1].silent(blank(texts.texts.slice(start, len(scores))))
             start += len(scores)
         return Heard(self.words, joined(judged) | {"distinct": texts.distinct}, Ranked.joined(ranked), texts.half)
 

@@ -26,7 +26,7 @@ from cataloger.infra.storage import Location
 from cataloger.model import registry
 from cataloger.training import claims, words
 from cataloger.training.claims import Claim
-from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
+from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
 from cataloger.training.plan import Plan, plan
 from cataloger.training.rows import NOT_UTF8, ingest, seen_rows
 
@@ -175,7 +175,7 @@ def _fit(
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
-    rows_of = pa.concat_tables([ray.get(block).select(["use", "key", NOT_UTF8]) for block in blocks])
+    rows_of = pa.concat_tables([copied(ray.get(block), ["use", "key", NOT_UTF8]) for block in blocks])
     uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
     if len(names):
         log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])

@@ -26,7 +26,8 @@ class Texts:
     def of(cls, blocks: Sequence[Any], uses: Sequence[int], share: float = 1.0) -> "Texts":
         """The rows of the ingest's tables that have one of these uses, in their order; or a share of them, evenly spread."""
         tables, before = [], 0
-        for table in ray.get(list(blocks)):
+        for block in blocks:
+            table = ray.get(block)
             wanted = np.isin(table.column("use").to_numpy(), uses)
             number = before + np.cumsum(wanted)
             before = int(number[-1]) if len(number) else before
@@ -69,7 +70,8 @@ class Texts:
 def characters(blocks: Sequence[Any], uses: Sequence[int]) -> tuple[int, int]:
     """(rows, characters) of the ingest's tables that have one of these uses."""
     rows = total = 0
-    for table in ray.get(list(blocks)):
+    for block in blocks:
+        table = ray.get(block)
         wanted = pa.array(np.isin(table.column("use").to_numpy(), uses))
         texts = table.column("text").filter(wanted)
         rows, total = rows + len(texts), total + (pc.sum(pc.utf8_length(texts)).as_py() or 0)

@@ -138,8 +138,8 @@ def _fit_model(counted: Any, left_out: int, categories: int, folder: Location) -
 
 def _count(blocks: Sequence[Any], folds: int, share: float, eval_catalog: bool) -> Counted:
     rows = Texts.of(blocks, (TRAINING, VALIDATION) if folds else (TRAINING,), share)
-    # Of what has a picture alone there is nothing to learn.
-    rows = rows.take(np.flatnonzero(~blank(rows.texts)))
+    if (nothing := blank(rows.texts)).any():  # of what has a picture alone there is nothing to learn
+        rows = rows.take(np.flatnonzero(~nothing))
     fold = rows.fold(folds) if folds else np.full(len(rows), IN_EACH)
     if eval_catalog:
         # Also training rows with a text of the other catalog's: no row is judged by a fit that knows its text.

@@ -90,6 +90,29 @@ def test_a_photograph_stands_upright() -> None:
     assert is_the_canvas(encoded(turned, exif=exif))
 
 
+def test_every_orientation_is_turned_back() -> None:
+    from PIL import ImageOps
+
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        data = encoded(image, "PNG", exif=exif)
+        with Image.open(io.BytesIO(data)) as opened:
+            upright = encoded(ImageOps.exif_transpose(opened), "PNG")
+        assert (decode(data, WHOLE) == decode(upright, WHOLE)).all()
+
+
+def test_damaged_exif_costs_no_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Camera"
+    data = bytearray(encoded(canvas(), exif=exif))
+    place = data.index(b"Exif") + 6
+    for at in range(place, place + len(exif.tobytes()) - 8):
+        damaged = bytes(data[:at] + b"\xff\xff" + data[at + 2 :])
+        assert decode(damaged, WHOLE).shape == (3, 32, 32)
+
+
 def test_what_is_transparent_is_white() -> None:
     layer = canvas().convert("RGBA")
     layer.putalpha(Image.new("L", layer.size, 0))
@@ -185,6 +208,17 @@ def test_what_training_keeps_is_small_and_the_same() -> None:
         assert min(image.size) == round(SPARE * WHOLE.size)
     assert KEPT_QUALITY >= 90
     assert np.abs(decode(kept, WHOLE).astype(int) - decode(large, WHOLE).astype(int)).mean() < 4
+
+
+def test_a_very_long_picture_is_kept_as_it_is() -> None:
+    data = encoded(Image.new("RGB", (100, 70_000), RED), "PNG")
+    assert shrunk(data, Picture("image", 8)) == data or len(shrunk(data, Picture("image", 8))) < len(data)
+    assert decode(shrunk(data, Picture("image", 64)), WHOLE).shape == (3, 32, 32)
+
+
+def test_large_pictures_are_made_small_before_they_are_copied() -> None:
+    large = canvas(size=(3_000, 2_000)).convert("RGBA")
+    assert is_the_canvas(encoded(large, "PNG", compress_level=1))
 
 
 def test_a_thumbnail_shows_all_of_it() -> None:

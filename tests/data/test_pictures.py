@@ -102,12 +102,30 @@ def test_a_broken_picture_is_read_and_stays_in_the_hash(given: PictureInput) -> 
     assert (keys.null_count, reasons.null_count) == (1, 1)
 
 
+def test_a_place_that_is_none_is_missing_and_no_error(given: PictureInput) -> None:
+    odd = [
+        b"http://[x/y.jpg",
+        b"//[x",
+        "http://ex\u2100mple.com/a".encode(),
+        b"http://" + b"a" * 300 + b"/x",
+        b"ftp://h/x",
+        b"\xff\xfe.jpg",
+        b"",
+    ]
+    places = pa.array(odd).cast(pa.string(), safe=False)
+    read = given.read(table(["a"] * len(odd), places))
+    assert given.encode(read.values).status.to_pylist() == [MISSING] * len(odd)
+    assert read.reasons.null_count == len(odd)
+
+
 def test_pictures_alone() -> None:
     given = PictureInput(Path(), (), 12, WINDOW)
     read = given.read(pa.table({"image": [jpeg(), None, b"x"]}))
     assert read.reasons.to_pylist() == [None, "the picture is missing", None]
     encoded = given.encode(read.values.drop_null())
     assert given.found_out(read.values.drop_null(), encoded)[1].to_pylist() == [None, "the picture is broken"]
+    again = given.from_arrow(encoded.to_arrow())
+    assert (again.batch(np.arange(2))["pixel_values"] == encoded.batch(np.arange(2))["pixel_values"]).all()
     assert set(encoded.batch(np.arange(2))) == {"pixel_values", "image_index"}
     assert given.texts(read.values.drop_null()).to_pylist() == ["", ""]
     assert given.identity(read.values).null_count == 1

@@ -346,3 +346,51 @@ def test_an_image_column_must_hold_pictures(
         ),
         "--base-model none: words alone do not see",
     )
+
+
+def test_a_model_that_only_sees_labels_a_catalog(
+    ray_session: None, sight: Path, write: Callable[..., Path], working_folder: Path
+) -> None:
+    import torch
+
+    from cataloger.bundle import Spec
+    from cataloger.model.network import new_classifier, save_bundle
+    from cataloger.model.sight import sight_of
+    from cataloger.model.tiers import Tiers
+
+    network = sight_of(str(sight))
+    spec = Spec(("A", "B > C", "B > D"), (), 12, "mean", "none", picture=network.picture("photo"))
+    torch.manual_seed(0)
+    save_bundle(working_folder / "bundle", new_classifier(Path(), spec, network), Path(), spec)
+    rows = shop(9, 6)
+    photos = [*rows["image"], None, b"<html>", rows["image"][0]]
+    catalog = write("shop.parquet", id=[str(row) for row in range(12)], photo=photos)
+    result = label(
+        LabelConfig(catalog=str(catalog), output="labels", model="bundle", max_reject_fraction=1, precision="fp32")
+    )
+    assert (result.labelled, result.cost.forwarded) == (10, 10)  # a broken one is asked, and its answer not used
+    assert rejects_of() == {"9": "the picture is missing", "10": "the picture is broken"}
+    published = labels_of().to_pandas().set_index("id")
+    own = Tiers(working_folder / "bundle").label(pa.table({"photo": photos}))
+    assert own.column("category").to_pylist()[:9] == [published.loc[str(row), "category"] for row in range(9)]
+    assert published.loc["11", "text_hash"] == published.loc["0", "text_hash"]
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_words_say_nothing_of_a_row_without_text(trained: tuple[Path, dict[str, float]], lists: bool) -> None:
+    """Whatever their weight, the network's probabilities stay what they are."""
+    import torch
+
+    from cataloger.bundle import MANY_CATEGORIES, Words
+    from cataloger.heads.base import head_of
+    from cataloger.heads.ranked import Ranked
+
+    spec = replace(read_spec(trained[0]), words=Words(weight=0.7))
+    if lists:
+        spec = replace(spec, head=MANY_CATEGORIES, thresholds=(), words=Words(weight=0.7))
+    head, logits = head_of(spec, "cpu"), torch.randn(2, len(spec.categories), generator=torch.manual_seed(0))
+    ranked = Ranked.of(np.full((2, len(spec.categories)), 0.1, np.float32)).silent(np.array([True, False]))
+    again = Ranked.from_arrow(ranked.to_arrow()).take(np.arange(2))
+    joined = head.with_words(logits, again, Words(weight=0.7))
+    assert torch.equal(joined[0], logits[0])
+    assert not torch.allclose(joined[1], logits[1])

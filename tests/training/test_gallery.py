@@ -11,7 +11,7 @@ from cataloger.bundle import Picture
 from cataloger.data.album import Pictured
 from cataloger.data.images import OK, decode
 from cataloger.data.pictures import PictureInput
-from cataloger.training.gallery import Gallery, altered, load_pictured, vary
+from cataloger.training.gallery import Gallery, _contents, altered, load_pictured, vary
 from drawn import BLUE, RED, canvas, encoded, jpeg, noise
 
 WINDOW = Picture("image", 32, crop=1.0)
@@ -37,7 +37,7 @@ def rows(ray_session: None, tiny_model: Path) -> Pictured:
 def test_pictures_lie_compressed_on_the_disk_each_once(rows: Pictured) -> None:
     assert isinstance(rows.album, Gallery)
     assert rows.index.tolist() == [0, 0, -1, 1, 2, -1]
-    assert rows.album._column.length() == 3
+    assert len(_contents(rows.album.file)) == 3
     batch = rows.batch(np.array([4, 2, 1, 0]))
     assert batch["image_index"].tolist() == [2, 0, 1, 1]
     assert (batch["pixel_values"][1] == decode(noise(2), WINDOW)).all()
@@ -87,6 +87,12 @@ def test_some_rows_go_without_their_text_and_others_without_their_picture(tiny_m
     )
     kept = np.flatnonzero(~mute)
     assert seen.tokens.take(kept).lists() == encoded_rows.tokens.take(kept).lists()
+
+
+def test_a_row_without_text_keeps_its_picture(tiny_model: Path) -> None:
+    given = PictureInput(tiny_model, ("title",), 12, WINDOW)
+    rows = given.encode(read_by(given, title=pa.nulls(500, pa.string()), image=[jpeg()] * 500))
+    assert (vary(rows, "off", np.random.default_rng(0)).index == 0).all()
 
 
 def test_pictures_alone_are_never_left_out() -> None:
