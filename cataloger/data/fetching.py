@@ -6,6 +6,7 @@ catalog's folder. Many are asked for at once, each of them several times; what c
 
 import functools
 import hashlib
+import logging
 import os
 import random
 import threading
@@ -21,10 +22,13 @@ from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
 from cataloger.errors import StorageError
 from cataloger.infra.storage import locate
 
+log = logging.getLogger(__name__)
 AT_ONCE = 16
 DECODED_AT_ONCE = 2
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 0.5
+# So many pictures of a host that are lost one after the other, in one process, and for how long nobody asks it then.
+LOST_IN_A_ROW, SILENT_SECONDS = 8, 300.0
 CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS = 5.0, 20.0, 60.0
 CHUNK = 1 << 16
 # Answers that may be another one the next time.
@@ -67,7 +71,7 @@ def fetch(references: Sequence[str], use: Callable[[bytes], Found]) -> list[Foun
 def _each(references: Sequence[str], ask: Callable[[str], Found]) -> list[Found | Unreadable]:
     def one(reference: str) -> Found | Unreadable:
         try:
-            return _with_patience(lambda: ask(reference))
+            return _with_patience(reference, lambda: ask(reference))
         except Unreadable as problem:
             return problem
         except ValueError:  # no address: urllib, requests and pyarrow each say so in their own way
@@ -79,15 +83,53 @@ def _each(references: Sequence[str], ask: Callable[[str], Found]) -> list[Found 
         return list(pool.map(one, references))
 
 
-def _with_patience(ask: Callable[[], Found]) -> Found:
+class _Hosts:
+    """Which hosts have gone silent: a night would be over before all their pictures have been waited for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lost: dict[str, int] = {}
+        self._since: dict[str, float] = {}
+
+    def is_silent(self, host: str) -> bool:
+        with self._lock:
+            return time.monotonic() - self._since.get(host, -SILENT_SECONDS) < SILENT_SECONDS
+
+    def answered(self, host: str) -> None:
+        with self._lock:
+            self._lost.pop(host, None)
+
+    def lost(self, host: str) -> None:
+        """A picture that could not be had in all attempts."""
+        with self._lock:
+            self._lost[host] = self._lost.get(host, 0) + 1
+            if self._lost[host] < LOST_IN_A_ROW:
+                return
+            self._lost[host], self._since[host] = 0, time.monotonic()
+        log.warning(
+            "%s does not answer: for %.0f s its pictures are taken as missing", host or "the disk", SILENT_SECONDS
+        )
+
+
+_hosts = _Hosts()
+
+
+def _with_patience(reference: str, ask: Callable[[], Found]) -> Found:
     """Waits twice as long each time, and by chance a little less, so that not all who wait come back at once."""
+    host = urlsplit(reference).netloc
     for number in range(ATTEMPTS):
+        if _hosts.is_silent(host):
+            raise Unreadable(MISSING)
         try:
-            return ask()
+            found = ask()
         except _TryAgain as problem:
             if number == ATTEMPTS - 1:
+                _hosts.lost(host)
                 raise Unreadable(MISSING) from problem
-            time.sleep(FIRST_WAIT_SECONDS * 2**number * (0.5 + random.random() / 2))
+        else:
+            _hosts.answered(host)
+            return found
+        time.sleep(FIRST_WAIT_SECONDS * 2**number * (0.5 + random.random() / 2))
     raise AssertionError("there is at least one attempt")
 
 

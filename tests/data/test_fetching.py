@@ -1,0 +1,133 @@
+"""Pictures that lie elsewhere, at servers as they are."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from cataloger.data import fetching
+from cataloger.data.fetching import AT_ONCE, ATTEMPTS, LOST_IN_A_ROW, fetch, resolved, versions
+from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
+from cataloger.infra.storage import locate
+
+
+class Odd(BaseHTTPRequestHandler):
+    """Answers by the name that is asked for."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        name = self.path.strip("/")
+        self.asked[name] += 1
+        data, code, headers = b"picture of " + name.encode(), 200, {}
+        if name.startswith("down"):
+            code = 503
+        elif name == "once" and self.asked[name] == 1:
+            code = 500
+        elif name == "gone":
+            code = 404
+        elif name == "moved":
+            code, headers = 302, {"Location": "/there"}
+        elif name == "circle":
+            code, headers = 302, {"Location": "/circle"}
+        elif name == "no-head" and self.command == "HEAD":
+            code = 405
+        elif name == "dated":
+            headers = {"Last-Modified": "Wed, 25 Nov 2026 10:00:00 GMT"}
+        elif name == "tagged":
+            headers = {"ETag": '"1"'}
+        self.send_response(code)
+        for key, value in headers.items():
+            self.send_header(key, value)
+        if name == "short":
+            self.send_header("Content-Length", str(len(data) + 5))
+        elif name == "endless":
+            pass
+        else:
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command == "GET" and code == 200:
+            self.wfile.write(data)
+            if name == "endless":
+                for _ in range(MOST_BYTES // (1 << 20) + 1):
+                    self.wfile.write(bytes(1 << 20))
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    Odd.asked.clear()
+    monkeypatch.setattr(fetching, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(fetching, "_hosts", fetching._Hosts())
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
+    served.daemon_threads = True
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def said(found: list[bytes | Unreadable]) -> list[bytes | str]:
+    return [one.status if isinstance(one, Unreadable) else one for one in found]
+
+
+def test_what_a_server_may_do(server: str) -> None:
+    names = ["plain", "once", "gone", "moved", "circle", "short", "endless", "down"]
+    assert said(fetch([f"{server}/{name}" for name in names], bytes)) == [
+        *(b"picture of plain", b"picture of once", MISSING, b"picture of there", MISSING, MISSING, TOO_LARGE, MISSING),
+    ]
+    assert (Odd.asked["once"], Odd.asked["gone"], Odd.asked["down"]) == (2, 1, ATTEMPTS)
+
+
+def test_a_version_is_a_tag_a_date_or_the_bytes_themselves(server: str) -> None:
+    names = ["tagged", "dated", "plain", "no-head", "gone"]
+    found = versions([f"{server}/{name}" for name in names])
+    assert found[:2] == ['"1"', "16 Wed, 25 Nov 2026 10:00:00 GMT"]
+    assert all(isinstance(one, str) and len(one) == 32 for one in found[2:4])
+    assert isinstance(found[4], Unreadable)
+    assert Odd.asked["tagged"] == 1
+
+
+def test_nobody_waits_for_ever_for_a_host_that_is_silent(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [f"{server}/down-{number}" for number in range(200)]
+    assert said(fetch(places, bytes)) == [MISSING] * 200
+    assert Odd.asked.total() <= ATTEMPTS * (LOST_IN_A_ROW + AT_ONCE)
+    assert said(fetch([f"{server}/plain"], bytes)) == [MISSING]
+    monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.0)  # a while later
+    assert said(fetch([f"{server}/plain"], bytes)) == [b"picture of plain"]
+
+
+def test_on_a_disk(working_folder: Path) -> None:
+    (working_folder / "a").write_bytes(b"bytes")
+    (working_folder / "large").write_bytes(bytes(MOST_BYTES + 1))
+    places = [str(working_folder / name) for name in ("a", "large", "none", ".")]
+    assert said(fetch(places, bytes)) == [b"bytes", TOO_LARGE, MISSING, MISSING]
+    before = versions(places[:1])
+    assert versions([f"file://{places[0]}"]) == before
+    (working_folder / "a").write_bytes(b"other bytes")
+    assert versions(places[:1]) != before
+
+
+@pytest.mark.s3
+def test_on_s3(s3: str) -> None:
+    (locate(f"{s3}/pictures") / "a.jpg").write(b"bytes")
+    places = [f"{s3}/pictures/a.jpg", f"{s3}/pictures/none.jpg", "s3:///nobody/a.jpg", "s3://no-such-bucket/a.jpg"]
+    assert said(fetch(places[:3], bytes)) == [b"bytes", MISSING, MISSING]
+    assert isinstance(versions(places)[0], str)
+
+
+def test_names_are_below_the_catalog() -> None:
+    assert resolved("pictures/a.jpg", "s3://shop/catalog") == "s3://shop/catalog/pictures/a.jpg"
+    assert resolved("/a.jpg", "/catalog") == "/a.jpg"
+    assert resolved("HTTPS://Shop/A.jpg", "/catalog") == "https://Shop/A.jpg"
+    assert resolved("a.jpg", "") == "a.jpg"
