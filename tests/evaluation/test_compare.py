@@ -75,6 +75,8 @@ def test_the_better_model_is_promoted_and_rolled_back(
         "--catalog",
         "shop.parquet",
         "--promote",
+        "--max-slowdown",  # how busy the machine is says nothing of the models
+        1_000,
     )
     assert code == 0, out + err
     assert champion() == "2"
