@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +194,18 @@ def fault_proxy(target: str, fault: Fault) -> Iterator[str]:
         stop.set()
         thread.join(10)
         loop.close()
+
+
+@contextlib.contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """An HTTP server of this process with these answers: its address."""
+    served = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    served.daemon_threads = True
+    thread = threading.Thread(target=served.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{served.server_port}"
+    finally:
+        served.shutdown()
+        thread.join()
+        served.server_close()

@@ -1,9 +1,8 @@
 """Pictures that lie elsewhere, at servers as they are."""
 
-import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from cataloger.data import fetching
 from cataloger.data.fetching import AT_ONCE, ATTEMPTS, LOST_IN_A_ROW, fetch, resolved, versions
 from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
 from cataloger.infra.storage import locate
+from servers import answering
 
 
 class Odd(BaseHTTPRequestHandler):
@@ -67,14 +67,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Odd.asked.clear()
     monkeypatch.setattr(fetching, "FIRST_WAIT_SECONDS", 0.01)
     monkeypatch.setattr(fetching, "_hosts", fetching._Hosts())
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Odd)
-    served.daemon_threads = True
-    thread = threading.Thread(target=served.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{served.server_port}"
-    served.shutdown()
-    thread.join()
-    served.server_close()
+    with answering(Odd) as address:
+        yield address
 
 
 def said(found: list[bytes | Unreadable]) -> list[bytes | str]:

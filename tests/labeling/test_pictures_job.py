@@ -4,10 +4,9 @@ import base64
 import json
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +24,7 @@ from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
 from cataloger.publishing import snapshot
 from drawn import BLUE, GREEN, GREY, RED, jpeg
+from servers import answering
 
 THINGS, COLOURS = ("shirt", "cup", "lamp"), {"Red": RED, "Green": GREEN, "Blue": BLUE}
 KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -263,13 +263,8 @@ class Shelf(BaseHTTPRequestHandler):
 @pytest.fixture
 def shelf() -> Iterator[str]:
     Shelf.asked, Shelf.pictures = [], {}
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Shelf) as address:
+        yield address
 
 
 def test_pictures_that_lie_elsewhere(
