@@ -29,7 +29,7 @@ class CatalogFile:
     row_groups: tuple[int, ...]
     """Rows of each."""
     sizes: tuple[int, ...]
-    """Bytes of the named columns of each row group, decompressed, and of what their pictures become."""
+    """Bytes of the named columns of each row group, decompressed."""
     schema: pa.Schema
 
 
@@ -44,6 +44,8 @@ class Catalog:
     files: tuple[CatalogFile, ...]
     schema: pa.Schema
     fingerprint: str
+    row_bytes: int = 0
+    """What each row takes beside that: its picture, when it has been fetched and decoded."""
 
     @property
     def base(self) -> str:
@@ -80,7 +82,7 @@ def open_catalog(
         raise CatalogError(f"catalog {uri}: not found; --catalog takes a Parquet file, a folder or an s3:// prefix")
     infos = [info] if info.is_file else _parquet_files(location)
     with ThreadPoolExecutor(32) as pool:
-        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names, row_bytes), infos))
+        files = tuple(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
@@ -90,7 +92,7 @@ def open_catalog(
         name = file.path.removeprefix(location.path)
         digest.update(repr((name, file.size, file.modified_ns, file.row_groups)).encode())
     schema = pa.schema([(name, _common_type({file.schema.field(name).type for file in files})) for name in names])
-    return Catalog(location, files, schema, digest.hexdigest()[:16])
+    return Catalog(location, files, schema, digest.hexdigest()[:16], row_bytes)
 
 
 def grouped(column: str | None) -> dict[str, str]:
@@ -123,7 +125,7 @@ def _refuse_table_formats(location: Location, names: set[str]) -> None:
         )
 
 
-def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str], row_bytes: int) -> CatalogFile:
+def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequence[str]) -> CatalogFile:
     try:
         with pq.ParquetFile(info.path, filesystem=filesystem) as file:
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -132,7 +134,7 @@ def _open_file(filesystem: pafs.FileSystem, info: pafs.FileInfo, columns: Sequen
                 size=info.size,
                 modified_ns=info.mtime_ns or 0,
                 row_groups=tuple(group.num_rows for group in groups),
-                sizes=tuple(column_bytes(group, columns) + row_bytes * group.num_rows for group in groups),
+                sizes=tuple(column_bytes(group, columns) for group in groups),
                 schema=file.schema_arrow.remove_metadata(),
             )
     except (pa.ArrowException, OSError) as error:

@@ -14,7 +14,6 @@ from cataloger.bundle import Picture
 Pixels = npt.NDArray[np.uint8]
 # What became of a row's picture. UNREAD: words were sure of the row without it.
 OK, MISSING, BROKEN, TOO_LARGE, UNREAD = "ok", "missing", "broken", "too large", "unread"
-STATUSES = (OK, MISSING, BROKEN, TOO_LARGE, UNREAD)
 MOST_BYTES = 32 << 20
 # A picture of more is not decoded: a file of a few kilobytes may ask for gigabytes of memory.
 MOST_PIXELS = 64_000_000
@@ -88,15 +87,6 @@ def shrunk(data: bytes, picture: Picture) -> bytes:
         return sink.getvalue()
 
 
-def thumbnail(data: bytes, side: int) -> bytes:
-    """A small JPEG of the whole picture. Raises Unreadable."""
-    with _opened(data, side) as image:
-        image.thumbnail((side, side))
-        sink = io.BytesIO()
-        image.save(sink, "JPEG", quality=80)
-        return sink.getvalue()
-
-
 def _opened(data: bytes, short: int) -> Any:
     """A Pillow image in RGB, upright and on white, its shorter side at least `short` pixels where it has as many. Raises Unreadable."""
     from PIL import Image
@@ -135,7 +125,7 @@ def _upright(image: Any) -> Any:
 
     try:
         orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # a picture can be seen without
+    except Exception:  # Pillow has many for EXIF that is damaged; the picture itself is not
         return image
     turns = Image.Transpose
     how = {

@@ -86,8 +86,8 @@ class PictureInput:
 
     def kept(self, values: pa.Array) -> pa.Table:
         """What a training keeps: tokens, and a picture as bytes of no more pixels than it has use for, in the row where it comes first;
-        `picture` is the version of the picture, `status` what became of it."""
-        index, status, found = self._had(values, lambda data: shrunk(data, self.picture))
+        `picture` is its version, null where none could be had."""
+        index, _, found = self._had(values, lambda data: shrunk(data, self.picture))
         columns: dict[str, Any] = {"tokens": self._tokens(values).lists()} if self.words else {}  # type: ignore[union-attr]
         first = np.full(len(values), -1)
         for row in np.flatnonzero(index >= 0)[::-1]:
@@ -96,9 +96,7 @@ class PictureInput:
         for number, data in enumerate(found):
             contents[first[number]] = data
         version = pc.if_else(pa.array(index >= 0), values.field("version"), pa.scalar(None, pa.string()))
-        return pa.table(
-            {**columns, "picture": version, "bytes": pa.array(contents, pa.large_binary()), "status": status}
-        )
+        return pa.table({**columns, "picture": version, "bytes": pa.array(contents, pa.large_binary())})
 
     def found_out(self, values: pa.Array, encoded: Pictured) -> tuple[pa.Array, pa.Array]:
         planned, status = values.field("status"), encoded.status

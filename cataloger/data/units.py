@@ -62,7 +62,7 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
     """Cut a catalog into units in file order; a function of the catalog and its named columns, so that every run cuts it alike.
 
     A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units, and fewer
-    where the named columns of so many would come to more than 256 MiB, by the footers. Whole row groups share a unit; one that
+    where the named columns of so many would come to more than 256 MiB, by the footers and what their pictures become. Whole row groups share a unit; one that
     is larger than a unit is cut into units of its own, so that reading needs no more than one task for it.
     """
     if unit_rows is None:
@@ -77,6 +77,7 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
 
     for file in catalog.files:
         for row_group, (rows, size) in enumerate(zip(file.row_groups, file.sizes, strict=True)):
+            size += rows * catalog.row_bytes
             if rows > room or size > bytes_left:
                 close(shared)
                 shared, room, bytes_left = [], unit_rows, MAX_UNIT_BYTES

@@ -50,7 +50,7 @@ def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Exampl
 
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
-        encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs else given.from_arrow(chosen)
+        encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
         return Examples(encoded, Ragged.from_arrow(chosen.column("labels")))
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)

@@ -175,7 +175,8 @@ def _fit(
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     blocks = ingest(sources, config)
-    rows_of = pa.concat_tables([copied(ray.get(block), ["use", "key", NOT_UTF8]) for block in blocks])
+    wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else [])]
+    rows_of = pa.concat_tables([copied(ray.get(block), wanted) for block in blocks])
     uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
     if len(names):
         log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
@@ -189,6 +190,9 @@ def _fit(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
+    if spec.picture:
+        seen = len(rows_of) - rows_of.column("picture").null_count
+        log.info("%s of these rows have a picture that could be read", f"{seen:,}")
     fitted_words = words.fit(blocks, spec, folder / "words", config) if spec.text_columns else None
     saw = seen_rows(rows_of)
     if not spec.network:

@@ -20,7 +20,6 @@ from cataloger.data.images import (
     Unreadable,
     decode,
     shrunk,
-    thumbnail,
 )
 from drawn import BLUE, GREEN, RED, canvas, encoded, jpeg
 
@@ -182,7 +181,7 @@ def png_of(width: int, height: int) -> bytes:
     ],
 )
 def test_what_cannot_be_read_says_why(data: bytes, status: str) -> None:
-    for use in (lambda: decode(data, WHOLE), lambda: shrunk(data, WHOLE), lambda: thumbnail(data, 16)):
+    for use in (lambda: decode(data, WHOLE), lambda: shrunk(data, WHOLE)):
         with pytest.raises(Unreadable) as problem:
             use()
         assert problem.value.status == status
@@ -219,8 +218,3 @@ def test_a_very_long_picture_is_kept_as_it_is() -> None:
 def test_large_pictures_are_made_small_before_they_are_copied() -> None:
     large = canvas(size=(3_000, 2_000)).convert("RGBA")
     assert is_the_canvas(encoded(large, "PNG", compress_level=1))
-
-
-def test_a_thumbnail_shows_all_of_it() -> None:
-    with Image.open(io.BytesIO(thumbnail(encoded(canvas(size=(400, 200))), 64))) as image:
-        assert (image.format, image.size) == ("JPEG", (64, 32))

@@ -389,3 +389,17 @@ def test_words_say_nothing_of_a_row_without_text(trained: tuple[Path, dict[str, 
     joined = head.with_words(logits, again, Words(weight=0.7))
     assert torch.equal(joined[0], logits[0])
     assert not torch.allclose(joined[1], logits[1])
+
+
+def test_a_unit_has_as_many_pictures_as_memory_has_room_for(write: Callable[..., Path]) -> None:
+    """Wherever they lie: what they take is what they become."""
+    from cataloger.bundle import Picture
+    from cataloger.data.catalog import open_catalog
+    from cataloger.data.units import MAX_UNIT_BYTES, plan_units
+
+    path = write("shop.parquet", id=range(5_000), image=["a.jpg"] * 5_000)
+    catalog = open_catalog(str(path), "id", (), picture=Picture("image", 224))
+    units = plan_units(catalog)
+    assert sum(unit.rows for unit in units) == 5_000
+    assert max(unit.rows for unit in units) * 3 * 224**2 <= MAX_UNIT_BYTES
+    assert len(plan_units(open_catalog(str(path), "id", ()))) == 1
