@@ -86,7 +86,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BERT of two narrow layers with random weights, no dropout, and MiniLM's tokenizer."""
     from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
-    from cataloger.bundle import base_model_folder
+    from cataloger.model.pretrained import base_model_folder
 
     folder = tmp_path_factory.mktemp("tiny-bert")
     set_seed(0)

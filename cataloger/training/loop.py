@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from cataloger.bundle import Spec, checked_base_model
+from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Tokens, shuffled_batches
@@ -27,6 +27,7 @@ from cataloger.infra import runtime
 from cataloger.infra.progress import StepMetric
 from cataloger.model.engines import resolve_dtype
 from cataloger.model.network import new_classifier, save_bundle
+from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
 from cataloger.training import checkpoint
 from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring

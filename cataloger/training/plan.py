@@ -5,16 +5,7 @@ import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cataloger.bundle import (
-    MANY_CATEGORIES,
-    MOST_TOKENS,
-    NO_NETWORK,
-    Picture,
-    Spec,
-    Words,
-    checked_base_model,
-    resolve_pooling,
-)
+from cataloger.bundle import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, Picture, Spec, Words
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
 from cataloger.data.catalog import Catalog, grouped, open_catalog
@@ -24,6 +15,7 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import head_for
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
+from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.defaults import settled

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger.bundle import FORMAT, NO_NETWORK, base_model_folder
+from cataloger.bundle import FORMAT, NO_NETWORK
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
@@ -23,6 +23,7 @@ from cataloger.data.text import split_hash, split_keys, split_position, undecoda
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
 from cataloger.infra import runtime
+from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cataloger.bundle import base_model_folder
 from cataloger.data.augmentation import Augmenter
 from cataloger.data.text import load_tokenizer
+from cataloger.model.pretrained import base_model_folder
 
 TEXT = "red running shoes for women | Acme unbelievable | light and breathable"
 

@@ -6,7 +6,6 @@ from conftest import ROOT
 
 # Loaded on the way from a row to its label, and without a say in it: where it is kept, what it cost.
 NOT_DECIDING = {
-    "model.sight",
     "config",
     "data.ids",
     "data.seen",
@@ -20,6 +19,8 @@ NOT_DECIDING = {
     "infra.storage",
     "labeling.cost",
     "labeling.packed",
+    "model.pretrained",
+    "model.sight",
     "publishing.snapshot",
     "strict",
 }

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import Spec, digest, read_spec, resolve_pooling, write_spec
+from cataloger.bundle import Spec, digest, read_spec, write_spec
 from cataloger.data import batching
 from cataloger.data.batching import Batch, Tokens
 from cataloger.data.text import load_tokenizer, tokenize
@@ -19,6 +19,7 @@ from cataloger.errors import ModelError
 from cataloger.model import engines
 from cataloger.model.network import load_network
 from cataloger.model.predictor import Predictor
+from cataloger.model.pretrained import resolve_pooling
 from cataloger.taxonomy import Taxonomy
 from conftest import make_bundle
 
@@ -105,7 +106,7 @@ def test_bundle_holds_no_pickle_and_its_digest_follows_its_content(bundle: Path)
 
 
 def test_auto_pooling_is_what_the_base_model_was_trained_with(tiny_model: Path) -> None:
-    from cataloger.bundle import base_model_folder
+    from cataloger.model.pretrained import base_model_folder
 
     assert resolve_pooling(base_model_folder("minilm"), "auto") == "mean"
     assert resolve_pooling(base_model_folder("minilm"), "cls") == "cls"
