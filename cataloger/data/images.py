@@ -22,6 +22,7 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
 # What is kept for a training has so many times the pixels that are read, on a side: room to crop and to zoom.
 SPARE = 1.75
 KEPT_QUALITY = 92
+THUMBNAIL, THUMBNAIL_QUALITY = 96, 75
 WHITE = (255, 255, 255)
 REDUCIBLE = ("RGB", "RGBA", "L", "LA")
 ORIENTATION = 0x0112  # of the tags of EXIF
@@ -84,6 +85,15 @@ def shrunk(data: bytes, picture: Picture) -> bytes:
             smaller.save(sink, "JPEG", quality=KEPT_QUALITY)
         except (OSError, ValueError):  # longer than a JPEG can be
             return data
+        return sink.getvalue()
+
+
+def thumbnail(data: bytes) -> bytes:
+    """The whole picture on a few pixels, as JPEG. Raises Unreadable."""
+    with _opened(data, THUMBNAIL) as image:
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        sink = io.BytesIO()
+        image.save(sink, "JPEG", quality=THUMBNAIL_QUALITY)
         return sink.getvalue()
 
 

@@ -56,6 +56,9 @@ class Input(Protocol):
     def shown(self, values: pa.Array) -> pa.Array:
         """What a person is shown of each row: at most 200 characters."""
 
+    def thumbnails(self, values: pa.Array) -> list[bytes | None]:
+        """And its picture, as a small JPEG."""
+
     def encode(self, values: pa.Array) -> Any:
         """`Encoded`, of values without nulls."""
 

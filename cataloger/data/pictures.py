@@ -17,7 +17,7 @@ from cataloger.bundle import Picture
 from cataloger.data import fetching
 from cataloger.data.album import Decoded, Pictured
 from cataloger.data.batching import IntArray, Tokens
-from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, Unreadable, decode, shrunk
+from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, Unreadable, decode, shrunk, thumbnail
 from cataloger.data.text import hash_texts, undecodable
 from cataloger.data.texts import NO_TEXT, SHOWN_CHARACTERS, TextInput
 from cataloger.data.values import Distinct, Values
@@ -77,6 +77,10 @@ class PictureInput:
         return pc.utf8_slice_codeunits(
             pc.if_else(values.is_valid(), pc.fill_null(words, ""), words), 0, SHOWN_CHARACTERS
         )
+
+    def thumbnails(self, values: pa.Array) -> list[bytes | None]:
+        index, _, found = self._had(values, thumbnail)
+        return [None if place < 0 else found[place] for place in index.tolist()]
 
     def encode(self, values: pa.Array) -> Pictured:
         index, status, found = self._had(values, lambda data: decode(data, self.picture))

@@ -51,6 +51,9 @@ class TextInput:
     def shown(self, values: pa.Array) -> pa.Array:
         return pc.utf8_slice_codeunits(values, 0, SHOWN_CHARACTERS)
 
+    def thumbnails(self, values: pa.Array) -> list[bytes | None]:
+        return [None] * len(values)
+
     def encode(self, values: pa.Array) -> Tokens:
         return self.from_arrow(pa.table({"tokens": tokenize(self._tokenizer, values)}))
 

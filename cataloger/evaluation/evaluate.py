@@ -1,5 +1,6 @@
 """Measure a model on a labelled catalog; metrics, report and pictures go to MLflow."""
 
+import functools
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from cataloger.config import EvaluateConfig
 from cataloger.data.catalog import Catalog, grouped, is_list, open_catalog
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
-from cataloger.evaluation.predictions import FILE, SLICE, About, Predictions, sides
+from cataloger.evaluation.predictions import BY_PICTURE, DECIDED, FILE, SLICE, About, Predictions, decided, sides
 from cataloger.heads import metrics
 from cataloger.heads.columns import columns_of
 from cataloger.heads.metrics import Scores
@@ -78,17 +79,21 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             tracking.run("evaluate", Path(catalog.location.path).stem, config, catalog, about) as run_id,
             vitals.watch(run_id),
         ):
-            found = predict_rows(
-                "evaluate",
-                catalog,
-                kept | {SLICE + name: name for name in config.slice_columns},
-                source,
+            ask = functools.partial(
+                predict_rows,
+                catalog=catalog,
+                source=source,
                 spec=spec,
                 held_out=config.split == "test",
                 tiers=config.tiers == "auto",
                 precision=config.precision,
                 use_gpu=config.use_gpu,
             )
+            found = ask("evaluate", kept=kept | {SLICE + name: name for name in config.slice_columns})
+            labels = found.labels
+            if spec.picture and spec.text_columns:
+                blind = ask("evaluate without pictures", kept={}, blind=True).labels
+                labels = labels.append_column(SLICE + DECIDED, decided(labels, blind))
             described = About(
                 model=source.uri,
                 catalog=config.catalog,
@@ -99,7 +104,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 categories=spec.categories,
                 texts_per_second=found.cost.answered_per_second,
             )
-            predictions = Predictions.of(found.labels, names, described)
+            predictions = Predictions.of(labels, names, described)
             if predictions.about.knows_the_answers:
                 log.warning(
                     "%s was trained on %.0f%% of these rows: its scores are too good",
@@ -164,6 +169,9 @@ def _log(result: Evaluation, predictions: Predictions) -> None:
     }
     if predictions.about.seen is not None:
         values["seen_share"] = predictions.about.seen
+    if SLICE + DECIDED in predictions.slices:
+        by_picture = pc.equal(predictions.table.column(SLICE + DECIDED), BY_PICTURE)
+        values["decided_by_picture_share"] = float(pc.mean(by_picture.cast("float64")).as_py())
     for number, level in enumerate(result.levels, 1):
         values |= {
             f"level_{number}_accuracy": level.accuracy,

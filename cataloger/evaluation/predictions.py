@@ -14,13 +14,15 @@ import pyarrow.parquet as pq
 from cataloger.data import seen
 from cataloger.data.catalog import is_list
 from cataloger.errors import CatalogError
-from cataloger.heads.columns import published_in
+from cataloger.heads.columns import IMAGE_STATUS, published_in
 from cataloger.heads.sets import Sets, indicators
 
 log = logging.getLogger(__name__)
 FILE = "predictions.parquet"
 _ABOUT = b"cataloger.evaluation"
 SLICE = "slice."  # before the name of a column to slice by
+# Of a model that reads and sees, a slice of its own: what a row's category would have been without the picture.
+DECIDED, BY_PICTURE, BY_TEXT = "decided_by", "picture", "text"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class About:
 @dataclass(frozen=True)
 class Predictions:
     """One row per product that has a category: `row` (its number in the catalog), id, text, true_category, category,
-    confidence, needs_review, and the columns to slice by as `slice.NAME`; true_categories and categories of a multi-label model."""
+    confidence, needs_review, and the columns to slice by as `slice.NAME`, such as what became of its picture; true_categories and categories of a multi-label model."""
 
     table: pa.Table
     about: About
@@ -63,6 +65,8 @@ class Predictions:
         answer = published_in(labels.column_names).answer
         true = _normalised(labels.column("written"), names)
         columns = {name: labels.column(name) for name in ("row", "id", "text")}
+        if IMAGE_STATUS in labels.column_names:
+            columns[SLICE + IMAGE_STATUS] = labels.column(IMAGE_STATUS)
         columns |= {
             name: labels.column(name).cast(pa.large_string()) for name in labels.column_names if name.startswith(SLICE)
         }
@@ -113,6 +117,14 @@ class Predictions:
         if about.pop("saw_these_rows", False):  # what evaluations said before they knew how many
             about["seen"] = 1.0
         return cls(table, About(**{**about, "categories": tuple(about["categories"])}))
+
+
+def decided(labels: pa.Table, blind: pa.Table) -> pa.Array:
+    """For each of these labels whether the same model gave another one, or none, without the picture."""
+    columns = published_in(labels.column_names)
+    without = dict(zip(blind.column("row").to_pylist(), columns.whole(blind), strict=True))
+    rows = zip(labels.column("row").to_pylist(), columns.whole(labels), strict=True)
+    return pa.array([BY_TEXT if without.get(row) == category else BY_PICTURE for row, category in rows], pa.string())
 
 
 def sides(first: Predictions, *others: Predictions) -> list[Sets]:

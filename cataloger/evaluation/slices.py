@@ -87,7 +87,8 @@ def _system(script: str) -> str:
 
 
 def slices(first: Predictions, second: Predictions) -> list[Slice]:
-    """Both models' accuracy at every level, on head, torso and tail, by writing system and by each slice column."""
+    """Both models' accuracy at every level, on head, torso and tail, by writing system, by what became of the picture where one of
+    them sees, and by each slice column."""
     true, *answers = sides(first, second)
     found = []
     for depth in range(1, max(map(levels, true.names), default=1)):
@@ -101,8 +102,9 @@ def slices(first: Predictions, second: Predictions) -> list[Slice]:
     frequency = pa.DictionaryArray.from_arrays(pa.array(rarest), pa.array(FREQUENCIES))
     found += _by_value("frequency", pa.chunked_array([frequency]), *right)
     found += _by_value("writing system", scripts(first.table.column("text")), *right)
-    for column in first.slices:
-        found += _by_value(column.removeprefix(SLICE), first.table.column(column), *right)
+    of_either = {name: one.table.column(name) for one in (second, first) for name in one.slices}
+    for name, values in of_either.items():
+        found += _by_value(name.removeprefix(SLICE), values, *right)
     return found
 
 

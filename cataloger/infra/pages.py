@@ -1,5 +1,6 @@
 """Pages that stand alone: one HTML file with its pictures in it, for a browser, a mail or an MLflow artifact."""
 
+import base64
 import io
 import time
 from pathlib import Path
@@ -21,6 +22,7 @@ def render(template: str, **values: Any) -> str:
         "percent": lambda value: f"{value:.1%}",
         "hundredths": lambda value: f"{100 * value:+.1f}",
         "points": lambda value: f"{100 * value:+.1f} points",
+        "jpeg": lambda data: f"data:image/jpeg;base64,{base64.b64encode(data).decode()}",
         "p": lambda value: "< 0.001" if value < 0.001 else f"{value:.3f}",
     }
     return environment.get_template(template).render(now=time.strftime("%Y-%m-%d %H:%M"), **values)

@@ -51,9 +51,11 @@ def predict_rows(
     tiers: bool = True,
     held_out: bool = False,
     at_most: int | None = None,
+    blind: bool = False,
 ) -> Predicted:
-    """Labels with the columns of `kept`, by the model as `spec` has it, with columns of other names for instance: of all rows, of those that the model's training left out (`held_out`), or of about
-    `at_most` rows, the same ones for every model. Rows without text are left out and counted. Needs a running Ray.
+    """Labels with the columns of `kept`, by the model as `spec` has it, with columns of other names for instance: of all rows, of those
+    that the model's training left out (`held_out`), or of about `at_most` rows, the same ones for every model; `blind` is as if no
+    row had a picture. Rows that the model can read nothing of are left out and counted. Needs a running Ray.
 
     Raises ConfigError where the held-out rows cannot be told from others."""
     trained, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)
@@ -76,13 +78,17 @@ def predict_rows(
     # Without keys, the files' sizes and times are all there is to go by.
     otherwise = pa.scalar(True if same_files and not held_out else None, pa.bool_())
     kept = {"row": ROW, **kept, **({"seen": KEY} if saw else {})}
+    schema = catalog.schema
+    if blind and spec.picture:
+        schema = schema.remove(schema.get_field_index(spec.picture.column))
     reading = Reading(
         catalog.location.filesystem,
-        catalog.schema,
+        schema,
         kept,
         catalog.base,
         held_out,
         every=every,
+        blind=blind,
         alternatives=alternatives,
     )
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])

@@ -49,6 +49,8 @@ class Reading:
     """The folder of the catalog, which pictures may lie in."""
     held_out: bool = False
     every: int = 1
+    blind: bool = False
+    """As if no row had a picture; their column is not read."""
     published: reuse.Published | None = None
     asked_again: int = ASKED_AGAIN
     alternatives: int = 0
@@ -136,6 +138,8 @@ def _replaced(values: pa.Array, rows: IntArray, others: pa.Array) -> pa.Array:
 def _rows(table: pa.Table, given: Input, spec: Spec, reading: Reading) -> tuple[pa.Table, pa.Array, pa.Array]:
     """(the rows that are wanted, what the model reads of each, why it cannot), with the columns that are named in `kept`."""
     table, reason = _with_ids(table, reading)
+    if reading.blind and spec.picture:
+        table = table.append_column(spec.picture.column, pa.nulls(len(table)))
     taken = given.read(table)
     table, values, reason = taken.table, taken.values, pc.coalesce(reason, taken.reasons)
     if ROW in reading.kept.values():

@@ -1,17 +1,18 @@
-"""The labels that most need a person's look, and the words that they were given to.
+"""The labels that most need a person's look, and the words and pictures that they were given to.
 
-Published parts hold no text. The words of a few products are read again from the catalog: just the rows in question, on the
+Published parts hold neither. Those of a few products are read again from the catalog: just the rows in question, on the
 driver, whatever wrote the parts and when.
 """
 
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cataloger.data.catalog import Catalog
@@ -44,7 +45,7 @@ class Product:
     """A doubtful label for people: categories and alternatives are (path, confidence), the most probable first.
 
     `confidence` is that of the label as a whole. `words` are the first 200 characters of what the model read, None where the
-    catalog could not be read again.
+    catalog could not be read again; `picture` is a small JPEG of what it saw.
     """
 
     id: str | None
@@ -52,6 +53,7 @@ class Product:
     categories: tuple[tuple[str, float], ...]
     alternatives: tuple[tuple[str, float], ...]
     words: str | None
+    picture: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,12 @@ def least(doubts: Iterable[Doubt]) -> tuple[Doubt, ...]:
 def products(doubts: Sequence[Doubt], folder: Location, origin: Origin) -> list[Product]:
     """What the parts in `folder` and the catalog say of these labels, in their order. Raises StorageError for a part.
 
-    Without words where the catalog cannot be read any more, is another one by now, or has such large row groups that the
+    Without words and pictures where the catalog cannot be read any more, is another one by now, or has such large row groups that the
     driver had better not.
     """
     labels = dict(_labels(doubts, folder))
-    words = _words(doubts, origin, {label["text_hash"] for label in labels.values()})
-    found = {doubt: _product(label, words.get(label["text_hash"])) for doubt, label in labels.items()}
+    given = _given(doubts, origin, {label["text_hash"] for label in labels.values()})
+    found = {doubt: _product(label, *given.get(label["text_hash"], (None, None))) for doubt, label in labels.items()}
     return [found[doubt] for doubt in doubts]
 
 
@@ -106,18 +108,19 @@ def _labels(doubts: Sequence[Doubt], folder: Location) -> Iterator[tuple[Doubt, 
             yield doubt, {**label, "scored": categories}
 
 
-def _product(label: Mapping[str, Any], words: str | None) -> Product:
+def _product(label: Mapping[str, Any], words: str | None, picture: bytes | None) -> Product:
     return Product(
         id=None if label["id"] is None else str(label["id"])[:SHOWN_CHARACTERS],
         confidence=label["confidence"],
         categories=tuple(label["scored"]),
         alternatives=tuple((other["category"], other["confidence"]) for other in label["alternatives"]),
         words=words,
+        picture=picture,
     )
 
 
-def _words(doubts: Sequence[Doubt], origin: Origin, wanted: Collection[str]) -> dict[str, str]:
-    """The beginnings of the texts of these hashes, as far as they can be had."""
+def _given(doubts: Sequence[Doubt], origin: Origin, wanted: Set[str]) -> dict[str, tuple[str, bytes | None]]:
+    """What the model was given, by its hash: the beginning of the text, and the picture; as far as they can be had."""
     sizes = {file.path: file.sizes for file in origin.catalog.files}
     rows = [
         part
@@ -126,13 +129,14 @@ def _words(doubts: Sequence[Doubt], origin: Origin, wanted: Collection[str]) -> 
     ]
     # A column may be named twice, and is read once.
     schema = pa.schema([origin.catalog.schema.field(name) for name in dict.fromkeys(origin.reads.columns)])
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, bytes | None]] = {}
     try:
         for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
-            found_here = origin.reads.distinct(origin.reads.read(table).values)
-            keys, shown = found_here.keys, origin.reads.shown(found_here.values)
-            pairs = zip(keys.to_pylist(), shown.to_pylist(), strict=True)
-            found.update((key, text) for key, text in pairs if key in wanted)
+            here = origin.reads.distinct(origin.reads.read(table).values)
+            chosen = pc.is_in(here.keys, pa.array(sorted(wanted - found.keys()), here.keys.type))
+            values = here.values.filter(chosen)
+            pairs = zip(origin.reads.shown(values).to_pylist(), origin.reads.thumbnails(values), strict=True)
+            found.update(zip(here.keys.filter(chosen).to_pylist(), pairs, strict=True))
     except (CatalogerError, OSError, pa.ArrowException) as error:
         # A catalog may be replaced as soon as it has been labelled.
         log.warning("the words of the least certain products could not be read again: %s", error)

@@ -56,6 +56,17 @@ def test_slices_by_hand() -> None:
     assert found["frequency", "head"].p_value < 1e-9
 
 
+def test_what_one_of_the_models_saw_is_a_slice_whichever_it_is() -> None:
+    reads, sees = said(["A > y"] * 50 + TRUE[50:]), said(TRUE)
+    status = pa.array(["ok"] * 60 + ["missing"] * 40)
+    sees = Predictions(sees.table.append_column("slice.image_status", status), sees.about)
+    for pair in ((reads, sees), (sees, reads)):
+        found = {one.accuracy.name: one for one in slices(*pair) if one.group == "image_status"}
+        assert {name: one.rows for name, one in found.items()} == {"ok": 60, "missing": 40}
+        assert abs(found["ok"].accuracy.by) == pytest.approx(50 / 60)
+        assert found["missing"].accuracy.by == 0
+
+
 def test_categories_that_won_and_lost_with_examples() -> None:
     changes = by_category(said(["A > y"] * 50 + TRUE[50:]), said(TRUE[:95] + ["A > x"] * 5))
     assert [(one.category, one.by) for one in changes] == [("A > x", 50), ("A > y", 0), ("B > z", 0), ("C", -5)]

@@ -111,7 +111,7 @@ def test_a_column_that_is_named_twice_is_read_as_the_model_reads_it(origin: Orig
     twice = replace(origin, reads=TextInput(Path(), ("title", "title"), 16))
     said = "title 1 long | title 1 long"
     (key,) = hash_texts(pa.array([said])).to_pylist()
-    assert doubts._words(doubts_about(origin, [1]), twice, {key}) == {key: said}
+    assert doubts._given(doubts_about(origin, [1]), twice, {key}) == {key: (said, None)}
 
 
 def test_no_more_is_read_than_the_rows_in_question(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
