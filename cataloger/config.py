@@ -149,7 +149,7 @@ class LabelConfig:
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     max_reject_fraction: float = 0.01
-    """Share of rejected rows above which the labels are not published."""
+    """Share of rows that are rejected, or whose picture cannot be reached, above which the labels are not published."""
     max_missing_fraction: float = 0.2
     """Share of the published products that may be without a label in this run; above it the run is held back."""
     max_changed_fraction: float = 0.1

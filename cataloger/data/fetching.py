@@ -1,7 +1,8 @@
 """Pictures that lie elsewhere: which version of each is there now, and its bytes.
 
 A reference is a local path, `file://`, `s3://` or `http(s)://`; one without a scheme that is no absolute path is below the
-catalog's folder. Many are asked for at once, each of them several times; what cannot be had is missing, and no error.
+catalog's folder. Many are asked for at once, each of them several times; what is not there is missing, and no error. Where nobody
+answers it is unreachable: it may be there tomorrow.
 """
 
 import functools
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
+from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, UNREACHABLE, Unreadable
 from cataloger.errors import StorageError
 from cataloger.infra.storage import locate
 
@@ -106,9 +107,7 @@ class _Hosts:
             if self._lost[host] < LOST_IN_A_ROW:
                 return
             self._lost[host], self._since[host] = 0, time.monotonic()
-        log.warning(
-            "%s does not answer: for %.0f s its pictures are taken as missing", host or "the disk", SILENT_SECONDS
-        )
+        log.warning("%s does not answer: for %.0f s nobody asks it for pictures", host or "the disk", SILENT_SECONDS)
 
 
 _hosts = _Hosts()
@@ -119,13 +118,13 @@ def _with_patience(reference: str, ask: Callable[[], Found]) -> Found:
     host = urlsplit(reference).netloc
     for number in range(ATTEMPTS):
         if _hosts.is_silent(host):
-            raise Unreadable(MISSING)
+            raise Unreadable(UNREACHABLE)
         try:
             found = ask()
         except _TryAgain as problem:
             if number == ATTEMPTS - 1:
                 _hosts.lost(host)
-                raise Unreadable(MISSING) from problem
+                raise Unreadable(UNREACHABLE) from problem
         else:
             _hosts.answered(host)
             return found
@@ -190,6 +189,8 @@ def _info(reference: str) -> pafs.FileInfo:
 def _located(reference: str) -> Any:
     if urlsplit(reference).scheme == "s3":
         bucket, _, key = reference.removeprefix("s3://").partition("/")
+        if not bucket:
+            raise Unreadable(MISSING)
         return _bucket(bucket) / key
     try:
         return locate(reference)
@@ -227,7 +228,12 @@ def _asked(method: str, reference: str) -> Any:
         answer = _connections.session.request(
             method, reference, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS), allow_redirects=True
         )
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.TooManyRedirects,
+        UnicodeError,
+    ) as error:
         raise Unreadable(MISSING) from error
     except (requests.RequestException, OSError) as error:
         raise _TryAgain from error

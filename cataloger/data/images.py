@@ -12,8 +12,9 @@ import numpy.typing as npt
 from cataloger.bundle import Picture
 
 Pixels = npt.NDArray[np.uint8]
-# What became of a row's picture. UNREAD: words were sure of the row without it.
-OK, MISSING, BROKEN, TOO_LARGE, UNREAD = "ok", "missing", "broken", "too large", "unread"
+# What became of a row's picture. UNREACHABLE: where it lies nobody answered. UNREAD: words were sure of the row without it.
+OK, MISSING, BROKEN, TOO_LARGE = "ok", "missing", "broken", "too large"
+UNREACHABLE, UNREAD = "unreachable", "unread"
 MOST_BYTES = 32 << 20
 # A picture of more is not decoded: a file of a few kilobytes may ask for gigabytes of memory.
 MOST_PIXELS = 64_000_000

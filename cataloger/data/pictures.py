@@ -17,7 +17,7 @@ from cataloger.bundle import Picture
 from cataloger.data import fetching
 from cataloger.data.album import Decoded, Pictured
 from cataloger.data.batching import IntArray, Tokens
-from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, Unreadable, decode, shrunk, thumbnail
+from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, UNREACHABLE, Unreadable, decode, shrunk, thumbnail
 from cataloger.data.text import hash_texts, undecodable
 from cataloger.data.texts import NO_TEXT, SHOWN_CHARACTERS, TextInput
 from cataloger.data.values import Distinct, Values
@@ -104,7 +104,7 @@ class PictureInput:
 
     def found_out(self, values: pa.Array, encoded: Pictured) -> tuple[pa.Array, pa.Array]:
         planned, status = values.field("status"), encoded.status
-        gone = pc.and_(pc.equal(planned, OK), pc.equal(status, MISSING))
+        gone = pc.and_(pc.equal(planned, OK), pc.is_in(status, pa.array([MISSING, UNREACHABLE])))
         texts = values.field("text")
         keys = pc.if_else(gone, self._hashed(texts, pa.nulls(len(values), pa.string())), pa.scalar(None, pa.string()))
         useless = pc.and_(texts.is_null(), pc.not_equal(status, OK))

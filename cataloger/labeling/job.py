@@ -84,7 +84,7 @@ def label(config: LabelConfig) -> LabelResult:
         return _publish_again(night)
     units = plan_units(catalog)
     every = ids.sample_every(catalog.rows, ids.COUNTED)
-    finished = snapshot.finished_parts(night.folder, units, every)
+    finished = snapshot.finished_parts(night.folder, units, every, config.max_reject_fraction)
     parts, samples = {unit: part for unit, (part, _) in finished.items()}, [sample for _, sample in finished.values()]
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
@@ -216,6 +216,7 @@ def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[
     """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
     found = _look(night, len(origin.units), parts.values(), result)
     try:
+        fitness.check_pictures(night.run, parts.values(), night.config)
         fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
         if night.words:
             fitness.check_tiers(night.run, parts.values(), night.words.agreement, night.config)

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from cataloger.bundle import Spec
 from cataloger.config import Precision
 from cataloger.data import ids
+from cataloger.data.images import UNREACHABLE
 from cataloger.data.units import Unit
 from cataloger.heads.columns import IMAGE_STATUS, assemble, columns_of
 from cataloger.infra import progress, runtime
@@ -65,15 +66,18 @@ def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str
     done = Done.of(row)
     with done.cost.timed("writing"):
         labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
-        answered = {**done.cost.answered, **_images(labels)}
+        answered = {**done.cost.answered, **_images(labels, rejects)}
         part = snapshot.write_part(folder, done.unit, labels, rejects, answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}
 
 
-def _images(labels: pa.Table) -> dict[str, Any]:
-    """How many labels there are by what became of the row's picture."""
+def _images(labels: pa.Table, rejects: pa.Table) -> dict[str, Any]:
+    """How many labels there are by what became of the row's picture, and how many rows in all whose picture could not be reached."""
     if IMAGE_STATUS not in labels.column_names:
         return {}
     counts = pc.value_counts(labels.column(IMAGE_STATUS)).to_pylist()
-    return {"images": {count["values"]: count["counts"] for count in counts}}
+    images = {count["values"]: count["counts"] for count in counts}
+    # A row that had nothing but its picture.
+    lost = pc.sum(pc.ends_with(rejects.column("reason"), UNREACHABLE)).as_py() or 0
+    return {"images": images, "unreachable": images.get(UNREACHABLE, 0) + lost}

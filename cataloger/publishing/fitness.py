@@ -25,6 +25,20 @@ def check_rejects(run: str, parts: Collection[Part], config: LabelConfig, where:
         )
 
 
+def check_pictures(run: str, parts: Collection[Part], config: LabelConfig) -> None:
+    """Hold back labels that were given without pictures that are there. Raises PublishError."""
+    unreachable, rows = (
+        sum(counts) for counts in zip(*((part.unreachable, part.rows + part.rejects) for part in parts), strict=True)
+    )
+    limit = config.max_reject_fraction
+    if unreachable > limit * rows:
+        raise PublishError(
+            f"run {run}: the pictures of {unreachable:,} of {rows:,} rows could not be reached ({unreachable / rows:.1%}, the limit is "
+            f"{limit:.1%}); not published. When the servers answer that have them, run the same command again: it labels those units "
+            "again, and no others. To publish these labels, run again with a higher --max-reject-fraction"
+        )
+
+
 def check_drift(found: Night, config: LabelConfig) -> None:
     """Hold back a run that lacks too many of the published products, or differs too much from a run of the same model.
 

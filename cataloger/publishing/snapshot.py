@@ -62,6 +62,8 @@ class Part:
     agreed: int = 0
     images: Mapping[str, int] = field(default_factory=dict)
     """Labels by what became of the row's picture, where the model sees."""
+    unreachable: int = 0
+    """Rows, labelled or rejected, whose picture could not be reached."""
 
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":
@@ -133,10 +135,10 @@ def write_part(
 ) -> Part:
     """Write rejects, then labels, unless the unit is finished already; each file appears whole or not at all.
 
-    `answered` are the counts of `Part` by their name. `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
+    Finished is a part that lacks no more pictures than this one. `answered` are the counts of `Part` by their name. `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
     """
     name, rows = part_name(unit), len(labels) + len(rejects)
-    if standing := _standing(folder, unit, rows):
+    if standing := _standing(folder, unit, rows, answered):
         return standing
     metadata = {f"cataloger.{key}".encode(): value.encode() for key, value in about.items()}
     counts = {"unit": unit, "rows": len(labels), "rejects": len(rejects), **answered}
@@ -146,20 +148,24 @@ def write_part(
         data = _parquet(rejects, metadata)
         (folder / REJECTS / name).write(data)
         files.append(_describe(f"{REJECTS}/{name}", data))
+    elif (stale := folder / REJECTS / name).exists():
+        stale.delete()  # of a part that this one replaces
     data = _parquet(labels, metadata)
     try:
         (folder / name).replace(data, None)
     except ConflictError:
-        if standing := _standing(folder, unit, rows):
+        if standing := _standing(folder, unit, rows, answered):
             return standing
-        (folder / name).write(data)  # what lies there is damaged
+        (folder / name).write(data)  # what lies there is damaged, or lacks pictures
     return Part(**counts, files=(_describe(name, data), *files))
 
 
-def finished_parts(folder: Location, units: Sequence[Unit], every: int) -> dict[int, tuple[Part, ids.Hashes]]:
+def finished_parts(
+    folder: Location, units: Sequence[Unit], every: int, unreachable: float = 0.0
+) -> dict[int, tuple[Part, ids.Hashes]]:
     """The parts of earlier attempts at this run that are whole and have as many rows as their unit, with a sample of their ids.
 
-    They are read in full, once. `every` samples the ids.
+    They are read in full, once. `every` samples the ids; `unreachable` is the share of rows whose picture may be out of reach.
     """
     planned = {unit.index: unit.rows for unit in units}
     names = [info.base_name for info in folder.files(recursive=False)]
@@ -167,7 +173,11 @@ def finished_parts(folder: Location, units: Sequence[Unit], every: int) -> dict[
     with ThreadPoolExecutor(16) as pool:
         read = pool.map(lambda unit: _read_part(folder, unit, every), [unit for unit in there if unit in planned])
         found = [pair for pair in read if pair]
-    return {part.unit: (part, hashes) for part, hashes in found if part.rows + part.rejects == planned[part.unit]}
+    return {
+        part.unit: (part, hashes)
+        for part, hashes in found
+        if part.rows + part.rejects == planned[part.unit] and part.unreachable <= unreachable * planned[part.unit]
+    }
 
 
 def check_complete(run: str, units: Sequence[Unit], parts: Mapping[int, Part]) -> None:
@@ -281,10 +291,13 @@ def _parquet(table: pa.Table, metadata: Mapping[bytes, bytes]) -> pa.Buffer:
     return sink.getvalue()
 
 
-def _standing(folder: Location, unit: int, rows: int) -> Part | None:
-    """The part of this unit where it is there and whole."""
+def _standing(folder: Location, unit: int, rows: int, answered: Mapping[str, Any]) -> Part | None:
+    """The part of this unit where it is there and whole, and lacks no more pictures than the one with these counts."""
     found = _read_part(folder, unit, every=1) if (folder / part_name(unit)).exists() else None
-    return found[0] if found and found[0].rows + found[0].rejects == rows else None
+    part = found[0] if found else None
+    if part is None or part.rows + part.rejects != rows or part.unreachable > answered.get("unreachable", 0):
+        return None
+    return part
 
 
 def _read_part(folder: Location, unit: int, every: int) -> tuple[Part, ids.Hashes] | None:

@@ -10,7 +10,7 @@ import pytest
 
 from cataloger.data import fetching
 from cataloger.data.fetching import AT_ONCE, ATTEMPTS, LOST_IN_A_ROW, fetch, resolved, versions
-from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, Unreadable
+from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, UNREACHABLE, Unreadable
 from cataloger.infra.storage import locate
 from servers import answering
 
@@ -78,7 +78,16 @@ def said(found: list[bytes | Unreadable]) -> list[bytes | str]:
 def test_what_a_server_may_do(server: str) -> None:
     names = ["plain", "once", "gone", "moved", "circle", "short", "endless", "down"]
     assert said(fetch([f"{server}/{name}" for name in names], bytes)) == [
-        *(b"picture of plain", b"picture of once", MISSING, b"picture of there", MISSING, MISSING, TOO_LARGE, MISSING),
+        *(
+            b"picture of plain",
+            b"picture of once",
+            MISSING,
+            b"picture of there",
+            MISSING,
+            UNREACHABLE,
+            TOO_LARGE,
+            UNREACHABLE,
+        ),
     ]
     assert (Odd.asked["once"], Odd.asked["gone"], Odd.asked["down"]) == (2, 1, ATTEMPTS)
 
@@ -94,9 +103,9 @@ def test_a_version_is_a_tag_a_date_or_the_bytes_themselves(server: str) -> None:
 
 def test_nobody_waits_for_ever_for_a_host_that_is_silent(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     places = [f"{server}/down-{number}" for number in range(200)]
-    assert said(fetch(places, bytes)) == [MISSING] * 200
+    assert said(fetch(places, bytes)) == [UNREACHABLE] * 200
     assert Odd.asked.total() <= ATTEMPTS * (LOST_IN_A_ROW + AT_ONCE)
-    assert said(fetch([f"{server}/plain"], bytes)) == [MISSING]
+    assert said(fetch([f"{server}/plain"], bytes)) == [UNREACHABLE]
     monkeypatch.setattr(fetching, "SILENT_SECONDS", 0.0)  # a while later
     assert said(fetch([f"{server}/plain"], bytes)) == [b"picture of plain"]
 

@@ -1,6 +1,7 @@
 """A model that reads and sees: trained, labelled at night, asked elsewhere. Its words say what a product is, its picture of what colour."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -20,12 +21,15 @@ import pytest
 from PIL import Image
 
 from cataloger.bundle import read_spec
-from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
-from cataloger.data.images import BROKEN, MISSING, OK, TOO_LARGE, UNREAD
+from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig, VerifyConfig
+from cataloger.data.images import BROKEN, MISSING, OK, TOO_LARGE, UNREACHABLE, UNREAD
+from cataloger.data.units import plan_units
+from cataloger.errors import PublishError
 from cataloger.infra.storage import locate
+from cataloger.labeling import job
 from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
-from cataloger.publishing import snapshot
+from cataloger.publishing import snapshot, upkeep
 from drawn import BLUE, GREEN, GREY, RED, jpeg
 from servers import answering
 
@@ -254,6 +258,7 @@ class Shelf(BaseHTTPRequestHandler):
 
     asked: ClassVar[list[tuple[str, str]]] = []
     pictures: ClassVar[dict[str, bytes]] = {}
+    down: ClassVar[set[str]] = set()
 
     def do_HEAD(self) -> None:
         self.answer(body=False)
@@ -265,7 +270,7 @@ class Shelf(BaseHTTPRequestHandler):
         self.asked.append((self.command, self.path))
         data = self.pictures.get(self.path)
         busy = self.path == "/busy.jpg" and self.asked.count((self.command, self.path)) == 1
-        code = 503 if busy else 200 if data is not None else 404
+        code = 503 if busy or self.path in self.down else 200 if data is not None else 404
         self.send_response(code)
         size = 1 << 40 if self.path == "/huge.jpg" else len(data or b"")
         self.send_header("Content-Length", str(size))
@@ -279,7 +284,7 @@ class Shelf(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def shelf() -> Iterator[str]:
-    Shelf.asked, Shelf.pictures = [], {}
+    Shelf.asked, Shelf.pictures, Shelf.down = [], {}, set()
     with answering(Shelf) as address:
         yield address
 
@@ -314,16 +319,47 @@ def test_pictures_that_lie_elsewhere(
     assert [[first[name][column] for column in decided] for name in first] == [
         [second[name][column] for column in decided] for name in first
     ]
-    # The next night looks whether they are the same, and fetches none again.
+    # The next night looks whether they are the same, and fetches none again, but for the page.
     Shelf.asked.clear()
     write("shop.parquet", **rows)
     result = label(config)
     assert result.cost.forwarded == 0
-    assert {command for command, _ in Shelf.asked} == {"HEAD"}
+    shown = {f"/{row}.jpg" for row in range(3) if first[f"P5-{row}"]["needs_review"]} | {"/busy.jpg", "/page.jpg"}
+    assert {path for command, path in Shelf.asked if command == "GET"} <= shown
     # A picture that changes there is another one.
     Shelf.pictures["/0.jpg"] = jpeg(GREEN if rows["category_path"][0].endswith("Red") else RED, GREY, (40, 40))
     write("shop.parquet", **rows)
     assert label(replace(config, max_changed_fraction=1)).cost.forwarded == 1
+
+
+def test_a_server_that_is_down_holds_the_night_back(
+    trained: tuple[Path, dict[str, float]], shelf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one of four units; one row there has nothing but its picture. When the server is back, that unit is labelled again."""
+    rows = shop(40, 7)
+    Shelf.pictures = {f"/{row}.jpg": rows["image"][row] for row in range(40)}
+    rows["image"] = [f"{shelf}/{row}.jpg" for row in range(40)]
+    rows["title"][15] = None
+    pq.write_table(pa.table(rows), "shop.parquet")
+    monkeypatch.setattr(job, "plan_units", functools.partial(plan_units, unit_rows=10))
+    config = LabelConfig(catalog="shop.parquet", output="labels", model=str(trained[0]), tiers="off")
+    Shelf.down = {f"/{row}.jpg" for row in range(10, 17)}
+    with pytest.raises(
+        PublishError, match=r"pictures of 7 of 40 rows could not be reached \(17\.5%, the limit is 1\.0%\)"
+    ):
+        label(config)
+    assert not Path("labels/_latest.json").exists()
+    assert list(Path("labels").glob("run=*/_rejects/*")), "the row without a title"
+    (unfinished,) = Path("labels").glob("run=*/part-00001.parquet")
+    assert set(pq.read_table(unfinished, partitioning=None).column("image_status").to_pylist()) == {OK, UNREACHABLE}
+    # Whoever wants these labels can have them.
+    assert label(replace(config, output="anyway", max_reject_fraction=0.3)).labelled == 39
+    Shelf.down = set()
+    result = label(config)
+    assert (result.labelled, result.rejects, result.cost.forwarded) == (40, 0, 10)
+    assert result.images == {OK: 40}
+    assert not list(Path("labels").glob("run=*/_rejects/*"))
+    assert upkeep.verify(VerifyConfig("labels")).rows == 40
 
 
 def test_words_that_are_sure_need_no_picture(trained: tuple[Path, dict[str, float]], odd: Path) -> None:
