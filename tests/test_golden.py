@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from cataloger.bundle import MANY_CATEGORIES, SPEC, Spec, read_spec, write_spec
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra.storage import locate
-from cataloger.publishing.snapshot import part_name, write_part
+from cataloger.publishing.parts import part_name, write_part
 
 ONE = Spec(
     ("Fruit > Apple", "Fruit > Pear", "Tool"),

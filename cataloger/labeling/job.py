@@ -28,7 +28,7 @@ from cataloger.model import registry
 from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
-from cataloger.publishing.snapshot import Part
+from cataloger.publishing.parts import REJECTS, Part, finished_parts
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
@@ -84,7 +84,7 @@ def label(config: LabelConfig) -> LabelResult:
         return _publish_again(night)
     units = plan_units(catalog)
     every = ids.sample_every(catalog.rows, ids.COUNTED)
-    finished = snapshot.finished_parts(night.folder, units, every, config.max_reject_fraction)
+    finished = finished_parts(night.folder, units, every, config.max_reject_fraction)
     parts, samples = {unit: part for unit, (part, _) in finished.items()}, [sample for _, sample in finished.values()]
     if parts:
         log.info("resuming run %s: %s of %s units are finished", run, len(parts), len(units))
@@ -217,7 +217,7 @@ def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[
     found = _look(night, len(origin.units), parts.values(), result)
     try:
         fitness.check_pictures(night.run, parts.values(), night.config)
-        fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / snapshot.REJECTS))
+        fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / REJECTS))
         if night.words:
             fitness.check_tiers(night.run, parts.values(), night.words.agreement, night.config)
         fitness.check_drift(found, night.config)

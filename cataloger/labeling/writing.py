@@ -24,8 +24,7 @@ from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading
 from cataloger.labeling.stream import Done, predict_units
-from cataloger.publishing import snapshot
-from cataloger.publishing.snapshot import Part
+from cataloger.publishing.parts import Part, write_part
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str
     with done.cost.timed("writing"):
         labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
         answered = {**done.cost.answered, **_images(labels, rejects)}
-        part = snapshot.write_part(folder, done.unit, labels, rejects, answered, about)
+        part = write_part(folder, done.unit, labels, rejects, answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}
 

@@ -22,7 +22,7 @@ from cataloger.data.units import Unit, read_units
 from cataloger.errors import CatalogerError, StorageError
 from cataloger.heads.columns import published_in
 from cataloger.infra.storage import Location, explain
-from cataloger.publishing import snapshot
+from cataloger.publishing.parts import part_name
 
 log = logging.getLogger(__name__)
 SHOWN = 12
@@ -96,7 +96,7 @@ def products(doubts: Sequence[Doubt], folder: Location, origin: Origin) -> list[
 def _labels(doubts: Sequence[Doubt], folder: Location) -> Iterator[tuple[Doubt, dict[str, Any]]]:
     """Each doubt with its row of the labels, part by part."""
     for unit, of_unit in groupby(sorted(doubts, key=lambda doubt: doubt.unit), key=lambda doubt: doubt.unit):
-        rows, part = list(of_unit), folder / snapshot.part_name(unit)
+        rows, part = list(of_unit), folder / part_name(unit)
         try:
             with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
                 columns = published_in(file.schema_arrow.names)

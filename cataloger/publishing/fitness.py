@@ -6,7 +6,7 @@ from collections.abc import Collection
 from cataloger.config import LabelConfig
 from cataloger.errors import PublishError
 from cataloger.publishing.nightly import Night
-from cataloger.publishing.snapshot import Part
+from cataloger.publishing.parts import Part
 
 log = logging.getLogger(__name__)
 # That words and network agree so seldom by chance, if the certificate still held.

@@ -15,7 +15,7 @@ from cataloger.infra.storage import Location
 from cataloger.publishing import drift, snapshot
 from cataloger.publishing.doubts import Product
 from cataloger.publishing.drift import Drift, Summary
-from cataloger.publishing.snapshot import Part
+from cataloger.publishing.parts import REJECTS, Part, part_name, read_file
 from cataloger.taxonomy import SEPARATOR, prefix
 
 FLOWS = 20
@@ -202,7 +202,7 @@ def _matrix(found: Drift) -> tuple[list[str], list[list[int]]] | None:
 
 def _reasons(folder: Location, parts: Iterable[Part]) -> Counter[str]:
     def count(part: Part) -> dict[str, int]:
-        _, file = snapshot.read_file(folder, f"{snapshot.REJECTS}/{snapshot.part_name(part.unit)}")
+        _, file = read_file(folder, f"{REJECTS}/{part_name(part.unit)}")
         counts = pc.value_counts(file.read(columns=["reason"]).column(0)).to_pylist()
         return {pair["values"]: pair["counts"] for pair in counts}
 

@@ -17,6 +17,7 @@ from cataloger.data.units import plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
 from cataloger.publishing import pointer, snapshot
+from cataloger.publishing.parts import REJECTS, part_name, read_file
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def verify(config: VerifyConfig) -> Verification:
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:
     try:
-        found = asdict(snapshot.read_file(folder, entry["name"])[0])
+        found = asdict(read_file(folder, entry["name"])[0])
     except (StorageError, pa.ArrowException, OSError) as error:
         return f"{entry['name']}: {str(error).splitlines()[0]}"
     wrong = [key for key in ("bytes", "sha256", "rows") if found[key] != entry[key]]
@@ -145,12 +146,10 @@ def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], b
     problems = []
     source = _ids_of(catalog)
     for unit in range(manifest["units"]):
-        name = snapshot.part_name(unit)
-        files = [file for file in (name, f"{snapshot.REJECTS}/{name}") if file in rows]
+        name = part_name(unit)
+        files = [file for file in (name, f"{REJECTS}/{name}") if file in rows]
         written = Counter(
-            value
-            for file in files
-            for value in snapshot.read_file(folder, file)[1].read(columns=["id"]).column(0).to_pylist()
+            value for file in files for value in read_file(folder, file)[1].read(columns=["id"]).column(0).to_pylist()
         )
         # By the rows that the run itself counted: how it was cut may have been another version's way.
         if written != Counter(itertools.islice(source, sum(rows[file] for file in files))):

@@ -118,7 +118,7 @@ def test_a_driver_killed_ten_times_is_finished_by_the_same_command(
     moments: list[str | float] = [
         "data.catalog.open_catalog",
         "labeling.job.plan_units",
-        "publishing.snapshot.finished_parts",
+        "publishing.parts.finished_parts",
         "infra.runtime.session",
     ]
     # Units that are under way when their driver dies are finished: with more moments than these, too few would be left.

@@ -21,6 +21,7 @@ NOT_DECIDING = {
     "labeling.packed",
     "model.pretrained",
     "model.sight",
+    "publishing.parts",
     "publishing.snapshot",
     "strict",
 }

@@ -14,8 +14,9 @@ from cataloger.data.text import compose, hash_texts
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Unit, plan_units
 from cataloger.infra.storage import Location, locate
-from cataloger.publishing import doubts, snapshot
+from cataloger.publishing import doubts
 from cataloger.publishing.doubts import SHOWN, Doubt, Origin, Product, in_part, least, products
+from cataloger.publishing.parts import write_part
 
 TEXT = ("title", "brand")
 ROWS, UNIT = 90, 40
@@ -56,7 +57,7 @@ def write_run(catalog: str, folder: Location) -> Origin:
         )
         rejects[unit.index] = unit.rows - len(rows)
         rejected = pa.table({"id": [0] * rejects[unit.index], "reason": ["no text"] * rejects[unit.index]})
-        snapshot.write_part(folder, unit.index, labels, rejected, {"forwarded": 0}, {})
+        write_part(folder, unit.index, labels, rejected, {"forwarded": 0}, {})
         start += unit.rows
     return Origin(opened, units, rejects, TextInput(Path(), TEXT, 16))
 
@@ -163,6 +164,6 @@ def test_labels_of_any_number_of_categories(working_folder: Path, origin: Origin
     labels = pq.read_table("run/part-00000.parquet").slice(0, 2).drop_columns("category")
     labels = labels.append_column("categories", pa.array([["A", "B > C"], []], pa.list_(pa.string())))
     labels = labels.append_column("confidences", pa.array([[0.9, 0.75], []], pa.list_(pa.float32())))
-    snapshot.write_part(locate("lists"), 0, labels, labels.slice(0, 0), {"forwarded": 0}, {})
+    write_part(locate("lists"), 0, labels, labels.slice(0, 0), {"forwarded": 0}, {})
     found = products([Doubt(0.1, 0, 0, 1), Doubt(0.2, 1, 0, 0)], locate("lists"), origin)
     assert [product.categories for product in found] == [(), (("A", pytest.approx(0.9)), ("B > C", 0.75))]

@@ -27,6 +27,7 @@ from cataloger.publishing import doubts, drift, nightly, snapshot
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.drift import Summary
 from cataloger.publishing.nightly import Branch, Night, tree
+from cataloger.publishing.parts import write_part
 
 ROWS = 1_000
 
@@ -231,7 +232,7 @@ def test_a_night_of_products_of_any_number_of_categories(working_folder: Path) -
     )
     catalog = open_catalog("shop.parquet", "id", ("title",))
     planned, folder = plan_units(catalog), snapshot.run_folder(locate("labels"), "7f3a")
-    part = snapshot.write_part(folder, 0, labels, labels.slice(0, 0), {"forwarded": 3}, {})
+    part = write_part(folder, 0, labels, labels.slice(0, 0), {"forwarded": 3}, {})
     found = nightly.look(locate("labels"), "7f3a", 1, 3, [part], None, "digest")
     products = doubts.products(
         found.now.doubts, folder, Origin(catalog, planned, {0: 0}, TextInput(Path(), ("title",), 16))

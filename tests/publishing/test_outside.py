@@ -22,6 +22,7 @@ from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogerError, ModelError, StorageError
 from cataloger.infra.storage import locate
 from cataloger.publishing import pointer, snapshot, upkeep
+from cataloger.publishing.parts import write_part
 
 SPEC = Spec(("A > x", "A > y", "B"), ("title",), 32, "mean", "f", thresholds=(0.5, 0.6))
 ABOUT = {
@@ -45,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             labels = pa.table({"id": range(rows), "category": ["A"] * rows})
             rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
             folder = snapshot.run_folder(output, "r")
-            parts[unit] = snapshot.write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": "r"})
+            parts[unit] = write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": "r"})
         snapshot.write_manifest(output, "r", UNITS, parts, ABOUT)
         pointer.publish(output, "r", pointer.look(output))
     (room / "bundle").mkdir()

@@ -23,6 +23,7 @@ from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogerError
 from cataloger.infra.storage import Location, locate
 from cataloger.publishing import pointer, snapshot, upkeep
+from cataloger.publishing.parts import finished_parts, write_part
 
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 IDS = [[0, 1, 2], [3, 4]]
@@ -121,13 +122,13 @@ def drive(output: Location, inputs: str) -> None:
     run = pointer.choose(output, inputs, seen)
     folder = snapshot.run_folder(output, run)
     if not snapshot.is_complete(output, run):
-        parts = {unit: part for unit, (part, _) in snapshot.finished_parts(folder, UNITS, 1).items()}
+        parts = {unit: part for unit, (part, _) in finished_parts(folder, UNITS, 1).items()}
         for unit in UNITS:
             if unit.index not in parts:
                 rows = IDS[unit.index]
                 labels = pa.table({"id": rows[1:], "category": [inputs] * (len(rows) - 1)})
                 rejects = pa.table({"id": rows[:1], "reason": ["r"]})
-                parts[unit.index] = snapshot.write_part(
+                parts[unit.index] = write_part(
                     folder, unit.index, labels, rejects, {"forwarded": len(rows)}, {"run": run}
                 )
         snapshot.write_manifest(output, run, UNITS, parts, {**ABOUT, "inputs": inputs})

@@ -11,6 +11,7 @@ from cataloger.data.units import Segment, Unit
 from cataloger.errors import PublishError
 from cataloger.infra.storage import locate
 from cataloger.publishing import pointer, snapshot
+from cataloger.publishing.parts import write_part
 
 Job = Callable[..., tuple[int, str, str]]
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
@@ -23,7 +24,7 @@ def make(run: str, publish: bool = True) -> Path:
     for unit, rows, rejected in [(0, 3, 0), (1, 1, 1)]:
         labels = pa.table({"id": range(rows), "category": ["A"] * rows})
         rejects = pa.table({"id": range(rejected), "reason": ["r"] * rejected})
-        parts[unit] = snapshot.write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": run})
+        parts[unit] = write_part(folder, unit, labels, rejects, {"forwarded": rows}, {"run": run})
     about = {
         "model": "m",
         "model_digest": "d",

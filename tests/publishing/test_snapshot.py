@@ -9,7 +9,7 @@ from cataloger.data.units import Segment, Unit
 from cataloger.errors import PublishError, StorageError
 from cataloger.infra.storage import Location, locate
 from cataloger.publishing import pointer, snapshot
-from cataloger.publishing.snapshot import Part
+from cataloger.publishing.parts import Part, finished_parts, write_part
 
 ABOUT = {"catalog": "c", "catalog_fingerprint": "f", "model": "m", "model_digest": "d", "config": {"id_column": "id"}}
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
@@ -18,7 +18,7 @@ UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
 def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
     labels = pa.table({"id": range(rows), "category": ["A"] * rows})
     refused = pa.table({"id": range(rejects), "reason": ["r"] * rejects})
-    return snapshot.write_part(folder, unit, labels, refused, {"forwarded": rows}, {"run": "r"})
+    return write_part(folder, unit, labels, refused, {"forwarded": rows}, {"run": "r"})
 
 
 def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path
     folder = snapshot.run_folder(output, "r")
     parts = {0: write(folder, 0, 3, 0), 1: write(folder, 1, 1, 1)}
     assert pointer.published(output, pointer.look(output)) is None
-    found = snapshot.finished_parts(folder, UNITS, 1)
+    found = finished_parts(folder, UNITS, 1)
     assert {unit: part for unit, (part, _) in found.items()} == parts
     assert [len(hashes) for _, hashes in found.values()] == [3, 2], "an id of each row, labelled or rejected"
     snapshot.write_manifest(output, "r", UNITS, parts, ABOUT)
@@ -58,9 +58,9 @@ def test_damaged_and_foreign_parts_are_done_again(working_folder: Path) -> None:
     whole = Path("labels/run=r/part-00000.parquet").read_bytes()
     Path("labels/run=r/part-00001.parquet").write_bytes(whole[:-20])
     pq.write_table(pa.table({"id": [1, 2]}), "labels/run=r/part-00002.parquet")
-    assert set(snapshot.finished_parts(folder, UNITS, 1)) == {0}
+    assert set(finished_parts(folder, UNITS, 1)) == {0}
     recut = [Unit(0, (Segment("x", 0, 0, 4),)), UNITS[1]]
-    assert snapshot.finished_parts(folder, recut, 1) == {}, "a part of another cut does not fit"
+    assert finished_parts(folder, recut, 1) == {}, "a part of another cut does not fit"
 
 
 def test_a_damaged_pointer_is_named(working_folder: Path) -> None:
