@@ -1,4 +1,4 @@
-"""Time and memory from 10^5 to 10^7 generated rows, with a tiny model: what the pipeline itself costs.
+"""Time and memory from 10^5 to 10^7 generated rows, with a tiny model: what the pipeline itself costs; and of catalogs of pictures.
 
 python benchmarks/scale.py
 """
@@ -20,13 +20,14 @@ import tyro
 from ray._common.utils import get_default_ray_temp_dir
 from transformers import AutoTokenizer, BertConfig, BertModel
 
+import images
 from cataloger.bundle import Spec
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder
 from yardsticks import report, workroom
 
 JOB = Path(__file__).parents[1] / "jobs" / "label.py"
-ROWS_PER_FILE = 500_000
+ROWS_PER_FILE, PICTURES_PER_FILE = 500_000, 5_000
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,21 @@ class Config:
 
     exponents: tuple[int, ...] = (5, 6, 7)
     """Powers of ten."""
+    pictures: tuple[int, ...] = (5_000, 50_000)
+    """Pictures, all different, with the bundled network."""
 
 
 def main() -> None:
     config = tyro.cli(Config)
     with workroom() as room:
         bundle = tiny_bundle(room)
-        rows = [measure(10**exponent, bundle, room) for exponent in config.exponents]
-        report("scale", "Generated rows through a model of one narrow layer", rows, ("rows", "seconds"))
+        rows = [measure(write_titles(10**exponent, room), 10**exponent, bundle) for exponent in config.exponents]
+        if rows:
+            report("scale", "Generated rows through a model of one narrow layer", rows, ("rows", "seconds"))
+        if config.pictures:
+            sees = images.make_bundle(room / "sees")
+            rows = [measure(write_pictures(count, room), count, sees) for count in config.pictures]
+            report("scale_pictures", "Pictures through EfficientNet-Lite0", rows)
 
 
 def tiny_bundle(room: Path) -> Path:
@@ -57,16 +65,34 @@ def tiny_bundle(room: Path) -> Path:
     return room / "bundle"
 
 
-def measure(rows: int, bundle: Path, room: Path) -> dict[str, object]:
-    catalog, output = room / f"catalog-{rows}", room / f"labels-{rows}"
+def write_titles(rows: int, room: Path) -> Path:
+    catalog = room / f"catalog-{rows}"
     catalog.mkdir()
     for start in range(0, rows, ROWS_PER_FILE):
         ids = np.arange(start, min(rows, start + ROWS_PER_FILE))
         table = pa.table({"id": ids, "title": [f"product {i} colour {i % 89} size {i % 41}" for i in ids.tolist()]})
         pq.write_table(table, catalog / f"part-{start // ROWS_PER_FILE:05d}.parquet")
+    return catalog
+
+
+def write_pictures(rows: int, room: Path) -> Path:
+    """Those of grocerystore, or drawn ones, again and again: a number behind the end of the file makes each another one."""
+    found = images.pictures(5_000, room).column("image").to_pylist()
+    catalog = room / f"pictures-{rows}"
+    catalog.mkdir()
+    for start in range(0, rows, PICTURES_PER_FILE):
+        ids = range(start, min(rows, start + PICTURES_PER_FILE))
+        different = [found[row % len(found)] + row.to_bytes(4) for row in ids]
+        table = pa.table({"id": pa.array(ids), "image": pa.array(different, pa.binary())})
+        pq.write_table(table, catalog / f"part-{start // PICTURES_PER_FILE:05d}.parquet", row_group_size=500)
+    return catalog
+
+
+def measure(catalog: Path, rows: int, bundle: Path) -> dict[str, object]:
+    output = catalog.with_name(f"{catalog.name}-labels")
     command = [sys.executable, str(JOB), "--catalog", str(catalog), "--output", str(output), "--model", str(bundle)]
     started = time.perf_counter()
-    job = subprocess.Popen([*command, "--text-columns", "title"], stdout=subprocess.DEVNULL)
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = {"driver": 0, "worker": 0, "spilled": 0}
     watcher = threading.Thread(target=watch, args=(job.pid, peak), daemon=True)
     watcher.start()
