@@ -104,6 +104,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow ResNet with random weights that reads 32 pixels."""
+    from transformers import ResNetConfig, ResNetModel, set_seed
+
+    folder = tmp_path_factory.mktemp("tiny-resnet")
+    set_seed(0)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
+    ResNetModel(config).save_pretrained(folder)
+    about = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2}
+    (folder / "preprocessor_config.json").write_text(json.dumps(about))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled sample catalog of 1,500 rows."""
     from cataloger.config import SampleConfig

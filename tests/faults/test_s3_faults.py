@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import s3fs
@@ -21,7 +22,8 @@ from cataloger.data.units import plan_units
 from cataloger.errors import ConflictError, StorageError
 from cataloger.infra import s3 as clients
 from cataloger.infra.storage import Location, locate
-from conftest import ROOT, free_of_ray, shared_data, upload
+from conftest import ROOT, free_of_ray, published, shared_data, upload
+from drawn import noise
 from servers import Fault, fault_proxy, kill_with_descendants
 
 pytestmark = [pytest.mark.faults, pytest.mark.s3]
@@ -271,3 +273,48 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
     assert manifest["rows"] == total == rows + int(str(manifest["rejects"]))
     assert manifest["units"] == units
     assert job("verify", "--output", f"{s3}/scale/labels")[0] == 0
+
+
+def test_pictures_behind_a_failing_server_are_all_seen(
+    s3: str, through: Callable[[Fault], str], tiny_sight: Path, working_folder: Path
+) -> None:
+    """Every third request for a picture is refused or reset: the labels are those of the bytes."""
+    import torch
+
+    from cataloger.bundle import Spec
+    from cataloger.model.network import new_classifier, save_bundle
+    from cataloger.model.sight import sight_of
+
+    network = sight_of(str(tiny_sight))
+    spec = Spec(("A", "B > C", "B > D"), (), 12, "mean", "none", picture=network.picture("image"))
+    torch.manual_seed(0)
+    save_bundle(working_folder / "bundle", new_classifier(Path(), spec, network), Path(), spec)
+    pictures = [noise(seed) for seed in range(60)]
+    for number, data in enumerate(pictures):
+        (locate(f"{s3}/seen/catalog/pictures") / f"{number}.jpg").write(data)
+    ids = [str(number) for number in range(60)]
+    for name, images in (("far", [f"pictures/{name}.jpg" for name in ids]), ("near", pictures)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"id": ids, "image": images}), sink)
+        (locate(f"{s3}/seen/catalog") / f"{name}.parquet").write(sink.getvalue())
+    asked, failed = count(1), []
+
+    def fault(request: web.Request) -> int | str | None:
+        if ".jpg" not in request.path or (number := next(asked)) % 3:
+            return None
+        failed.append(number)
+        return 503 if number % 2 else "reset"
+
+    address, found = through(fault), {}
+    for name in ("far", "near"):
+        command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", f"{s3}/seen/catalog/{name}.parquet"]
+        command += ["--output", str(working_folder / name), "--model", "bundle"]
+        done = subprocess.run(
+            command, env=free_of_ray(AWS_ENDPOINT_URL=address), capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        found[name] = published(str(working_folder / name)).sort_by("id")
+    assert len(failed) >= 20, "nothing failed, so nothing was shown"
+    assert set(found["far"].column("image_status").to_pylist()) == {"ok"}
+    decided = ["id", "category", "confidence", "alternatives"]
+    assert found["far"].select(decided) == found["near"].select(decided)

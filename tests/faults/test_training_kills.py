@@ -15,6 +15,8 @@ from typing import Any
 import mlflow
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from mlflow import MlflowClient
@@ -26,6 +28,7 @@ from cataloger.config import TrainConfig
 from cataloger.infra.storage import locate
 from cataloger.training.job import train
 from conftest import ROOT, losses, on_ray
+from drawn import shop
 from servers import free_port, mlflow_server
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
@@ -102,8 +105,8 @@ def kept(storage: str = "checkpoints") -> set[str]:
     return {name for note in notes(storage) for name in re.findall(pattern, note)}
 
 
-def train_and_kill_the_worker(base: Path, labelled: Path, name: str) -> tuple[str, list[object]]:
-    """(run id, what was killed) of a training whose worker is killed after the checkpoint of its first validation and another one."""
+def train_and_kill_the_worker(options: dict[str, object], name: str) -> tuple[str, list[object]]:
+    """(run id, what was killed) of a training with its checkpoints in `name`, whose worker is killed after the checkpoint of its first validation and another one."""
     killed: list[object] = []
     over = threading.Event()
 
@@ -120,7 +123,7 @@ def train_and_kill_the_worker(base: Path, labelled: Path, name: str) -> tuple[st
     with ThreadPoolExecutor() as pool:
         hunter = pool.submit(hunt)
         try:
-            result = train(TrainConfig(**{**settings(base, labelled, name), **STATEFUL, "storage": name}))  # type: ignore[arg-type]
+            result = train(TrainConfig(**options, storage=name))  # type: ignore[arg-type]
         finally:
             over.set()
     if error := hunter.exception():
@@ -131,8 +134,24 @@ def train_and_kill_the_worker(base: Path, labelled: Path, name: str) -> tuple[st
 def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: dict[str, np.ndarray]) -> None:
     """Pretraining is done by then."""
     for name in ("worker-killed", "worker-killed-again", "worker-killed-at-last"):
-        run_id, killed = train_and_kill_the_worker(base, labelled, name)
+        run_id, killed = train_and_kill_the_worker({**settings(base, labelled, name), **STATEFUL}, name)
         check_the_same(curves(run_id), undisturbed)
+        if killed:
+            return
+    raise AssertionError("nothing was killed, so nothing was shown")
+
+
+def test_a_killed_worker_that_sees_goes_on_with_the_same_pictures(
+    base: Path, tiny_sight: Path, working_folder: Path
+) -> None:
+    """Altered in the same ways, and left out of the same rows."""
+    pq.write_table(pa.table(shop(400, 0)), "labelled.parquet")
+    sees = {**settings(base, Path("labelled.parquet"), "sees"), "text_columns": ("title",), "image_column": "image"}
+    sees |= {"image_model": str(tiny_sight), "image_augmentation": "strong", "learning_rate": 1e-3}
+    calm = train(TrainConfig(**{**sees, "storage": "calm", "checkpoint_minutes": 10.0}))  # type: ignore[arg-type]
+    for name in ("sees-killed", "sees-killed-again", "sees-killed-at-last"):
+        run_id, killed = train_and_kill_the_worker(sees, name)
+        np.testing.assert_allclose(losses(run_id), losses(calm.run_id), rtol=1e-4)
         if killed:
             return
     raise AssertionError("nothing was killed, so nothing was shown")

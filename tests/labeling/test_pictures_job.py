@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -30,44 +30,13 @@ from cataloger.labeling import job
 from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
 from cataloger.publishing import snapshot, upkeep
-from drawn import BLUE, GREEN, GREY, RED, jpeg
+from drawn import GREEN, GREY, RED, jpeg, shop
 from servers import answering
-
-THINGS, COLOURS = ("shirt", "cup", "lamp"), {"Red": RED, "Green": GREEN, "Blue": BLUE}
-KIND = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def shop(rows: int, seed: int) -> dict[str, list[Any]]:
-    """Titles that name the thing, pictures of its colour."""
-    rng = np.random.default_rng(seed)
-    found: dict[str, list[Any]] = {"id": [], "title": [], "image": [], "category_path": []}
-    for row in range(rows):
-        thing, name = THINGS[rng.integers(3)], list(COLOURS)[rng.integers(3)]
-        colour = tuple(int(np.clip(value + rng.integers(-20, 20), 0, 255)) for value in COLOURS[name])
-        found["id"].append(f"P{seed}-{row}")
-        found["title"].append(f"{thing} number {rng.integers(10_000)}")
-        found["image"].append(jpeg(colour, GREY, (40, 40)))  # type: ignore[arg-type]
-        found["category_path"].append(f"{thing.title()} > {name}")
-    return found
-
-
-@pytest.fixture(scope="module")
-def sight(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A narrow ResNet with random weights that reads 32 pixels."""
-    from transformers import ResNetConfig, ResNetModel, set_seed
-
-    folder = tmp_path_factory.mktemp("tiny-resnet")
-    set_seed(0)
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[16, 32], depths=[1, 1], layer_type="basic")
-    ResNetModel(config).save_pretrained(folder)
-    about = {"size": {"height": 32, "width": 32}, "do_center_crop": False, "resample": 2}
-    (folder / "preprocessor_config.json").write_text(json.dumps(about))
-    return folder
 
 
 @pytest.fixture(scope="module")
 def trained(
-    ray_session: None, tiny_model: Path, sight: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_session: None, tiny_model: Path, tiny_sight: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, float]]:
     """(the bundle, its metrics)"""
     from cataloger.training.job import train
@@ -80,7 +49,7 @@ def trained(
             text_columns=("title",),
             image_column="image",
             base_model=str(tiny_model),
-            image_model=str(sight),
+            image_model=str(tiny_sight),
             max_tokens=12,
             learning_rate=2e-3,
             epochs=8,
@@ -397,7 +366,7 @@ def test_an_image_column_must_hold_pictures(
 
 
 def test_a_model_that_only_sees_labels_a_catalog(
-    ray_session: None, sight: Path, write: Callable[..., Path], working_folder: Path
+    ray_session: None, tiny_sight: Path, write: Callable[..., Path], working_folder: Path
 ) -> None:
     import torch
 
@@ -406,7 +375,7 @@ def test_a_model_that_only_sees_labels_a_catalog(
     from cataloger.model.sight import sight_of
     from cataloger.model.tiers import Tiers
 
-    network = sight_of(str(sight))
+    network = sight_of(str(tiny_sight))
     spec = Spec(("A", "B > C", "B > D"), (), 12, "mean", "none", picture=network.picture("photo"))
     torch.manual_seed(0)
     save_bundle(working_folder / "bundle", new_classifier(Path(), spec, network), Path(), spec)
