@@ -90,7 +90,7 @@ def main() -> None:
         for who in trained[0]["figures"] if trained else ():
             titles = [title for title in FIGURES if who == BOTH or title not in ("calibration", "at 95%")]
             columns = dict.fromkeys(FIGURES, "")
-            # What was scored before there was a figure does not have it.
+            # What was scored before there was this figure does not have it.
             columns |= {
                 title: shown([entry["figures"][who].get(title, np.nan) for entry in trained]) for title in titles
             }
@@ -165,6 +165,8 @@ def score(name: str, bundle: Path, room: Path, tiers: Literal["auto", "off"] = "
 
 
 def shown(values: list[float]) -> str:
+    if np.isnan(values).any():
+        return ""
     spread = f" ± {(max(values) - min(values)) / 2:.3f}" if len(values) > 1 else ""
     return f"{np.mean(values):.3f}{spread}"
 

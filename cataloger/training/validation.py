@@ -174,20 +174,28 @@ class _Fit:
         return _positive(found, 4.0)
 
     def joining(self, heard: Heard, rows: BoolArray | None = None) -> Words:
-        """How words and network are joined, fitted on all rows or on these. Without weight where words are of no help."""
+        """How words and network are joined, fitted on all rows or on these, of rows that belong together on one. Without weight where
+        words are of no help.
+
+        A few rows that both are sure of say nothing about the two numbers, which would then go anywhere: a prior, log-normal around
+        where the search begins, holds them as one row would, and words must be worth the number that they cost (Akaike 1974).
+        """
+        rows = heard.distinct if rows is None else heard.distinct & rows
 
         def words(x: npt.NDArray[np.float64]) -> Words:
             return replace(heard.words, network_temperature=_positive(x[0]), weight=_positive(x[1]))
 
+        alone = self.temperature(rows=rows)
+        start = np.log([1.5 * alone, 0.3])
+
         def loss(x: npt.NDArray[np.float64]) -> float:
             joined_by = words(x)
-            return self._loss(
+            return float(((x - start) ** 2).sum() / 2) + self._loss(
                 lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), joined_by), rows
             )
 
-        alone = self.temperature()
-        found = minimize(loss, np.log([1.5 * alone, 0.3]), **SIMPLEX)
-        if found.fun < self._loss(lambda _, logits: logits / alone, rows):
+        found = minimize(loss, start, **SIMPLEX)
+        if found.fun + 1 < self._loss(lambda _, logits: logits / alone, rows):
             return words(found.x)
         return replace(heard.words, network_temperature=alone, weight=0.0)
 

@@ -74,6 +74,13 @@ def test_copies_of_a_few_texts_certify_nothing() -> None:
     assert spec.words.certificate.startswith("no tiers: 300 validation rows")
 
 
+def test_a_few_groups_that_both_are_sure_of_give_words_no_say() -> None:
+    """Where nothing is wrong, the loss falls for ever as both numbers grow."""
+    _, spec = score(12.0, 12.0, np.arange(ROWS, dtype=np.uint64) % 12)
+    assert spec.words
+    assert spec.words.weight == 0.0
+
+
 def test_what_is_trusted_with_tiers_and_without_them_are_two_things() -> None:
     """Words are wrong about some rows of which they are sure: what they answer alone is trusted less."""
     metrics, spec = score(5.0, 3.0, np.arange(ROWS, dtype=np.uint64), tier_risk=0.2, target_precision=0.97)
