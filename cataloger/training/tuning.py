@@ -15,8 +15,7 @@ from cataloger.config import TrainConfig
 # The head and low-rank adapters are new, the encoder is not.
 NEW_RATE = 10.0
 LORA_RANK = 16
-# The parameters of the network that sees, and its rate, as a multiple of that of the encoder. On grocerystore's validation rows 1
-# was better than 3 (docs/training.md).
+# The parameters of the network that sees, and its rate, as a multiple of that of the encoder (docs/quality.md).
 SEEING, SEEING_RATE = "picture.", 1.0
 # The layers of EfficientNet-Lite0 that see a grid of 28 pixels or more stay as they are: edges and colours are the same in every
 # shop. A step takes half the time.
