@@ -91,7 +91,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
             )
             found = ask("evaluate", kept=kept | {SLICE + name: name for name in config.slice_columns})
             labels = found.labels
-            if spec.picture and spec.text_columns:
+            # A row that is split by its picture is another one without it.
+            if spec.picture and spec.text_columns and spec.group_column != spec.picture.column:
                 blind = ask("evaluate without pictures", kept={}, blind=True).labels
                 labels = labels.append_column(SLICE + DECIDED, decided(labels, blind))
             described = About(

@@ -27,9 +27,7 @@ def check_rejects(run: str, parts: Collection[Part], config: LabelConfig, where:
 
 def check_pictures(run: str, parts: Collection[Part], config: LabelConfig) -> None:
     """Hold back labels that were given without pictures that are there. Raises PublishError."""
-    unreachable, rows = (
-        sum(counts) for counts in zip(*((part.unreachable, part.rows + part.rejects) for part in parts), strict=True)
-    )
+    unreachable, rows = sum(part.unreachable for part in parts), sum(part.rows + part.rejects for part in parts)
     limit = config.max_reject_fraction
     if unreachable > limit * rows:
         raise PublishError(

@@ -1,7 +1,8 @@
 """The parts of a run: what is written of each unit, once.
 
 A unit is finished when its part is there: rejects are written before it, and its footer says how many there are.
-The first part of a unit stands: whoever comes second, be it a retry or what is left of a killed driver, adopts it.
+The first part of a unit stands: whoever comes second, be it a retry or what is left of a killed driver, adopts it. Only one that
+could reach fewer pictures gives way.
 """
 
 import hashlib
@@ -72,7 +73,8 @@ def write_part(
 ) -> Part:
     """Write rejects, then labels, unless the unit is finished already; each file appears whole or not at all.
 
-    Finished is a part that lacks no more pictures than this one. `answered` are the counts of `Part` by their name. `about` goes to the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
+    Finished is a part that lacks no more pictures than this one. `answered` are the counts of `Part` by their name. `about` goes to
+    the Parquet metadata: a function of the run id, so that a part's bytes are one too. Raises StorageError.
     """
     name, rows = part_name(unit), len(labels) + len(rejects)
     if standing := _standing(folder, unit, rows, answered):
