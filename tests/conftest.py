@@ -215,11 +215,12 @@ def upload(folder: Path, uri: str) -> None:
 
 
 def losses(run_id: str) -> np.ndarray:
-    """Of a training, step by step."""
+    """Of a training, step by step: the last value of each, since a training that goes on may repeat its last few."""
     from mlflow import MlflowClient
 
     history = MlflowClient().get_metric_history(run_id, "train_loss")
-    return np.array([metric.value for metric in sorted(history, key=lambda metric: metric.step)])
+    last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
+    return np.array([last[step] for step in sorted(last)])
 
 
 def published(output: str = "labels") -> pa.Table:
