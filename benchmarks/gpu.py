@@ -51,7 +51,8 @@ def main() -> None:
             tokens = tokens_of(bundle, table.slice(0, 200_000).column("title").combine_chunks(), 128)
             forward = forward_rate(bundle, tokens, config.device)
             flops = forward * flops_per_row(tokens, SHAPES[config.size])
-            steady, took, _ = steady_state(bundle, table, room)
+            steady, took, result = steady_state(bundle, table, room)
+            print(f"{name}: {result.cost.describe(result.seconds)}", flush=True)
             rows.append(
                 {
                     "catalog": name,

@@ -1,13 +1,14 @@
 """Fine-tuning against its ceiling, the bare loop of forward, backward and step, and against transformers.Trainer. The same rows.
 
-python benchmarks/training.py
+python benchmarks/training.py                  # on the CPU
+python benchmarks/training.py --device cuda    # on one GPU
 """
 
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,8 @@ class Config:
 
     rows: int = 4_000
     """Labelled rows, one epoch."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the loops run that are not cataloger's; that takes a GPU where there is one."""
 
 
 def main() -> None:
@@ -56,22 +59,23 @@ def main() -> None:
         labels = np.array([taxonomy.label_ids[path] for path in table.column("category_path").to_pylist()])
         tokens = tokens_of(base, texts, MAX_TOKENS)
         mean = float(tokens.lengths.mean())
-        rates = {"bare loop: forward, backward, step": bare_loop(base, taxonomy, tokens, labels)}
+        rates = {"bare loop: forward, backward, step": bare_loop(base, taxonomy, tokens, labels, config.device)}
         rates["cataloger through Ray Train, one worker"] = through_ray(room, columns, "1") * mean
-        rates["cataloger through Ray Train, two workers on the same cores"] = through_ray(room, columns, "2") * mean
-        again = bare_loop(base, taxonomy, tokens, labels)
+        if config.device == "cpu":
+            rates["cataloger through Ray Train, two workers on the same cores"] = through_ray(room, columns, "2") * mean
+        again = bare_loop(base, taxonomy, tokens, labels, config.device)
         ceiling, ours = list(rates)[:2]
         print(f"bare loop before and after: {rates[ceiling]:,.0f}, {again:,.0f} tokens/s")
         rates[ceiling] = (rates[ceiling] + again) / 2
         for name, bf16 in (("as it comes", False), ("with bf16", True)):
-            rate = with_trainer(base, taxonomy, texts, labels, room, bf16)
+            rate = with_trainer(base, taxonomy, texts, labels, room, bf16, config.device)
             rates[f"transformers.Trainer, {name}"] = rate * mean
         rows: list[dict[str, object]] = [
             {"way": way, "tokens/s": rate, "÷ bare loop": rate / rates[ceiling], "cataloger ÷ this": rates[ours] / rate}
             for way, rate in rates.items()
         ]
         title = f"Fine-tuning MiniLM on {len(table):,} products of {mean:.0f} tokens, batches of {BATCH}"
-        report("training", title, rows, ("way", "tokens/s"))
+        report("training" if config.device == "cpu" else "training-gpu", title, rows, ("way", "tokens/s"))
 
 
 def catalog(rows: int, room: Path) -> tuple[pa.Table, tuple[str, ...]]:
@@ -86,28 +90,35 @@ def spec_of(taxonomy: Taxonomy, pooling: str) -> Spec:
     return Spec(taxonomy.categories, ("title",), 64, pooling, "none")
 
 
-def bare_loop(base: Path, taxonomy: Taxonomy, tokens: Tokens, labels: np.ndarray) -> float:
+def bare_loop(base: Path, taxonomy: Taxonomy, tokens: Tokens, labels: np.ndarray, device: str) -> float:
     """Tokens/s of the plainest loop that trains the same: same batches, precision and optimiser, nothing is reported or kept."""
     torch.manual_seed(0)
-    model = new_classifier(base, spec_of(taxonomy, "mean")).train()
+    model = new_classifier(base, spec_of(taxonomy, "mean")).train().to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig()), fused=True)
     rng = np.random.default_rng(0)
     batches = shuffled_batches(tokens.lengths, rng.permutation(len(labels)), BATCH, rng)
     ready = [(*map(torch.from_numpy, tokens.batch(rows).values()), torch.from_numpy(labels[rows])) for rows in batches]
 
-    def step(ids: torch.Tensor, mask: torch.Tensor, true: torch.Tensor) -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+    def step(*batch: torch.Tensor) -> None:
+        ids, mask, true = (tensor.to(device, non_blocking=True) for tensor in batch)
+        with torch.autocast(device, dtype=torch.bfloat16):
             logits = model(input_ids=ids, attention_mask=mask).logits
         F.cross_entropy(logits.float(), true).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     for batch in ready[:WARM]:
         step(*batch)
+    wait()
     started = time.perf_counter()
     for batch in ready[WARM:]:
         step(*batch)
+    wait()
     return sum(int(tokens.lengths[rows].sum()) for rows in batches[WARM:]) / (time.perf_counter() - started)
 
 
@@ -132,7 +143,9 @@ def through_ray(room: Path, columns: tuple[str, ...], workers: str) -> float:
     return (stop - start) * BATCH / (last - first) * 1_000
 
 
-def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.ndarray, room: Path, bf16: bool) -> float:
+def with_trainer(
+    base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.ndarray, room: Path, bf16: bool, device: str
+) -> float:
     """Rows/s of transformers.Trainer."""
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows: list[dict[str, Any]] = [
@@ -145,7 +158,7 @@ def with_trainer(base: Path, taxonomy: Taxonomy, texts: pa.Array, labels: np.nda
         per_device_train_batch_size=BATCH,
         num_train_epochs=1,
         bf16=bf16,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
