@@ -54,6 +54,15 @@ def load_engine(folder: Path, device: str, precision: Precision) -> Engine:
     return Torch(folder, device, dtype)
 
 
+def without_plans() -> None:
+    """For a process that gives PyTorch batches of many shapes on a GPU, before its first one.
+
+    cuDNN's attention makes a plan for each new shape, which takes longer than the batch: most batches have a shape of their own.
+    PyTorch's other kernels for attention are as fast and need none.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def has_bf16(device: str) -> bool:
     """Whether bf16 is fast on this chip, not merely possible."""
     if device == "cuda":
@@ -78,6 +87,7 @@ class Torch:
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         from cataloger.model.network import load_network
 
+        without_plans()
         self.name = f"PyTorch {str(dtype).removeprefix('torch.')}"
         self.token_budget = 131_072 if device == "cuda" else 4_096
         self.device = device

@@ -25,7 +25,7 @@ from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
 from cataloger.infra.progress import StepMetric
-from cataloger.model.engines import resolve_dtype
+from cataloger.model.engines import resolve_dtype, without_plans
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
@@ -74,6 +74,7 @@ class Loop:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
+        without_plans()
         self.device = ray.train.torch.get_device()
         self.base = checked_base_model(config.base_model) if spec.text_columns else Path()
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16

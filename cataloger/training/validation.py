@@ -1,7 +1,7 @@
 """Validation rows → metrics, and what is fitted on them: temperatures, the weight of words, tiers and thresholds."""
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,8 @@ from cataloger.training.hearing import Heard
 TOKENS_PER_BATCH = 8_192
 # A few numbers are fitted on as many rows as have this many logits on each rank, in random batches: they need no more.
 LOGITS_KEPT = 1 << 24
+# Words join a network where rows show with 95% confidence that this helps: so many at least, since one row may weigh more than ten.
+LEAST_ROWS, ONE_SIDED = 30, 1.645
 # The logarithms of one or two numbers are looked for (Nelder and Mead 1965).
 SIMPLEX: dict[str, Any] = {"method": "Nelder-Mead", "options": {"xatol": 1e-3, "fatol": 1e-3}}
 Logits = Iterable[tuple[IntArray, torch.Tensor]]
@@ -72,11 +74,14 @@ class Validation:
         self, heard: Heard, fit: "_Fit", logits: Callable[[], Logits], device: torch.device
     ) -> tuple[dict[str, float], Spec]:
         words, temperature = fit.joining(heard), fit.temperature()
+        helps = fit.shown_to_help(heard, words)
+        if not helps:
+            words = replace(words, network_temperature=temperature, weight=0.0)
         spec = replace(self.spec, words=words)
         head, network = head_of(spec, device), head_of(replace(spec, temperature=temperature), device)
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
         # Of either half of the rows, how both are joined by what was fitted on the other: as rows that nothing has seen.
-        others = [fit.joining(heard, heard.half == half) for half in (1, 0)] if tiers else []
+        others = [fit.joining(heard, heard.half == half) if helps else words for half in (1, 0)] if tiers else []
         judged, of_network, unseen = [], [], []
         for batch, found in logits():
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
@@ -174,40 +179,61 @@ class _Fit:
         return _positive(found, 4.0)
 
     def joining(self, heard: Heard, rows: BoolArray | None = None) -> Words:
-        """How words and network are joined, fitted on all rows or on these, of rows that belong together on one. Without weight where
-        words are of no help.
+        """How words and network are joined, fitted on all rows or on these, of rows that belong together on one.
 
         A few rows that both are sure of say nothing about the two numbers, which would then go anywhere: a prior, log-normal around
-        where the search begins, holds them as one row would, and words must be worth the number that they cost (Akaike 1974).
+        where the search begins, holds them as one row would.
         """
         rows = heard.distinct if rows is None else heard.distinct & rows
 
         def words(x: npt.NDArray[np.float64]) -> Words:
             return replace(heard.words, network_temperature=_positive(x[0]), weight=_positive(x[1]))
 
-        alone = self.temperature(rows=rows)
-        start = np.log([1.5 * alone, 0.3])
+        start = np.log([1.5 * self.temperature(rows=rows), 0.3])
 
         def loss(x: npt.NDArray[np.float64]) -> float:
-            joined_by = words(x)
-            return float(((x - start) ** 2).sum() / 2) + self._loss(
-                lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), joined_by), rows
-            )
+            return float(((x - start) ** 2).sum() / 2) + self._loss(self._joined_by(heard, words(x)), rows)
 
-        found = minimize(loss, start, **SIMPLEX)
-        if found.fun + 1 < self._loss(lambda _, logits: logits / alone, rows):
-            return words(found.x)
-        return replace(heard.words, network_temperature=alone, weight=0.0)
+        return words(minimize(loss, start, **SIMPLEX).x)
+
+    def shown_to_help(self, heard: Heard, words: Words) -> bool:
+        """Whether the loss with words is lower than the network's alone, by a paired t-test over rows that do not belong together.
+
+        One is taken off the gain, which the number that words cost more gains by chance (Akaike 1974).
+        """
+        alone = self.temperature(rows=heard.distinct)
+        moments = torch.zeros(3, dtype=torch.float64, device=self.device)
+        network, both = (
+            self._losses(change, heard.distinct)
+            for change in (lambda _, logits: logits / alone, self._joined_by(heard, words))
+        )
+        for without, with_words in zip(network, both, strict=True):
+            gain = without - with_words
+            moments += torch.stack([torch.ones_like(gain).sum(), gain.sum(), (gain**2).sum()])
+        rows, gain, squares = self._of_all_ranks(moments).tolist()
+        if rows < LEAST_ROWS:
+            return False
+        return bool(gain - 1 > ONE_SIDED * (max(0.0, squares - gain**2 / rows) * rows / (rows - 1)) ** 0.5)
+
+    def _joined_by(self, heard: Heard, words: Words) -> Change:
+        return lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), words)
 
     def _loss(self, change: Change, rows: BoolArray | None = None) -> float:
         """The summed loss of the logits, changed; of these rows, or of all."""
         total = torch.zeros(1, dtype=torch.float64, device=self.device)
+        for losses in self._losses(change, rows):
+            total += losses.sum()
+        return float(self._of_all_ranks(total))
+
+    def _losses(self, change: Change, rows: BoolArray | None) -> Iterator[torch.Tensor]:
         for batch, found, targets in self.kept:
             losses = self.head.losses(change(batch, found), targets).double()
-            total += (losses if rows is None else losses[torch.from_numpy(rows[batch]).to(self.device)]).sum()
+            yield losses if rows is None else losses[torch.from_numpy(rows[batch]).to(self.device)]
+
+    def _of_all_ranks(self, total: torch.Tensor) -> torch.Tensor:
         if self.world > 1:
             dist.all_reduce(total)
-        return float(total)
+        return total
 
 
 def _positive(x: npt.NDArray[np.float64], most: float = 400.0) -> float:
