@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.labeling.job import LabelResult
+from cataloger.labeling.result import LabelResult
 from yardsticks import make_bundle, report, run, seconds, titles, workroom
 
 

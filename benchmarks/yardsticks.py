@@ -25,7 +25,8 @@ from cataloger.config import LabelConfig, Precision, SampleConfig
 from cataloger.data.batching import Batch, Tokens, pack
 from cataloger.data.sample import generate
 from cataloger.data.texts import TextInput
-from cataloger.labeling.job import LabelResult, label
+from cataloger.labeling.job import label
+from cataloger.labeling.result import LabelResult
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.predictor import Predictor
 from cataloger.model.pretrained import base_model_folder

@@ -10,7 +10,7 @@ from cataloger.infra import runtime
 
 if TYPE_CHECKING:
     from cataloger.evaluation.evaluate import Evaluation
-    from cataloger.labeling.job import LabelResult
+    from cataloger.labeling.result import LabelResult
     from cataloger.training.job import TrainResult
 
 log = logging.getLogger(__name__)

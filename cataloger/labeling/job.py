@@ -4,8 +4,8 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from cataloger.bundle import Words, digest, read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
-from cataloger.data.images import OK, UNREAD
 from cataloger.data.inputs import input_of
 from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
@@ -22,6 +21,7 @@ from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import ASKED_AGAIN, Reading
+from cataloger.labeling.result import LabelResult
 from cataloger.labeling.reuse import Published
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
@@ -33,22 +33,6 @@ from cataloger.publishing.parts import REJECTS, Part, finished_parts
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
 LAYOUT = 5
-
-
-@dataclass(frozen=True)
-class LabelResult:
-    """A published snapshot and what it took."""
-
-    run: str
-    output: str
-    rows: int
-    labelled: int
-    rejects: int
-    cost: Cost
-    seconds: float
-    mlflow_run: str | None
-    images: Mapping[str, int] = field(default_factory=dict)
-    """Labels by what became of the row's picture, where the model sees."""
 
 
 def label(config: LabelConfig) -> LabelResult:
@@ -126,7 +110,7 @@ def label(config: LabelConfig) -> LabelResult:
             rejected = {unit: part.rejects for unit, part in parts.items()}
             origin = Origin(catalog, units, rejected, input_of(spec, source.folder, catalog.base))
             _publish(night, origin, parts, about, result)
-            tracking.log_metrics({**_metrics(result), "repeated_ids": repeated["repeated_ids"]})
+            tracking.log_metrics({**result.metrics(), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
     log.info(
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
@@ -249,7 +233,7 @@ def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) ->
         log.warning("the least certain products of run %s could not be looked up", night.run, exc_info=True)
         products = None
     about = {"catalog": night.config.catalog, "model": night.model}
-    page = nightly.page(found, about, _figures(result), products)
+    page = nightly.page(found, about, result.figures(), products)
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
 
@@ -282,30 +266,3 @@ def _result(
         mlflow_run=mlflow_run,
         images=sum((Counter(part.images) for part in parts.values()), Counter()),
     )
-
-
-def _figures(result: LabelResult) -> dict[str, str]:
-    """For the page."""
-    figures = {"labelled": f"{result.labelled:,}", "rejected": f"{result.rejects:,}"}
-    if result.images:
-        without = result.labelled - result.images.get(OK, 0) - result.images.get(UNREAD, 0)
-        figures["without a picture"] = f"{without:,}"
-    if result.cost.rows:
-        figures["carried over"] = f"{result.cost.carried / result.cost.rows:.1%}"
-        if result.cost.alone:
-            figures["of the others by words alone"] = f"{result.cost.alone / result.cost.asked:.1%}"
-        if result.cost.checked:
-            figures["of these the network says the same"] = f"{result.cost.agreed / result.cost.checked:.1%}"
-        figures["rows/s"] = f"{result.cost.rows / result.seconds:,.0f}"
-    return figures
-
-
-def _metrics(result: LabelResult) -> dict[str, float]:
-    return {
-        "rows": result.rows,
-        "rejects": result.rejects,
-        **{f"images_{status.replace(' ', '_')}": float(count) for status, count in result.images.items()},
-        **result.cost.metrics(result.seconds),
-        "seconds": result.seconds,
-        "rows_per_second": result.rows / result.seconds,
-    }

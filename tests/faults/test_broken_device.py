@@ -15,7 +15,8 @@ from cataloger.config import LabelConfig
 from cataloger.data.batching import Batch
 from cataloger.errors import ResourceError
 from cataloger.labeling import stream
-from cataloger.labeling.job import LabelResult, label
+from cataloger.labeling.job import label
+from cataloger.labeling.result import LabelResult
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
 ROWS = 3_000

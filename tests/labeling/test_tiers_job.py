@@ -15,7 +15,8 @@ from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import PublishError
 from cataloger.evaluation.evaluate import evaluate
-from cataloger.labeling.job import LabelResult, label
+from cataloger.labeling.job import label
+from cataloger.labeling.result import LabelResult
 from cataloger.model.registry import fetch_model
 from cataloger.model.tiers import Tiers
 from cataloger.training.job import TrainResult, train

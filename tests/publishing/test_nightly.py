@@ -22,7 +22,8 @@ from cataloger.data.text import compose, hash_texts
 from cataloger.data.texts import TextInput
 from cataloger.data.units import plan_units
 from cataloger.infra.storage import locate
-from cataloger.labeling.job import LabelResult, label
+from cataloger.labeling.job import label
+from cataloger.labeling.result import LabelResult
 from cataloger.publishing import doubts, drift, nightly, snapshot
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.drift import Summary

@@ -1,0 +1,49 @@
+"""What a night came to: counts and cost, for the page, for MLflow, and for who called the job."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cataloger.data.images import OK, UNREAD
+from cataloger.labeling.cost import Cost
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """A published snapshot and what it took."""
+
+    run: str
+    output: str
+    rows: int
+    labelled: int
+    rejects: int
+    cost: Cost
+    seconds: float
+    mlflow_run: str | None
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Labels by what became of the row's picture, where the model sees."""
+
+    def figures(self) -> dict[str, str]:
+        """For the page."""
+        figures = {"labelled": f"{self.labelled:,}", "rejected": f"{self.rejects:,}"}
+        if self.images:
+            without = self.labelled - self.images.get(OK, 0) - self.images.get(UNREAD, 0)
+            figures["without a picture"] = f"{without:,}"
+        if self.cost.rows:
+            figures["carried over"] = f"{self.cost.carried / self.cost.rows:.1%}"
+            if self.cost.alone:
+                figures["of the others by words alone"] = f"{self.cost.alone / self.cost.asked:.1%}"
+            if self.cost.checked:
+                figures["of these the network says the same"] = f"{self.cost.agreed / self.cost.checked:.1%}"
+            figures["rows/s"] = f"{self.cost.rows / self.seconds:,.0f}"
+        return figures
+
+    def metrics(self) -> dict[str, float]:
+        """For MLflow."""
+        return {
+            "rows": self.rows,
+            "rejects": self.rejects,
+            **{f"images_{status.replace(' ', '_')}": float(count) for status, count in self.images.items()},
+            **self.cost.metrics(self.seconds),
+            "seconds": self.seconds,
+            "rows_per_second": self.rows / self.seconds,
+        }
