@@ -22,6 +22,10 @@ from cataloger.labeling.labeler import Labeler
 from cataloger.labeling.packed import Model, unpack
 from cataloger.labeling.reading import Reading, read
 
+# Ray Data keeps this share of all CPUs for its stages, the first one first. Its own would leave none to the last stage beside the
+# actor of a node of up to nine cores: nothing would be written until all is read.
+RESERVED = 0.05
+
 
 @dataclass(frozen=True)
 class Done:
@@ -49,6 +53,7 @@ def predict_units(
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
     context.max_consecutive_actor_init_deaths = 2  # a node lost while its actor starts
+    context.op_resource_reservation_ratio = RESERVED
     # A task that reads several units hands on each as soon as it has it, and no block has two.
     context.target_max_block_size = 1
     rows = items.flat_map(functools.partial(read, reading=reading, model=model), num_cpus=runtime.TASK_CPUS)

@@ -11,7 +11,7 @@ from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import runtime
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading
-from cataloger.labeling.stream import Done, predict_units
+from cataloger.labeling.stream import RESERVED, Done, predict_units
 from cataloger.model.tiers import Tiers
 
 ROWS = 300
@@ -42,3 +42,12 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     ]
     assert labels.column("id").to_pylist() == [i for i, _ in readable]
     assert labels.column("category").to_pylist() == [row.column("category")[0].as_py() for row in one_by_one]
+
+
+@pytest.mark.parametrize("cores", range(1, 65))
+def test_each_stage_has_a_share_of_a_node_of_few_cores(cores: int) -> None:
+    """As Ray Data shares them out: the first stage first, the last one what is left. With less than a task takes it would begin
+    when all is read, and a night that is killed would have no part until then."""
+    actor = min(cores, runtime.MAX_THREADS_PER_ACTOR) - runtime.CPU_LEFT_BY_ACTOR
+    share = RESERVED * cores / 3
+    assert cores - max(share, runtime.TASK_CPUS) - max(share, actor) >= runtime.TASK_CPUS
