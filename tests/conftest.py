@@ -118,6 +118,26 @@ def tiny_sight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_sight: Path) -> Callable[..., Path]:
+    """Makes an untrained bundle that sees, and reads the columns that are named."""
+    import torch
+
+    from cataloger.bundle import Spec
+    from cataloger.model.network import new_classifier, save_bundle
+    from cataloger.model.sight import sight_of
+
+    def make(*text_columns: str) -> Path:
+        folder = tmp_path_factory.mktemp("seeing")
+        sight, base = sight_of(str(tiny_sight)), tiny_model if text_columns else Path()
+        spec = Spec(("A", "B > C", "B > D"), text_columns, 12, "mean", "none", picture=sight.picture("image"))
+        torch.manual_seed(0)
+        save_bundle(folder, new_classifier(base, spec, sight), base, spec)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A labelled sample catalog of 1,500 rows."""
     from cataloger.config import SampleConfig

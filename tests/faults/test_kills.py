@@ -23,7 +23,8 @@ from mlflow import MlflowClient
 
 from cataloger.config import LabelConfig
 from cataloger.labeling.job import label
-from conftest import ROOT, on_ray
+from conftest import ROOT, on_ray, published
+from drawn import noise
 from servers import free_port, mlflow_server
 
 # How soon Ray takes a silent node for lost; by default that is most of a minute.
@@ -106,6 +107,29 @@ def finish(driver: subprocess.Popen[str], within: float = 300) -> tuple[int, str
 def published_ids() -> list[int]:
     pointer = json.loads(Path("labels/_latest.json").read_text())
     return sorted(pq.read_table(Path("labels") / pointer["path"], columns=["id"]).column("id").to_pylist())
+
+
+@pytest.mark.slow
+def test_pictures_that_were_labelled_before_a_kill_are_not_labelled_again(
+    ray_session: None, working_folder: Path, seeing: Callable[..., Path], job: Job
+) -> None:
+    bundle, rows = seeing("title"), 20_000
+    pictures = [noise(seed) for seed in range(100)]
+    columns = {"id": range(rows), "title": [f"product {i}" for i in range(rows)]}
+    Path("catalog").mkdir()
+    table = pa.table({**columns, "image": [pictures[i % 100] for i in range(rows)]})
+    pq.write_table(table, "catalog/part.parquet", row_group_size=5_000)
+    driver = run_driver(bundle, "parts=1")
+    assert finish(driver)[0] == -signal.SIGKILL
+    stamps = {path.name: path.stat().st_mtime_ns for path in Path("labels").rglob("part-*.parquet")}
+    assert stamps, "nothing was written, so nothing was shown"
+    code, _, err = finish(run_driver(bundle))
+    assert code == 0, err
+    assert published_ids() == list(range(rows))
+    for path in Path("labels").rglob("part-*.parquet"):
+        assert stamps.get(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "done twice"
+    assert set(published().column("image_status").to_pylist()) == {"ok"}
+    assert job("verify", "--output", "labels")[0] == 0
 
 
 @pytest.mark.slow

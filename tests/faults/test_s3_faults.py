@@ -276,19 +276,9 @@ def test_a_driver_killed_half_way_on_s3_is_resumed_without_doing_a_unit_twice(
 
 
 def test_pictures_behind_a_failing_server_are_all_seen(
-    s3: str, through: Callable[[Fault], str], tiny_sight: Path, working_folder: Path
+    s3: str, through: Callable[[Fault], str], seeing: Callable[..., Path], working_folder: Path
 ) -> None:
     """Every third request for a picture is refused or reset: the labels are those of the bytes."""
-    import torch
-
-    from cataloger.bundle import Spec
-    from cataloger.model.network import new_classifier, save_bundle
-    from cataloger.model.sight import sight_of
-
-    network = sight_of(str(tiny_sight))
-    spec = Spec(("A", "B > C", "B > D"), (), 12, "mean", "none", picture=network.picture("image"))
-    torch.manual_seed(0)
-    save_bundle(working_folder / "bundle", new_classifier(Path(), spec, network), Path(), spec)
     pictures = [noise(seed) for seed in range(60)]
     for number, data in enumerate(pictures):
         (locate(f"{s3}/seen/catalog/pictures") / f"{number}.jpg").write(data)
@@ -308,7 +298,7 @@ def test_pictures_behind_a_failing_server_are_all_seen(
     address, found = through(fault), {}
     for name in ("far", "near"):
         command = [sys.executable, str(ROOT / "jobs" / "label.py"), "--catalog", f"{s3}/seen/catalog/{name}.parquet"]
-        command += ["--output", str(working_folder / name), "--model", "bundle"]
+        command += ["--output", str(working_folder / name), "--model", str(seeing())]
         done = subprocess.run(
             command, env=free_of_ray(AWS_ENDPOINT_URL=address), capture_output=True, text=True, timeout=300
         )
