@@ -24,7 +24,7 @@ class Meter:
     """Counts rows; `advance_to` shows them."""
 
     def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done, self.note = title, total, 0, ""
+        self.title, self.total, self.first, self.done, self.note = title, total, 0, 0, ""
         self.started = self.last_line = time.monotonic()
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
@@ -39,6 +39,11 @@ class Meter:
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task(title, total=total, note="")
 
+    def begin_at(self, done: int, note: str) -> None:
+        """What is done already counts for no rate."""
+        self.first, self.started = done, time.monotonic()
+        log.info("%s: %s", self.title, note)
+
     @property
     def seconds(self) -> float:
         """Since the meter was started."""
@@ -46,7 +51,7 @@ class Meter:
 
     def advance_to(self, done: int, note: str = "") -> None:
         self.done, self.note = done, note
-        rate = done / max(1e-9, self.seconds)
+        rate = max(0, done - self.first) / max(1e-9, self.seconds)
         text = f"{rate:,.0f} rows/s  {note}".strip()
         if self.bar:
             self.bar.update(self.task, completed=done, note=text)
@@ -72,6 +77,7 @@ class Board:
 
     def __init__(self) -> None:
         self.state = (0, "")
+        self.begun: tuple[int, str] | None = None
         self.metrics: list[StepMetric] = []
         self.reason: CatalogerError | None = None
 
@@ -82,14 +88,20 @@ class Board:
     def reason_to_give_up(self) -> CatalogerError | None:
         return self.reason
 
+    def go_on(self, done: int, note: str, metrics: list[StepMetric]) -> None:
+        """Not from the beginning: with so many rows done, and these metrics of before."""
+        self.begun = (done, note)
+        self.post(done, note, metrics)
+
     def post(self, done: int, note: str, metrics: list[StepMetric]) -> None:
         self.state = (done, note)
         self.metrics += metrics
 
-    def take(self) -> tuple[int, str, list[StepMetric]]:
-        """The state now and the metrics since the last call."""
+    def take(self) -> tuple[tuple[int, str] | None, int, str, list[StepMetric]]:
+        """(where it went on, if it did since the last call), the state now, and the metrics since then."""
         metrics, self.metrics = self.metrics, []
-        return (*self.state, metrics)
+        begun, self.begun = self.begun, None
+        return (begun, *self.state, metrics)
 
 
 @contextmanager
@@ -105,7 +117,9 @@ def remote_meter(title: str, total: int, log_metrics: Callable[[list[StepMetric]
     with meter(title, total) as shown:
 
         def take() -> None:
-            done, note, metrics = ray.get(board.take.remote())
+            begun, done, note, metrics = ray.get(board.take.remote())
+            if begun:
+                shown.begin_at(*begun)
             shown.advance_to(done, note)
             if metrics:
                 log_metrics(metrics)

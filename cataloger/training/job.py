@@ -142,8 +142,9 @@ def register(found: Fitted, name: str) -> str:
             100 * without,
         )
     log.info(
-        "registered %s as challenger; accuracy %.4f, weighted F1 %.4f on validation",
+        "registered %s as %s; accuracy %.4f, weighted F1 %.4f on validation",
         uri,
+        "champion, the first of its name" if uri.endswith(f"/{registry.champion(name)}") else "challenger",
         scores["val_accuracy"],
         scores["val_weighted_f1"],
     )
@@ -174,6 +175,7 @@ def _fit(
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
+    log.info("reading %s rows", f"{sum(source.catalog.rows for source in sources):,}")
     blocks = ingest(sources, config)
     wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else [])]
     rows_of = pa.concat_tables([copied(ray.get(block), wanted) for block in blocks])

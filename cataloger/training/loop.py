@@ -234,9 +234,13 @@ class Loop:
             now = int(time.time() * 1000)
             metrics = [(name, float(value), now, step) for step, row in steps.items() for name, value in row.items()]
             self.recent += metrics
-            done = sum(stage.epochs * stage.rows for stage in self.stages[: self.number])
             note = f"{self.stage.name} epoch {int(np.ceil(epochs))}/{self.stage.epochs}  {note}"
-            self.board.post.remote(done + int(epochs * self.stage.rows), note, metrics)
+            self.board.post.remote(self._rows_done(epochs), note, metrics)
+
+    def _rows_done(self, epochs: float) -> int:
+        """In all stages, with so many epochs of this one."""
+        before = sum(stage.epochs * stage.rows for stage in self.stages[: self.number])
+        return before + int(epochs * self.stage.rows)
 
     def _save(self, result: Result | None) -> None:
         """A checkpoint of all that a run needs to go on; of a result also the bundle."""
@@ -273,4 +277,4 @@ class Loop:
             self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
-            self.board.post.remote(0, "", self.recent)
+            self.board.go_on.remote(self._rows_done(self.epoch), f"goes on after step {self.step:,}", self.recent)

@@ -175,6 +175,7 @@ def test_a_killed_driver_is_gone_on_with_by_the_same_command(
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "resuming the training" in done.stderr
+    assert re.search(r"train: goes on after step \d+", done.stderr), done.stderr
     (run,) = mlflow.search_runs(
         experiment_names=["survival"], filter_string=f"params.model_name = '{name}'", output_format="list"
     )
