@@ -11,8 +11,11 @@ import torch
 from cataloger.errors import CheckpointError
 from cataloger.infra.node_cache import working_folder
 
-# Below every real score: the newest checkpoint is where a run goes on, never the one that is registered.
-NO_RESULT = {"val_weighted_f1": -1.0}
+# What checkpoints are kept for, see `rank`. Below every real one: the newest is where a run goes on, never the one that is registered.
+RANK = "rank"
+NO_RESULT = {RANK: -1.0}
+# Of equal scores, as few validation rows have them, a lower loss decides: by so much at most, and by so much at least.
+TIE, LEAST = 1e-6, 1e-9
 STATE = "state.pt"
 
 
@@ -27,6 +30,11 @@ def save(
             torch.save(state(), folder / STATE)
             checkpoint = ray.train.Checkpoint.from_directory(str(folder))
         ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def rank(score: float, loss: float) -> float:
+    """What is better the higher it is: the score, and of equal scores the one with the lower loss."""
+    return score + (TIE / (1 + loss) if loss >= 0 else 0.0)  # of no row there is none
 
 
 def latest(device: torch.device) -> tuple[str, dict[str, Any]] | None:

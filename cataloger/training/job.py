@@ -25,6 +25,7 @@ from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
 from cataloger.training import claims, words
+from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
 from cataloger.training.plan import Plan, plan
@@ -263,7 +264,7 @@ def _fit(
                 storage_filesystem=folder.filesystem,
                 failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
                 checkpoint_config=ray.train.CheckpointConfig(
-                    num_to_keep=2, checkpoint_score_attribute="val_weighted_f1", checkpoint_score_order="max"
+                    num_to_keep=2, checkpoint_score_attribute=RANK, checkpoint_score_order="max"
                 ),
             ),
         )
@@ -278,8 +279,8 @@ def _fit(
                 raise reason
     kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
-    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1]["val_weighted_f1"]))
-    return best, {key: float(value) for key, value in metrics.items()}
+    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1].get(RANK, -1.0)))
+    return best, {key: float(value) for key, value in metrics.items() if key != RANK}
 
 
 def _remove_strays(folder: Location, kept: set[str]) -> None:

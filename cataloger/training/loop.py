@@ -30,7 +30,7 @@ from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
 from cataloger.training import checkpoint
-from cataloger.training.checkpoint import NO_RESULT, is_out_of_memory, restoring
+from cataloger.training.checkpoint import LEAST, NO_RESULT, RANK, is_out_of_memory, rank, restoring
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
 from cataloger.training.hearing import FittedWords
@@ -183,10 +183,10 @@ class Loop:
     def _end_epoch(self, result: Result | None) -> None:
         """Keep an epoch with a checkpoint."""
         if result:
-            score = result.metrics["val_weighted_f1"]
+            score, loss = result.metrics["val_weighted_f1"], result.metrics["val_loss"]
             # Patience is with what is being trained: words alone may be better than both for some epochs.
-            learnt = result.metrics.get("val_network_weighted_f1", score)
-            self.stale = 0 if learnt > self.best else self.stale + 1
+            learnt = rank(result.metrics.get("val_network_weighted_f1", score), loss)
+            self.stale = 0 if learnt > self.best + LEAST else self.stale + 1
             self.best = max(self.best, learnt)
             metrics = {**result.metrics, "epoch": float(self.epoch)}
             self._post({self.step: metrics}, self.epoch, f"validation F1 {score:.3f}")
@@ -252,7 +252,9 @@ class Loop:
                 if self.words:
                     self.words.write(folder / "bundle")
 
-        checkpoint.save(result.metrics if result else NO_RESULT, self.rank, self._state, write)
+        found = result.metrics if result else {}
+        ranked = {RANK: rank(found["val_weighted_f1"], found["val_loss"])} if found else NO_RESULT
+        checkpoint.save({**found, **ranked}, self.rank, self._state, write)
         self.saved = time.monotonic()
 
     def _state(self) -> dict[str, Any]:
