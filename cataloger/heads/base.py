@@ -61,7 +61,7 @@ class Head(Protocol):
     def fit(self, judged: Arrays, target_precision: float) -> tuple[dict[str, float], Spec]:
         """(metrics of the validation rows, the spec with thresholds fitted on those that are `distinct`, or on all)
 
-        `val_weighted_f1` and `val_accuracy` are among the metrics: the first decides which epoch is kept.
+        `val_weighted_f1` and `val_accuracy` are among the metrics: the first decides which epoch is kept, of equal ones `val_loss`.
         """
 
 

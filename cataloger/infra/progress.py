@@ -55,7 +55,7 @@ class Meter:
         text = f"{rate:,.0f} rows/s  {note}".strip()
         if self.bar:
             self.bar.update(self.task, completed=done, note=text)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and done:
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_LINES and done > self.first:
             self.last_line = time.monotonic()
             left = (self.total - done) / max(1e-9, rate)
             log.info("%s: %s of %s rows, %s, %.0f s left", self.title, f"{done:,}", f"{self.total:,}", text, left)

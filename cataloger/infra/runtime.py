@@ -173,9 +173,10 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
     threads = min(MAX_THREADS_PER_ACTOR, cores)
     cpus = threads - CPU_LEFT_BY_ACTOR
-    return ActorShape(
-        "cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, int(capacity("CPU") / cpus))
-    )
+    # By node, as an actor fits on one: one that fits nowhere would wait, and Ray Data take its CPUs for spent.
+    fit = sum(int(node["Resources"].get("CPU", 0) / cpus) for node in ray.nodes() if node["Alive"])
+    grown = int(capacity("CPU") / cores) * int(cores / cpus)
+    return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, fit, grown))
 
 
 def set_threads(processes_on_this_node: int) -> None:

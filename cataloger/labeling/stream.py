@@ -22,8 +22,8 @@ from cataloger.labeling.labeler import Labeler
 from cataloger.labeling.packed import Model, unpack
 from cataloger.labeling.reading import Reading, read
 
-# Ray Data keeps this share of all CPUs for its stages, the first one first. Its own would leave none to the last stage beside the
-# actor of a node of up to nine cores: nothing would be written until all is read.
+# Ray Data sets this share of all CPUs and of its memory aside for the stages of the stream, beginning with the first. With its own,
+# half, nothing is left for the last stage beside the actor of a node of up to nine cores: it would write when all is read.
 RESERVED = 0.05
 
 

@@ -87,7 +87,8 @@ class Torch:
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         from cataloger.model.network import load_network
 
-        without_plans()
+        if device == "cuda":
+            without_plans()
         self.name = f"PyTorch {str(dtype).removeprefix('torch.')}"
         self.token_budget = 131_072 if device == "cuda" else 4_096
         self.device = device

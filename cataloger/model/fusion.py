@@ -88,7 +88,7 @@ class FusionForSequenceClassification(PreTrainedModel):
         apart: bool = False,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits [rows, labels]; `apart`, to learn from, [3 * rows, labels]: below them those of the texts alone, and of the pictures alone.
+        """Logits [rows, labels]; `apart`, to learn from, [3 * rows, labels]: then the rows by their text alone, then by their picture alone.
 
         `input_ids` and `attention_mask` are [rows, tokens]; `pixel_values` are [pictures, 3, height, width] from 0 to 255, red first;
         `image_index` [rows] says which picture is a row's, from 1 on, 0 for none. Without it row n has picture n.

@@ -46,8 +46,11 @@ def tag_version(source: ModelSource, tags: Mapping[str, str]) -> None:
             MlflowClient().set_model_version_tag(name, version, key, value)
 
 
-def register(folder: Path, name: str, run_id: str) -> str:
-    """Log a bundle to the run and register it: alias `challenger`, and `champion` for the first version. The version's URI."""
+def register(folder: Path, name: str, run_id: str) -> tuple[str, bool]:
+    """Log a bundle to the run and register it: alias `challenger`, and `champion` for the first version.
+
+    (the version's URI, whether it is the first)
+    """
     with tempfile.TemporaryDirectory() as code:
         # The serving side needs the library, not its caches.
         shutil.copytree(
@@ -71,7 +74,7 @@ def register(folder: Path, name: str, run_id: str) -> str:
         client.set_model_version_tag(name, version, PROMOTION, "the first version of this name")
     for alias in ["challenger"] + (["champion"] if first else []):
         client.set_registered_model_alias(name, alias, version)
-    return f"models:/{name}/{version}"
+    return f"models:/{name}/{version}", first
 
 
 def champion(name: str) -> str | None:

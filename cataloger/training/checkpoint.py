@@ -14,7 +14,7 @@ from cataloger.infra.node_cache import working_folder
 # What checkpoints are kept for, see `rank`. Below every real one: the newest is where a run goes on, never the one that is registered.
 RANK = "rank"
 NO_RESULT = {RANK: -1.0}
-# Of equal scores, as few validation rows have them, a lower loss decides: by so much at most, and by so much at least.
+# Of equal scores, as few validation rows have them, the lower loss decides. It adds TIE at most; less than LEAST is no difference.
 TIE, LEAST = 1e-6, 1e-9
 STATE = "state.pt"
 
@@ -34,7 +34,7 @@ def save(
 
 def rank(score: float, loss: float) -> float:
     """What is better the higher it is: the score, and of equal scores the one with the lower loss."""
-    return score + (TIE / (1 + loss) if loss >= 0 else 0.0)  # of no row there is none
+    return score + (TIE / (1 + loss) if loss >= 0 else 0.0)  # NaN where no row has a known category
 
 
 def latest(device: torch.device) -> tuple[str, dict[str, Any]] | None:

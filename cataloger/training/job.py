@@ -38,6 +38,8 @@ MAX_FAILURES = 8
 LOOK_FOR_WORKERS_SECONDS = 60.0
 # Tiers that leave less of what is trusted without them are worth a warning: they keep accuracy, not trust.
 LEAST_TRUST_KEPT = 0.9
+# Part of a training's name: raised when what an earlier version left unfinished must not be gone on with.
+LAYOUT = 2
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -71,7 +73,7 @@ class Watcher(Protocol):
 
 
 def train(config: TrainConfig) -> TrainResult:
-    """Fit words, fine-tune a network unless there is to be none, keep the best epoch by validation weighted F1, register it.
+    """Fit words, fine-tune a network unless there is to be none, keep the epoch of the highest weighted F1 on validation, register it.
 
     Raises CatalogerError before any work is lost.
     """
@@ -124,7 +126,7 @@ def register(found: Fitted, name: str) -> str:
     """The URI of the new version, which is the challenger; within the training's MLflow run."""
     checkpoint = ray.train.Checkpoint(found.checkpoint.path, found.checkpoint.filesystem)
     with checkpoint.as_directory() as folder:
-        uri = registry.register(Path(folder) / "bundle", name, found.run_id)
+        uri, first = registry.register(Path(folder) / "bundle", name, found.run_id)
         joined = read_spec(Path(folder) / "bundle").words
     scores = found.metrics
     if "val_network_accuracy" in scores:
@@ -145,7 +147,7 @@ def register(found: Fitted, name: str) -> str:
     log.info(
         "registered %s as %s; accuracy %.4f, weighted F1 %.4f on validation",
         uri,
-        "champion, the first of its name" if uri.endswith(f"/{registry.champion(name)}") else "challenger",
+        "champion, the first of its name" if first else "challenger",
         scores["val_accuracy"],
         scores["val_weighted_f1"],
     )
@@ -154,7 +156,7 @@ def register(found: Fitted, name: str) -> str:
 
 def _begin_or_resume(storage: Location, config: TrainConfig, fingerprints: Sequence[str]) -> Claim:
     """The first folder of this training that is neither done nor at work: the same command after a crash goes on in it."""
-    decisive = {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
+    decisive = {"layout": LAYOUT} | {key: value for key, value in asdict(config).items() if key not in NOT_DECISIVE}
     name = hashlib.sha256(json.dumps([decisive, *fingerprints]).encode()).hexdigest()[:16]
     for number in itertools.count(1):
         folder = storage / f"train-{name}-{number}"

@@ -74,8 +74,9 @@ class Loop:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         runtime.set_threads(context.get_local_world_size())
-        without_plans()
         self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            without_plans()
         self.base = checked_base_model(config.base_model) if spec.text_columns else Path()
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, self.rank, self.world)
@@ -185,7 +186,10 @@ class Loop:
         if result:
             score, loss = result.metrics["val_weighted_f1"], result.metrics["val_loss"]
             # Patience is with what is being trained: words alone may be better than both for some epochs.
-            learnt = rank(result.metrics.get("val_network_weighted_f1", score), loss)
+            network = (
+                result.metrics.get(f"val_network_{name}", own) for name, own in (("weighted_f1", score), ("loss", loss))
+            )
+            learnt = rank(*network)
             self.stale = 0 if learnt > self.best + LEAST else self.stale + 1
             self.best = max(self.best, learnt)
             metrics = {**result.metrics, "epoch": float(self.epoch)}
@@ -279,4 +283,5 @@ class Loop:
             self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
-            self.board.go_on.remote(self._rows_done(self.epoch), f"goes on after step {self.step:,}", self.recent)
+            epochs = self.epoch + min(1.0, self.batch * (self.config.batch_size or 1) / max(1, self.stage.rows))
+            self.board.go_on.remote(self._rows_done(epochs), f"goes on after step {self.step:,}", self.recent)

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from scipy.optimize import minimize
+from scipy.stats import t as student_t
 
 from cataloger.bundle import ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
-from cataloger.data.batching import IntArray, most_rows, pack
+from cataloger.data.batching import IntArray, Ragged, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import Arrays, head_of, joined
 from cataloger.taxonomy import Taxonomy
@@ -24,8 +25,8 @@ from cataloger.training.hearing import Heard
 TOKENS_PER_BATCH = 8_192
 # A few numbers are fitted on as many rows as have this many logits on each rank, in random batches: they need no more.
 LOGITS_KEPT = 1 << 24
-# Words join a network where rows show with 95% confidence that this helps: so many at least, since one row may weigh more than ten.
-LEAST_ROWS, ONE_SIDED = 30, 1.645
+# Words join a network where rows show with this confidence that it helps. At least so many rows: of fewer, one may outweigh all others.
+CONFIDENCE, LEAST_ROWS = 0.95, 30
 # The logarithms of one or two numbers are looked for (Nelder and Mead 1965).
 SIMPLEX: dict[str, Any] = {"method": "Nelder-Mead", "options": {"xatol": 1e-3, "fatol": 1e-3}}
 Logits = Iterable[tuple[IntArray, torch.Tensor]]
@@ -76,7 +77,7 @@ class Validation:
         words, temperature = fit.joining(heard), fit.temperature()
         helps = fit.shown_to_help(heard, words)
         if not helps:
-            words = replace(words, network_temperature=temperature, weight=0.0)
+            words = replace(words, network_temperature=fit.temperature(rows=heard.distinct), weight=0.0)
         spec = replace(self.spec, words=words)
         head, network = head_of(spec, device), head_of(replace(spec, temperature=temperature), device)
         tiers = self.config.tiers == "auto" and spec.head == ONE_CATEGORY
@@ -106,6 +107,7 @@ class Validation:
                 without = {"val_coverage_without_tiers": metrics["val_coverage"]}
                 metrics, fitted = self._tiers(heard, fit, logits, replace(self.spec, words=words), device)
                 metrics |= {"val_alone_fraction": certificate.share, **without}
+        metrics["val_network_loss"] = alone[0]["val_loss"]
         for name, theirs in zip(("network", "words"), alone, strict=True):
             metrics |= {f"val_{name}_{of}": theirs[f"val_{of}"] for of in ("accuracy", "weighted_f1", "macro_f1")}
         return metrics | {"val_temperature": temperature, "val_words_weight": words.weight}, fitted
@@ -168,6 +170,7 @@ class _Fit:
         self.head, self.world = head_of(validation.spec, device), validation.world
         self.device = device
         self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
+        self.known = _known(validation.rows.sets)
 
     def temperature(self, change: Change = lambda _, found: found, rows: BoolArray | None = None) -> float:
         """That of the logits, changed, of these rows, or of all (Guo et al. 2017, section 4.2)."""
@@ -197,15 +200,15 @@ class _Fit:
         return words(minimize(loss, start, **SIMPLEX).x)
 
     def shown_to_help(self, heard: Heard, words: Words) -> bool:
-        """Whether the loss with words is lower than the network's alone, by a paired t-test over rows that do not belong together.
+        """Whether the loss with words is lower than the network's alone, by a paired t-test over rows that do not belong together and
+        whose category the model knows.
 
-        One is taken off the gain, which the number that words cost more gains by chance (Akaike 1974).
+        With words there is one fitted number more. It gains 1 by chance (Akaike 1974), which is taken off.
         """
-        alone = self.temperature(rows=heard.distinct)
+        alone, told = self.temperature(rows=heard.distinct), heard.distinct & self.known
         moments = torch.zeros(3, dtype=torch.float64, device=self.device)
         network, both = (
-            self._losses(change, heard.distinct)
-            for change in (lambda _, logits: logits / alone, self._joined_by(heard, words))
+            self._losses(change, told) for change in (lambda _, logits: logits / alone, self._joined_by(heard, words))
         )
         for without, with_words in zip(network, both, strict=True):
             gain = without - with_words
@@ -213,7 +216,8 @@ class _Fit:
         rows, gain, squares = self._of_all_ranks(moments).tolist()
         if rows < LEAST_ROWS:
             return False
-        return bool(gain - 1 > ONE_SIDED * (max(0.0, squares - gain**2 / rows) * rows / (rows - 1)) ** 0.5)
+        deviation = (max(0.0, squares - gain**2 / rows) * rows / (rows - 1)) ** 0.5
+        return bool(gain - 1 > student_t.ppf(CONFIDENCE, rows - 1) * deviation)
 
     def _joined_by(self, heard: Heard, words: Words) -> Change:
         return lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), words)
@@ -234,6 +238,14 @@ class _Fit:
         if self.world > 1:
             dist.all_reduce(total)
         return total
+
+
+def _known(sets: Ragged) -> BoolArray:
+    """[N] whether the model knows a category of each row, or the row has none."""
+    of = np.repeat(np.arange(len(sets)), sets.lengths)
+    flat = sets.flat[sets.offsets[0] : sets.offsets[-1]]
+    known: BoolArray = (np.bincount(of, flat >= 0, len(sets)) > 0) | (sets.lengths == 0)
+    return known
 
 
 def _positive(x: npt.NDArray[np.float64], most: float = 400.0) -> float:

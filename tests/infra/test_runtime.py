@@ -30,6 +30,15 @@ def test_actors_of_any_number_of_jobs_leave_room_for_two_tasks(cores: int, monke
     assert shape.threads == min(8, cores)
 
 
+@pytest.mark.parametrize(("sizes", "actors"), [([4] * 12, 12), ([16, 2, 2], 2), ([2], 1), ([32, 32], 8)])
+def test_there_are_as_many_actors_as_fit_on_the_nodes(
+    sizes: list[int], actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(size)}} for size in sizes])
+    monkeypatch.setattr(runtime, "capacity", lambda resource: float(sum(sizes)) if resource == "CPU" else 0.0)
+    assert runtime.labelling_shape(use_gpu=False).max_actors == actors
+
+
 def test_a_shared_folder_is_the_same_on_every_node(ray_session: None, working_folder: Path) -> None:
     source = working_folder / "bundle"
     (source / "deep").mkdir(parents=True)

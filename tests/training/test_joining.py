@@ -19,10 +19,14 @@ CPU = torch.device("cpu")
 ROWS = 4_000
 
 
-def score(network: float, words: float, keys: np.ndarray, **settings: object) -> tuple[dict[str, float], Spec]:
-    """Rows about which a network and words know something, each by itself, the more the larger the number."""
+def score(
+    network: float, words: float, keys: np.ndarray, known: int = ROWS, **settings: object
+) -> tuple[dict[str, float], Spec]:
+    """Rows about which a network and words know something, each by itself, the more the larger the number; those with a key from
+    `known` on have a category that neither knows."""
     draw = np.random.default_rng(0)
     labels = draw.integers(0, 4, ROWS)
+    labels[keys >= known] = -1
     own = np.eye(4)[labels]
     scores = (words * own + draw.normal(size=(ROWS, 4))).astype(np.float32)
     logits = torch.from_numpy((network * own + draw.normal(size=(ROWS, 4))).astype(np.float32))
@@ -80,6 +84,15 @@ def test_a_few_groups_that_both_are_sure_of_give_words_no_say() -> None:
         _, spec = score(network, 12.0, np.arange(ROWS, dtype=np.uint64) % 12)
         assert spec.words
         assert spec.words.weight == 0.0
+
+
+def test_rows_of_unknown_categories_show_nothing() -> None:
+    _, spec = score(3.0, 12.0, np.arange(ROWS, dtype=np.uint64) % 200, known=12)
+    assert spec.words
+    assert spec.words.weight == 0.0
+    _, spec = score(3.0, 12.0, np.arange(ROWS, dtype=np.uint64) % 200, known=100)
+    assert spec.words
+    assert spec.words.weight > 0.1
 
 
 def test_what_is_trusted_with_tiers_and_without_them_are_two_things() -> None:
