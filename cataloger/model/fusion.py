@@ -85,10 +85,9 @@ class FusionForSequenceClassification(PreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         image_index: torch.Tensor | None = None,
-        apart: bool = False,
         **kwargs: Any,
     ) -> SequenceClassifierOutput:
-        """Logits [rows, labels]; `apart`, to learn from, [3 * rows, labels]: then the rows by their text alone, then by their picture alone.
+        """Logits [rows, labels].
 
         `input_ids` and `attention_mask` are [rows, tokens]; `pixel_values` are [pictures, 3, height, width] from 0 to 255, red first;
         `image_index` [rows] says which picture is a row's, from 1 on, 0 for none. Without it row n has picture n.
@@ -102,17 +101,8 @@ class FusionForSequenceClassification(PreTrainedModel):
         if self.encoder is not None:
             assert input_ids is not None, "the texts, which may be empty"
             text = self.text_norm(self._read(input_ids, attention_mask))
-            joined = self._joined(text, seen)
-            if apart:
-                unread = self.text_norm(self._read(_nothing(input_ids, attention_mask), None)).expand_as(text)
-                unseen = self.picture_norm(self.missing).expand_as(seen)
-                joined = torch.cat([joined, self._joined(text, unseen), self._joined(unread, seen)])
-            seen = joined
+            seen = functional.gelu(self.join(torch.cat([text, seen], dim=1)))
         return SequenceClassifierOutput(logits=self.classifier(self.dropout(seen)))
-
-    def _joined(self, text: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        joined: torch.Tensor = functional.gelu(self.join(torch.cat([text, seen], dim=1)))
-        return joined
 
     def _see(self, pixels: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
         dtype = self.missing.dtype
@@ -137,12 +127,6 @@ class FusionForSequenceClassification(PreTrainedModel):
             return hidden[:, 0]
         weights = attention_mask.unsqueeze(-1).to(hidden.dtype)
         return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp_min(1)
-
-
-def _nothing(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """[1, 2] the first and the last token of a text: what the tokenizer makes of no text at all."""
-    last = input_ids.shape[1] - 1 if attention_mask is None else attention_mask[0].sum() - 1
-    return torch.stack([input_ids[0, 0], input_ids[0, last]]).unsqueeze(0)
 
 
 def picture_network(config: dict[str, Any]) -> Any:

@@ -19,12 +19,15 @@ import ray
 from cataloger.bundle import Picture
 from cataloger.config import Augmentation
 from cataloger.data.album import Pictured
-from cataloger.data.batching import IntArray
+from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.images import OK, Pixels, Window, decode
 from cataloger.data.pictures import PictureInput
 from cataloger.infra.node_cache import once_per_node
 
 FILE = "pictures.arrow"
+# Of the rows that have both, so many learn from one alone: at night, some have no picture and some no text.
+LEFT_OUT = 0.1
+SPECIAL = 2  # tokens of a text that is empty
 # An area of this share of the picture at least, and sides that differ by a third at most (Szegedy et al. 2015; timm's are .08).
 LEAST_AREA = {"light": 0.5, "strong": 0.25}
 RATIO = 4 / 3
@@ -93,12 +96,26 @@ def _write(blocks: Sequence[Any], file: Path) -> None:
 
 
 def vary(rows: Pictured, augmentation: Augmentation, rng: np.random.Generator) -> Pictured:
-    """The rows as one epoch sees them, pictures altered."""
+    """The rows as one epoch sees them: some without their text or without their picture, pictures altered."""
+    index, tokens = rows.index, rows.tokens
+    if tokens is not None:
+        chance, has = rng.random(len(rows)), rows.index >= 0
+        index = np.where((chance < LEFT_OUT) & (tokens.lengths > SPECIAL), -1, index)
+        tokens = _emptied(tokens, has & (chance >= LEFT_OUT) & (chance < 2 * LEFT_OUT))
     album, seed = rows.album, int(rng.integers(1 << 62))
     if augmentation != "off":
         strong = augmentation == "strong"
         album = replace(album, change=lambda data, picture, row: altered(data, picture, [seed, row], strong))
-    return replace(rows, album=album)
+    return replace(rows, index=index, tokens=tokens, album=album)
+
+
+def _emptied(tokens: Tokens, rows: Any) -> Tokens:
+    """With the first and the last token alone in these rows: what the tokenizer makes of no text at all."""
+    place = np.arange(len(tokens.flat)) - np.repeat(tokens.offsets[:-1], tokens.lengths)
+    last = np.repeat(tokens.lengths, tokens.lengths) - 1
+    kept = ~np.repeat(rows, tokens.lengths) | (place == 0) | (place == last)
+    lengths = np.bincount(np.repeat(np.arange(len(tokens)), tokens.lengths)[kept], minlength=len(tokens))
+    return replace(tokens, flat=tokens.flat[kept], offsets=np.concatenate([[0], np.cumsum(lengths)]))
 
 
 def altered(data: bytes, picture: Picture, seeds: list[int], strong: bool) -> Pixels:

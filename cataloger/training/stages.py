@@ -24,9 +24,6 @@ from cataloger.training.hearing import Heard
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
 
-# Of a model that reads and sees: what a text or a picture alone counts beside both together; tokens of a text that is empty.
-ALONE, SPECIAL = 0.5, 2
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -147,20 +144,7 @@ class FineTuning:
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         these = self.epoch_rows
-        targets = self.head.targets(these.sets.take(rows))
-        if self.spec.picture and self.spec.text_columns:
-            return self._losses_apart(model, self.machine.batch(these.inputs, rows), targets)
-        return self.loss(self.logits(model, these.inputs, rows), targets)
-
-    def _losses_apart(self, model: Any, batch: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
-        """Each row is learnt by its text and its picture together, and half as much by either alone (Wang, Tran and Feiszli 2020): at
-        night, some have no picture, and a network that has both learns to look away from one of them."""
-        with self.machine.arithmetic():
-            logits = model(**batch, apart=True).logits.float()
-        losses = self.loss(logits, torch.cat([targets] * 3)).view(3, -1)
-        has_text, has_picture = batch["attention_mask"].sum(dim=1) > SPECIAL, batch["image_index"] > 0
-        weights = torch.stack([torch.ones_like(losses[0]), ALONE * has_text, ALONE * has_picture])
-        return (losses * weights).sum(dim=0) / weights.sum(dim=0)
+        return self.loss(self.logits(model, these.inputs, rows), self.head.targets(these.sets.take(rows)))
 
     def step(self, backward: Callable[[], torch.Tensor], update: Callable[[], None]) -> torch.Tensor:
         loss = backward()

@@ -1,6 +1,5 @@
 """The network that sees: the same logits from every engine, whatever else is in the batch; and where picture networks come from."""
 
-import functools
 import json
 from pathlib import Path
 
@@ -63,28 +62,6 @@ def test_without_an_index_each_row_has_its_picture(seeing: Path) -> None:
         with_index = network(**batch).logits
         del batch["image_index"]
         assert torch.equal(network(**batch).logits, with_index)
-
-
-def test_apart_are_the_same_rows_without_their_picture_and_without_their_text(seeing: Path) -> None:
-    network, given = load_network(seeing, torch.float32).eval(), input_of(read_spec(seeing), seeing)
-    text, image = ["a fine shoe", "hat", None], [noise(0), None, noise(1)]
-
-    def logits(title: list[str | None], image: list[bytes | None], **options: bool) -> torch.Tensor:
-        columns = {"title": pa.array(title, pa.string()), "image": pa.array(image, pa.binary())}
-        batch = given.encode(given.read(pa.table(columns)).values).batch(np.arange(3))
-        with torch.inference_mode():
-            return network(**{name: torch.from_numpy(array) for name, array in batch.items()}, **options).logits  # type: ignore[no-any-return]
-
-    if not read_spec(seeing).text_columns:
-        assert torch.equal(logits(text, image, apart=True), logits(text, image)), "nothing to be apart from"
-        return
-    both, read, seen = logits(text, image, apart=True).view(3, 3, -1)
-    assert_close = functools.partial(torch.testing.assert_close, atol=1e-5, rtol=1e-4)
-    assert_close(both, logits(text, image))
-    assert_close(read[:2], logits(["a fine shoe", "hat", "x"], [None] * 3)[:2])
-    assert_close(seen[[0, 2]], logits([None] * 3, [noise(0), noise(2), noise(1)])[[0, 2]])
-    assert_close(both[1], read[1])  # it has no picture
-    assert_close(both[2], seen[2])  # it has no text
 
 
 def test_batch_norms_keep_their_statistics(seeing: Path) -> None:

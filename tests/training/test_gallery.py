@@ -9,10 +9,10 @@ import ray
 
 from cataloger.bundle import Picture
 from cataloger.data.album import Pictured
-from cataloger.data.images import decode
+from cataloger.data.images import OK, decode
 from cataloger.data.pictures import PictureInput
 from cataloger.training.gallery import Gallery, _contents, altered, load_pictured, vary
-from drawn import BLUE, RED, canvas, encoded, noise
+from drawn import BLUE, RED, canvas, encoded, jpeg, noise
 
 WINDOW = Picture("image", 32, crop=1.0)
 
@@ -67,6 +67,37 @@ def test_pictures_made_ahead_are_the_same(rows: Pictured) -> None:
     rows.ahead(wanted)
     ahead, now = rows.batch(wanted), rows.batch(wanted)
     assert all((ahead[name] == now[name]).all() for name in now)
+
+
+def test_some_rows_go_without_their_text_and_others_without_their_picture(tiny_model: Path) -> None:
+    given = PictureInput(tiny_model, ("title",), 12, WINDOW)
+    data = jpeg()
+    encoded_rows = given.encode(read_by(given, title=[f"a fine shoe {n}" for n in range(2_000)], image=[data] * 2_000))
+    seen = vary(encoded_rows, "off", np.random.default_rng(0))
+    assert encoded_rows.tokens is not None
+    assert seen.tokens is not None
+    blind, mute = seen.index < 0, seen.tokens.lengths == 2
+    assert 0.07 < blind.mean() < 0.13
+    assert 0.07 < mute.mean() < 0.13
+    assert not (blind & mute).any()
+    nothing = given.words.encode(pa.array([""]))  # type: ignore[union-attr]
+    assert (
+        seen.tokens.slice(int(np.flatnonzero(mute)[0]), int(np.flatnonzero(mute)[0]) + 1).lists()[0].as_py()
+        == nothing.lists()[0].as_py()
+    )
+    kept = np.flatnonzero(~mute)
+    assert seen.tokens.take(kept).lists() == encoded_rows.tokens.take(kept).lists()
+
+
+def test_a_row_without_text_keeps_its_picture(tiny_model: Path) -> None:
+    given = PictureInput(tiny_model, ("title",), 12, WINDOW)
+    rows = given.encode(read_by(given, title=pa.nulls(500, pa.string()), image=[jpeg()] * 500))
+    assert (vary(rows, "off", np.random.default_rng(0)).index == 0).all()
+
+
+def test_pictures_alone_are_never_left_out() -> None:
+    rows = Pictured(None, np.arange(50), pa.array([OK] * 50), Gallery(Path(), WINDOW), 32)
+    assert (vary(rows, "light", np.random.default_rng(0)).index == np.arange(50)).all()
 
 
 def test_light_shows_another_part_and_strong_other_colours() -> None:

@@ -11,16 +11,13 @@ import torch
 from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.config import LongTail, TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
-from cataloger.data.pictures import PictureInput
 from cataloger.data.text import load_tokenizer, mask_token, tokenize
 from cataloger.heads.losses import Loss
 from cataloger.model.network import new_classifier
-from cataloger.model.sight import sight_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
 from cataloger.training.pretraining import MaskedWords
 from cataloger.training.stages import FineTuning, Machine
-from drawn import noise
 
 TREE = Taxonomy.from_paths(["Food > Tea", "Shoes > Boots"])
 SPEC = Spec(TREE.categories, ("title",), 32, "mean", "")
@@ -194,23 +191,3 @@ def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
 def test_the_token_that_masks_a_word_is_found(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model, 8)
     assert tokenizer.id_to_token(mask_token(tokenizer) or 0) == "[MASK]"
-
-
-def test_a_row_is_learnt_by_both_and_half_as_much_by_either_alone(tiny_model: Path, tiny_sight: Path) -> None:
-    """By what it has: the third row has no picture, and the last one no text."""
-    sight = sight_of(str(tiny_sight))
-    spec = replace(SPEC, picture=sight.picture("image"))
-    given = PictureInput(tiny_model, ("title",), 32, sight.picture("image"))
-    titles, images = ["green tea", "leather boots", "black tea", None], [noise(0), noise(1), None, noise(2)]
-    values = given.read(pa.table({"title": titles, "image": pa.array(images, pa.binary())})).values
-    rows = Examples.of_one_category(given.encode(values), np.array([0, 1, 0, 1]))
-    config, network = TrainConfig(epochs=1, image_augmentation="off"), new_classifier(tiny_model, spec, sight)
-    stage = FineTuning(config, spec, network.eval(), (rows, rows, rows), tiny_model, MACHINE)
-    stage.begin_epoch(np.random.default_rng(0))
-    found = stage.losses(stage.network, np.arange(4))
-    batch = MACHINE.batch(rows.inputs, np.arange(4))
-    targets = stage.head.targets(rows.sets)
-    both, text, seen = (stage.loss(logits, targets) for logits in network(**batch, apart=True).logits.split(4))
-    assert (text - seen)[:2].abs().min() > 1e-4
-    torch.testing.assert_close(found[:2], ((both + text / 2 + seen / 2) / 2)[:2])
-    torch.testing.assert_close(found[2:], both[2:])
