@@ -22,7 +22,7 @@ def main() -> None:
             ("speed", f"{labels.rows / labels.seconds:,.0f} rows/s, start-up included"),
             ("labels", f"{labels.output}/run={labels.run}"),
             ("the night as a page", f"{labels.output}/run={labels.run}/_report.html"),
-            ("model", f"{result.training.model_uri} (alias challenger)"),
+            ("model", result.training.model_uri),
             ("MLflow runs", f"train {result.training.run_id}"),
             ("", f"evaluate {result.evaluation.mlflow_run}"),
             ("", f"label {labels.mlflow_run}" if labels.mlflow_run else "label: finished earlier, nothing to do"),

@@ -281,7 +281,7 @@ def _fit(
                 raise reason
     kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
-    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1].get(RANK, -1.0)))
+    best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1][RANK]))
     return best, {key: float(value) for key, value in metrics.items() if key != RANK}
 
 

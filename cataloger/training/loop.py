@@ -184,15 +184,14 @@ class Loop:
     def _end_epoch(self, result: Result | None) -> None:
         """Keep an epoch with a checkpoint."""
         if result:
-            score, loss = result.metrics["val_weighted_f1"], result.metrics["val_loss"]
+            found = result.metrics
+            score = found["val_weighted_f1"]
             # Patience is with what is being trained: words alone may be better than both for some epochs.
-            network = (
-                result.metrics.get(f"val_network_{name}", own) for name, own in (("weighted_f1", score), ("loss", loss))
-            )
-            learnt = rank(*network)
+            own = "val_network_" if "val_network_weighted_f1" in found else "val_"
+            learnt = rank(found[f"{own}weighted_f1"], found[f"{own}loss"])
             self.stale = 0 if learnt > self.best + LEAST else self.stale + 1
             self.best = max(self.best, learnt)
-            metrics = {**result.metrics, "epoch": float(self.epoch)}
+            metrics = {**found, "epoch": float(self.epoch)}
             self._post({self.step: metrics}, self.epoch, f"validation F1 {score:.3f}")
         self._save(result)
 
