@@ -34,7 +34,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mwpd2020": {"text_columns": ("title", "shop_category", "description"), "max_tokens": 64},
     "magento": {
         "text_columns": ("title", "description"),
-        "label_column": "category_paths",
+        "label_column": ("category_paths",),
         "group_column": "group_id",
         "test_fraction": 0.2,
     },
@@ -157,7 +157,7 @@ def score(name: str, bundle: Path, room: Path, tiers: Literal["auto", "off"] = "
         EvaluateConfig(
             catalog=str(test if official else file_of(name)),
             model=str(bundle),
-            label_column=SETTINGS[name].get("label_column", "category_path"),
+            label_column=SETTINGS[name].get("label_column", ("category_path",)),
             split="all" if official else "test",
             tiers=tiers,
         )

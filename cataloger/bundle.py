@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from cataloger.taxonomy import SEPARATOR, Taxonomy
 
 SPEC = "cataloger.json"
 # Of the bundles that are written: 2 had another normal form of the texts that decide the split (`text.split_hash`), 2 and 3
-# said `multi_label` where `head` stands now.
-FORMAT = 5
-READABLE = (2, 3, 4, FORMAT)
+# said `multi_label` where `head` stands now, and 6 is the first with tags.
+FORMAT = 6
+READABLE = (2, 3, 4, 5, FORMAT)
 WITH_HEAD = 4  # the first of them that says `head`; words came with 5
 # What a model answers (see `heads`).
-ONE_CATEGORY, MANY_CATEGORIES = "one_category", "many_categories"
+ONE_CATEGORY, MANY_CATEGORIES, TAGS = "one_category", "many_categories", "tags"
+HEADS = (ONE_CATEGORY, MANY_CATEGORIES, TAGS)
 WEIGHTS, WORDS = "model.safetensors", "words.safetensors"
 # In place of a pooling, where words answer alone.
 NO_NETWORK = "none"
@@ -83,6 +85,27 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Answer:
+    """What a model answers beside its first answer, published in the column that it was learnt from. Raises ValueError."""
+
+    column: str
+    head: str
+    categories: tuple[str, ...]
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
+    category_thresholds: tuple[float, ...] = ()
+    allowed: tuple[tuple[int, ...] | None, ...] = ()
+    """Of tags, the numbers of the names that each category of the first answer may have, null where it may have all; without any,
+    all categories may have all."""
+
+    def __post_init__(self) -> None:
+        if not self.column:
+            raise ValueError("others.column: must be a name")
+        if any(not 0 <= name < len(self.categories) for names in self.allowed for name in names or ()):
+            raise ValueError("others.allowed: must be numbers of names")
+
+
+@dataclass(frozen=True)
 class Spec:
     """What `cataloger.json` adds to the Hugging Face files. Raises ValueError that names the field that cannot be so."""
 
@@ -98,16 +121,63 @@ class Spec:
     """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Where a product has
     any number of categories just one, for all of them together."""
     head: str = ONE_CATEGORY
-    """What the model answers: one category per product, or any number of them."""
+    """What the model answers: one category per product, any number of them, or tags of words. Their names are its categories then."""
+    label_column: str = ""
+    """The column that tags are published in, named as the one they were learnt from."""
     category_thresholds: tuple[float, ...] = ()
-    """Where a product has any number of categories, the probability from which on it has each."""
+    """Where a product has any number of categories, the probability from which on it has each; the confidence from which on a tag
+    of each name is trusted."""
     group_column: str | None = None
     """Column whose values, in place of the texts, decided on which side of the split a row falls."""
     words: Words | None = None
     """Without a value the network answers alone."""
     picture: Picture | None = None
     """Without a value the network reads texts alone; without text columns, pictures alone."""
+    others: tuple[Answer, ...] = ()
+    """Its further answers, from the same reading."""
     format_version: int = FORMAT
+
+    @property
+    def answers(self) -> tuple["Spec", ...]:
+        """A spec for each answer, as a model with that one alone would have it: the first answer first."""
+        own = replace(self, others=())
+        return own, *(
+            replace(
+                own,
+                categories=other.categories,
+                head=other.head,
+                label_column=other.column,
+                temperature=other.temperature,
+                thresholds=other.thresholds,
+                category_thresholds=other.category_thresholds,
+                words=None,
+            )
+            for other in self.others
+        )
+
+    def with_answers(self, answers: Sequence["Spec"]) -> "Spec":
+        """With what was fitted for each of `answers`."""
+        first, *others = answers
+        found = [
+            replace(
+                old,
+                temperature=one.temperature,
+                thresholds=one.thresholds,
+                category_thresholds=one.category_thresholds,
+            )
+            for old, one in zip(self.others, others, strict=True)
+        ]
+        return replace(first, others=tuple(found))
+
+    @property
+    def tags(self) -> bool:
+        """Whether any of the answers is of words."""
+        return TAGS in (self.head, *(other.head for other in self.others))
+
+    @property
+    def width(self) -> int:
+        """How many logits a row has, or each of its words, in all answers together."""
+        return sum(len(answer.classes) for answer in self.answers)
 
     def reading(self, text_columns: tuple[str, ...] | None, image_column: str | None) -> "Spec":
         """As it reads columns of other names, where there are some. Raises ConfigError."""
@@ -132,21 +202,36 @@ class Spec:
         """Whether there is one: without it words answer alone."""
         return self.pooling != NO_NETWORK
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What each logit of the network is of: a category; or of each word, that it is of no tag, begins one, or goes on with one."""
+        if self.head != TAGS:
+            return self.categories
+        return ("O", *(f"{way}-{name}" for name in self.categories for way in "BI"))
+
     def __post_init__(self) -> None:
+        tags = self.head == TAGS
         for path in self.categories:
-            if not all(level.strip() for level in path.split(SEPARATOR)):
+            if not all(level.strip() for level in ([path] if tags else path.split(SEPARATOR))):
                 raise ValueError(f"categories: {path[:80]!r} has an empty level")
         if not 0 < len(self.categories) == len(set(self.categories)):
             raise ValueError("categories: must be at least one, and no two alike")
-        many = self.head == MANY_CATEGORIES
-        own, levels = len(self.categories) if many else 0, 1 if many else Taxonomy(self.categories).depth
+        one = self.head == ONE_CATEGORY
+        own, levels = 0 if one else len(self.categories), Taxonomy(self.categories).depth if one else 1
         for name, holds, what in (
             ("max_tokens", 3 <= self.max_tokens <= MOST_TOKENS, f"from 3 to {MOST_TOKENS:,}"),
             ("pooling", self.pooling in ("mean", "cls", NO_NETWORK), f"mean, cls or {NO_NETWORK}"),
             ("words", self.network or self.words is not None, f"there where pooling is {NO_NETWORK}"),
             ("text_columns", bool(self.text_columns or self.picture), "at least one, where no picture is read"),
             ("picture", self.network or not self.picture, f"null where pooling is {NO_NETWORK}"),
-            ("head", self.head in (ONE_CATEGORY, MANY_CATEGORIES), f"{ONE_CATEGORY} or {MANY_CATEGORIES}"),
+            ("head", self.head in HEADS, " or ".join(HEADS)),
+            ("label_column", not tags or bool(self.label_column), f"a name where head is {TAGS}"),
+            ("words", not (self.words and (self.tags or self.others)), "null where there are tags, or several answers"),
+            (
+                "picture",
+                not (self.picture and (self.tags or self.others)),
+                "null where there are tags, or several answers",
+            ),
             ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
             ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
@@ -161,6 +246,13 @@ class Spec:
         ):
             if not holds:
                 raise ValueError(f"{name}: must be {what}")
+        names = [self.label_column, *(other.column for other in self.others)]
+        if len(names) != len(set(names)):
+            raise ValueError(f"others: two answers of column {names[-1]!r}")
+        if self.others:
+            _ = self.answers  # each is checked as it is made
+        if any(len(other.allowed) not in (0, len(self.categories)) for other in self.others):
+            raise ValueError("others.allowed: must be one for each category, or none")
 
 
 def _thresholds(values: tuple[float, ...], count: int) -> bool:
@@ -193,8 +285,13 @@ def read_spec(folder: Path) -> Spec:
         if isinstance(version, int) and version < WITH_HEAD:
             stored = _with_head(stored)
         newer = sorted(stored.keys() - Spec.__dataclass_fields__.keys())
-        for part, kind in (("words", Words), ("picture", Picture)):
-            if isinstance(found := stored.get(part), dict):
+        parts: list[tuple[str, Any, Any]] = [
+            ("words", Words, stored.get("words")),
+            ("picture", Picture, stored.get("picture")),
+        ]
+        parts += [("others", Answer, other) for other in stored.get("others") or ()]
+        for part, kind, found in parts:
+            if isinstance(found, dict):
                 newer += sorted(f"{part}.{name}" for name in found.keys() - kind.__dataclass_fields__.keys())
         newer += [f"format_version {version}"] if isinstance(version, int) and version > FORMAT else []
         if newer:
@@ -216,9 +313,9 @@ def read_spec(folder: Path) -> Spec:
         raise ModelError(
             f"model {folder}: not a cataloger bundle (no readable {SPEC} and config.json); train one with jobs/train.py"
         )
-    if spec.network and len(labels) != len(spec.categories):
+    if spec.network and len(labels) != len(spec.classes):
         raise ModelError(
-            f"model {folder}: {SPEC} has {len(spec.categories):,} categories, the network of config.json has {len(labels):,}; "
+            f"model {folder}: {SPEC} has {len(spec.classes):,} categories, the network of config.json has {len(labels):,}; "
             "copy the folder again from where the model was trained"
         )
     return spec

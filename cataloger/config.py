@@ -31,8 +31,15 @@ class TrainConfig:
     image_column: str | None = None
     """Column with a picture of the product: its bytes, where it lies (a path, s3:// or http(s)://), or a struct of bytes and path. The
     model then sees as well as reads."""
-    label_column: str = "category_path"
-    """Column with the category path, its levels separated by ' > '; a column of lists of paths trains a multi-label model."""
+    label_column: tuple[str, ...] = ("category_path",)
+    """Column with the category path, its levels separated by ' > '; a column of lists of paths trains a multi-label model, and one of tags
+    (lists of structs of field, start, end and name, or of name and value) one that finds them in the words. Several columns make one
+    model with several answers, the first of which is the one that counts."""
+    answer_weights: tuple[float, ...] = ()
+    """Weight of each answer in the loss, in the order of --label-column; by default training learns how uncertain each is."""
+    category_attributes: str = "auto"
+    """Where categories and tags are both learnt, which names of tags a category may have: auto learns it from the training rows, off allows
+    all, and a Parquet file with the columns category_path and name says it."""
     group_column: str | None = None
     """Column with the same value for products that belong together, such as variants; no split separates them."""
     base_model: str = "minilm"
@@ -176,7 +183,7 @@ class EvaluateConfig:
     """Columns the model reads; by default those it was trained on."""
     image_column: str | None = None
     """Column with the pictures; by default the one that the model was trained on, if it sees."""
-    label_column: str = "category_path"
+    label_column: tuple[str, ...] = ("category_path",)
     """Column with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"
     """Rows to score: all, or only those that training left out by its --test-fraction."""
@@ -249,7 +256,7 @@ class CompareConfig:
     """Columns of --evaluate and --catalog that the models read; by default those that each was trained on."""
     image_column: str | None = None
     """Column of --evaluate and --catalog with the pictures, for the models that see; by default the one that each was trained on."""
-    label_column: str = "category_path"
+    label_column: tuple[str, ...] = ("category_path",)
     """Column of --evaluate with the true category path, or list of paths."""
     split: Literal["all", "test"] = "all"
     """Rows of --evaluate to score: all, or only those that training left out by its --test-fraction."""

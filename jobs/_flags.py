@@ -39,6 +39,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "optimisation": ("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
         "regularisation": ("weight_decay", "dropout", "adversarial", "average_decay"),
         "category": ("long_tail", "level_weights", "label_smoothing"),
+        "answer": ("answer_weights", "category_attributes"),
         "unlabelled_text": ("unlabelled_catalog", "pretrain_epochs", "pseudo_labels"),
         "run": ("use_gpu", "precision", "seed", "storage", "checkpoint_minutes", "experiment", "sweep"),
     },

@@ -10,6 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cataloger.evaluation.comparison import Comparison, Pair
     from cataloger.evaluation.evaluate import Evaluation
+    from cataloger.heads.metrics import Scores
     from cataloger.training.sweep import SweepResult
 
 
@@ -28,7 +29,15 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], mark
 
 
 def show_evaluation(result: "Evaluation") -> None:
-    """Scores by level, then those of the whole path."""
+    """Scores by level, then those of the whole path; of tags, by what of them is right."""
+    for one in (result, *result.others):
+        if one.places:
+            _show_tags(one, one.places)
+        else:
+            _show_scores(one)
+
+
+def _show_scores(result: "Evaluation") -> None:
     rows = [
         (f"level {number}", f"{level.accuracy:.4f}", f"{level.weighted_f1:.4f}", f"{level.macro_f1:.4f}")
         for number, level in enumerate(result.levels, 1)
@@ -42,7 +51,18 @@ def show_evaluation(result: "Evaluation") -> None:
     rows.append(("calibration error", f"{result.calibration_error:.4f}", "", ""))
     rows.append(("coverage at 95% precision", f"{result.coverage_at_95:.4f}", "", ""))
     accuracy = "all right" if several else "accuracy"
-    show(f"{result.model} on {result.rows:,} products", ("", accuracy, "weighted F1", "macro F1"), rows)
+    show(f"{result.title} on {result.rows:,} products", ("", accuracy, "weighted F1", "macro F1"), rows)
+
+
+def _show_tags(result: "Evaluation", places: "Scores") -> None:
+    parts = (("name", result.levels[0]), ("value", result.overall), ("span", places))
+    rows = [
+        (f"{what} F1", f"{scores.micro_f1:.4f}", f"{scores.example_f1:.4f}", f"{scores.accuracy:.4f}")
+        for what, scores in parts
+    ]
+    rows.append(("products that need review", f"{result.needs_review:.4f}", "", ""))
+    columns = ("", "all together", "by product, mean", "products all right")
+    show(f"{result.title} on {result.rows:,} products", columns, rows)
 
 
 def show_comparison(result: "Comparison", page: str) -> None:
@@ -63,13 +83,9 @@ def show_comparison(result: "Comparison", page: str) -> None:
 
 
 def _show_pair(pair: "Pair") -> None:
-    title = f"{pair.second} against {pair.first} on {pair.rows:,} products"
-    rows = [
-        (d.title, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.by:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", d.verdict)
-        for d in pair.differences
-    ]
-    columns = ("", "before", "now", "difference", "95% interval", "")
-    show(title, columns, rows, [d.better or d.worse for d in pair.differences])
+    _show_differences(f"{pair.second} against {pair.first} on {pair.rows:,} products", pair)
+    for other in pair.others:
+        _show_differences(f"{other.answer}: {other.second} against {other.first} on {other.rows:,} products", other)
     only = pair.mcnemar
     print(f"right by one only: {only.only_first:,} before, {only.only_second:,} now; McNemar p = {only.p_value:.3g}")
     for sentence in pair.left_out:
@@ -100,6 +116,15 @@ def _show_pair(pair: "Pair") -> None:
             ("from", "to", "products"),
             flows,
         )
+
+
+def _show_differences(title: str, pair: "Pair") -> None:
+    rows = [
+        (d.title, f"{d.first:.4f}", f"{d.second:.4f}", f"{d.by:+.4f}", f"{d.low:+.4f} to {d.high:+.4f}", d.verdict)
+        for d in pair.differences
+    ]
+    columns = ("", "before", "now", "difference", "95% interval", "")
+    show(title, columns, rows, [d.better or d.worse for d in pair.differences])
 
 
 def show_sweep(result: "SweepResult") -> None:

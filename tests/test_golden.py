@@ -129,6 +129,7 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
   0.4
  ],
  "head": "many_categories",
+ "label_column": "",
  "category_thresholds": [
   0.5,
   0.25,
@@ -137,7 +138,8 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
  "group_column": "group",
  "words": null,
  "picture": null,
- "format_version": 5
+ "others": [],
+ "format_version": 6
 }"""
     )
     Path("config.json").write_text('{"id2label": {"0": "a", "1": "b", "2": "c"}}')

@@ -72,6 +72,19 @@ class Ragged:
 
 
 @dataclass(frozen=True)
+class Together:
+    """Several lists of numbers of each of N rows."""
+
+    parts: tuple[Ragged, ...]
+
+    def __len__(self) -> int:
+        return len(self.parts[0])
+
+    def take(self, rows: IntArray) -> Self:
+        return replace(self, parts=tuple(part.take(rows) for part in self.parts))
+
+
+@dataclass(frozen=True)
 class Tokens(Ragged):
     """The tokens of N texts, `Encoded` for a network; `pad_id` fills up the shorter ones of a batch."""
 

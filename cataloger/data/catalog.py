@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
 from cataloger.bundle import Picture
+from cataloger.data.kinds import is_binary, is_list, is_picture, is_string, label_kind
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra import s3
 from cataloger.infra.storage import Location, check_reachable, locate
@@ -62,7 +63,7 @@ def open_catalog(
     uri: str,
     id_column: str,
     text_columns: Sequence[str],
-    label_column: str | None = None,
+    label_columns: Sequence[str] = (),
     others: Mapping[str, str] = MappingProxyType({}),
     picture: Picture | None = None,
 ) -> Catalog:
@@ -72,7 +73,7 @@ def open_catalog(
     """
     plain = dict.fromkeys(text_columns, "--text-columns") | dict(others)
     image_column = picture.column if picture else None
-    names = list(dict.fromkeys([id_column, *plain, *filter(None, [label_column, image_column])]))
+    names = list(dict.fromkeys([id_column, *plain, *label_columns, *filter(None, [image_column])]))
     # What a picture is when it has been read and decoded; wherever it lies.
     row_bytes = 3 * picture.size**2 + STORED_BYTES if picture else 0
     location = locate(uri)
@@ -86,7 +87,7 @@ def open_catalog(
     if not sum(sum(file.row_groups) for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
-        _check_columns(file, files[0], id_column, plain, label_column, image_column)
+        _check_columns(file, files[0], id_column, plain, label_columns, image_column)
     digest = hashlib.sha256()
     for file in files:
         name = file.path.removeprefix(location.path)
@@ -168,11 +169,11 @@ def _check_columns(
     first: CatalogFile,
     id_column: str,
     plain: Mapping[str, str],
-    label_column: str | None,
+    label_columns: Sequence[str],
     image_column: str | None,
 ) -> None:
     wanted = [(id_column, "--id-column"), *plain.items()]
-    wanted += [(label_column, "--label-column")] if label_column else []
+    wanted += [(name, "--label-column") for name in label_columns]
     wanted += [(image_column, "--image-column")] if image_column else []
     for name, flag in wanted:
         if file.schema.names.count(name) > 1:
@@ -192,14 +193,15 @@ def _check_columns(
             raise CatalogError(
                 f"catalog file {file.path}: column {name!r} is {found}, expected a string or a number; name another one with {flag}"
             )
-    if label_column:
+    for label_column in label_columns:
         found, in_first = (one.schema.field(label_column).type for one in (file, first))
-        if not (is_string(found) or (is_list(found) and is_string(found.value_type))):
+        kind = label_kind(found)
+        if kind is None:
             raise CatalogError(
-                f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B', or lists of them; "
-                "name it with --label-column"
+                f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B', lists of them, or tags: "
+                "lists of structs of field, start, end and name, or of name and value; name it with --label-column"
             )
-        if is_list(found) != is_list(in_first):
+        if kind != label_kind(in_first):
             raise CatalogError(
                 f"catalog file {file.path}: column {label_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
             )
@@ -236,6 +238,14 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
     if all(pa.types.is_struct(kind) for kind in types):
         names = [field.name for field in next(iter(types))]
         return pa.struct([(name, pa.large_binary() if name == "bytes" else pa.large_string()) for name in names])
+    if all(is_list(kind) and pa.types.is_struct(kind.value_type) for kind in types):
+        names = [
+            field.name
+            for field in next(iter(types)).value_type
+            if all(kind.value_type.get_field_index(field.name) >= 0 for kind in types)
+        ]
+        numbers = ("start", "end")
+        return pa.list_(pa.struct([(name, pa.int64() if name in numbers else pa.large_string()) for name in names]))
     if all(is_list(kind) for kind in types):
         return pa.list_(pa.large_string())
     if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
@@ -243,29 +253,7 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
     return pa.large_string()
 
 
-def is_picture(kind: pa.DataType) -> bool:
-    """Whether such a column may hold pictures: bytes, where they lie, or a struct of both as Hugging Face datasets have it."""
-    if pa.types.is_struct(kind):
-        fields = {field.name: field.type for field in kind}
-        return "bytes" in fields and is_binary(fields["bytes"]) and is_string(fields.get("path", pa.string()))
-    return is_binary(kind) or is_string(kind) or bool(pa.types.is_null(kind))
-
-
 def _picture_kind(kind: pa.DataType) -> str:
     return (
         " ".join(field.name for field in kind) if pa.types.is_struct(kind) else "text" if is_string(kind) else "bytes"
     )
-
-
-def is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def is_string(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))

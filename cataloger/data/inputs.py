@@ -9,6 +9,7 @@ import pyarrow as pa
 from cataloger.bundle import Spec
 from cataloger.data.batching import Batch, IntArray
 from cataloger.data.pictures import PictureInput
+from cataloger.data.tagging import TagInput
 from cataloger.data.texts import TextInput
 from cataloger.data.values import Distinct, Values
 
@@ -79,9 +80,12 @@ def input_of(spec: Spec, folder: Path, base: str = "") -> Input:
     """That of the model in a folder; `base` is the folder of the catalog, which pictures may lie in."""
     if spec.picture:
         return _picture_input(folder, spec.text_columns, spec.max_tokens, spec.picture, base)
+    if spec.tags:
+        return _tag_input(folder, spec.text_columns, spec.max_tokens)
     return _text_input(folder, spec.text_columns, spec.max_tokens)
 
 
 # Kept for the next units: to read a tokenizer takes a tenth of a second. A few, as a service may load one model after another.
 _text_input = functools.lru_cache(maxsize=4)(TextInput)
+_tag_input = functools.lru_cache(maxsize=4)(TagInput)
 _picture_input = functools.lru_cache(maxsize=4)(PictureInput)

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.data.catalog import Catalog, is_list
+from cataloger.data.catalog import Catalog
+from cataloger.data.kinds import is_list
 from cataloger.data.text import undecodable
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError
@@ -14,7 +15,8 @@ from cataloger.taxonomy import SEPARATOR, parse_path
 
 
 def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter[str | None]:
-    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one.
+    """Rows per category path as written in the file, of all paths of a row where it has a list; None counts rows without one. Of tags,
+    their names are counted.
 
     Raises CatalogError naming the first row whose category is not valid UTF-8.
     """
@@ -28,6 +30,8 @@ def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter
             values = table.column(0).combine_chunks()
             if is_list(values.type):
                 values = values.flatten()
+            if pa.types.is_struct(values.type):
+                values = pc.struct_field(values, "name")
             if undecodable(values).any():
                 raise _not_utf8(catalog, unit, label_column, id_column)
             for pair in pc.value_counts(values.cast(pa.large_string())).to_pylist():
@@ -44,13 +48,24 @@ def _not_utf8(catalog: Catalog, unit: Unit, label_column: str, id_column: str) -
     ((_, table),) = read_units(catalog.location.filesystem, [unit], catalog.schema)
     written = table.column(label_column).combine_chunks()
     if is_list(written.type):
-        row = pc.list_parent_indices(written)[int(undecodable(written.flatten()).argmax())].as_py()
+        flat = written.flatten()
+        flat = pc.struct_field(flat, "name") if pa.types.is_struct(flat.type) else flat
+        row = pc.list_parent_indices(written)[int(undecodable(flat).argmax())].as_py()
     else:
         row = int(undecodable(written).argmax())
     where = unit.name_of(row, table.column(id_column))
     return CatalogError(
         f"catalog {catalog.location}: column {label_column!r} of {where} is not valid UTF-8; mend it there"
     )
+
+
+def normalise_names(counts: Counter[str | None]) -> tuple[dict[str, str], Counter[str]]:
+    """(name of tags as written → without white space around it, tags per such name)"""
+    names = {written: written.strip() for written in counts if written and written.strip()}
+    rows: Counter[str] = Counter()
+    for written, name in names.items():
+        rows[name] += counts[written]
+    return names, rows
 
 
 def normalise_labels(

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.catalog import Catalog, column_bytes, is_string, unreadable
+from cataloger.data.catalog import Catalog, column_bytes, unreadable
+from cataloger.data.kinds import is_string
 from cataloger.errors import CatalogError
 
 # A unit of a large catalog; smaller catalogs are cut finer so that every actor gets some.

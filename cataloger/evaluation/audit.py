@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from cataloger.bundle import ONE_CATEGORY, Spec, read_spec
 from cataloger.config import AuditConfig
 from cataloger.data import seen
-from cataloger.data.catalog import grouped, is_list, open_catalog
+from cataloger.data.catalog import grouped, open_catalog
+from cataloger.data.kinds import is_list
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.infra import places, runtime, tracking
@@ -55,7 +56,7 @@ def audit(config: AuditConfig) -> Audit:
             raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
     others = grouped(specs[0].group_column)
     catalog = open_catalog(
-        config.catalog, config.id_column, specs[0].text_columns, config.label_column, others, specs[0].picture
+        config.catalog, config.id_column, specs[0].text_columns, (config.label_column,), others, specs[0].picture
     )
     if is_list(catalog.schema.field(config.label_column).type):
         raise CatalogError(

@@ -15,6 +15,7 @@ from cataloger.evaluation.contenders import Contender
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.evaluation.impact import effects
 from cataloger.evaluation.race import seconds_per_text
+from cataloger.evaluation.significance import Difference
 from cataloger.infra import runtime, tracking
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
@@ -126,9 +127,10 @@ def _metrics(pairs: Sequence[Pair]) -> dict[str, float]:
     for number, pair in enumerate(pairs, 1):
         after = f"_{number}" if number > 1 else ""
         for difference in pair.differences:
-            name = difference.key.replace("-", "_")
-            found |= {f"{name}_difference{after}": difference.by, f"{name}_low{after}": difference.low}
-            found[f"{name}_high{after}"] = difference.high
+            found |= _difference(difference.key, difference, after)
+        for other in pair.others:
+            for difference in other.differences:
+                found |= _difference(f"{other.answer}_{difference.key}", difference, after)
         found |= {f"mcnemar_p{after}": pair.mcnemar.p_value, f"rows{after}": pair.rows}
         if pair.slowdown is not None:
             found[f"slowdown{after}"] = pair.slowdown
@@ -136,3 +138,9 @@ def _metrics(pairs: Sequence[Pair]) -> dict[str, float]:
             found[f"catalog_changed{after}"] = pair.effect.changed
             found[f"review_share{after}"] = pair.effect.review_after
     return found
+
+
+def _difference(key: str, difference: Difference, after: str) -> dict[str, float]:
+    name = key.replace("-", "_")
+    bounds = {f"{name}_low{after}": difference.low, f"{name}_high{after}": difference.high}
+    return {f"{name}_difference{after}": difference.by, **bounds}

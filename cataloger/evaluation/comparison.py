@@ -1,7 +1,7 @@
 """Two models and more, side by side and on the same rows: the figures that the terminal, the page and MLflow show."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,9 +9,11 @@ from cataloger.errors import ConfigError
 from cataloger.evaluation.contenders import Contender
 from cataloger.evaluation.impact import Effect
 from cataloger.evaluation.predictions import Predictions, sides
-from cataloger.evaluation.significance import Difference, McNemar, Scored, differences, mcnemar
+from cataloger.evaluation.significance import MICRO_F1, Difference, McNemar, Scored, differences, mcnemar
 from cataloger.evaluation.slices import CategoryChange, Slice, by_category, frequency_groups, slices
+from cataloger.evaluation.tagging import PLACES, TRUE_PLACES
 from cataloger.heads.sets import Sets
+from cataloger.taxonomy import SEPARATOR
 
 # Of two evaluations of a whole catalog this share of rows must be in both: a few may lack the text columns of one model. Of
 # the rows that each training left out, those that both did are the fair ones, be they few.
@@ -56,6 +58,9 @@ class Pair:
     """How many times as long the second takes for a text, where that was measured."""
     effect: Effect | None = None
     checks: tuple[Check, ...] = ()
+    others: tuple["Pair", ...] = ()
+    """The same of further answers that both have, `answer` being their column."""
+    answer: str = ""
 
     @property
     def winners(self) -> list[CategoryChange]:
@@ -115,8 +120,13 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     """
     if first.answer != second.answer:
         raise ConfigError(
-            f"{names[0]} and {names[1]}: one gives a product any number of categories, the other just one"
+            f"{names[0]} and {names[1]}: one gives a product {first.answer}, the other {second.answer}; these cannot be compared"
         )
+    others = tuple(
+        replace(compare_predictions(first.others[column], second.others[column], names), answer=column)
+        for column in first.others
+        if column in second.others
+    )
     total = max(len(first.table), len(second.table))
     _, left, right = np.intersect1d(first.table.column("row"), second.table.column("row"), return_indices=True)
     whole = "all" in (first.about.split, second.about.split)
@@ -138,15 +148,32 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     one, other = (
         Scored(true, given, model.confidence, tail) for model, given in zip((first, second), answers, strict=True)
     )
+    apart = differences(one, other)
+    if first.places:
+        apart = _of_tags(first, second, tail, apart)
     return Pair(
         *names,
         rows=len(first.table),
         left_out=(*left_out, *unknown),
-        differences=tuple(differences(one, other)),
+        differences=tuple(apart),
         mcnemar=mcnemar(one.correct, other.correct),
         slices=tuple(slices(first, second)),
         categories=tuple(by_category(first, second)),
+        others=others,
     )
+
+
+def _of_tags(
+    first: Predictions, second: Predictions, tail: Sequence[str], of_values: Sequence[Difference]
+) -> list[Difference]:
+    """Those of values that mean something, and that of places. Values are too many for a mean over each of them."""
+    true = Sets.of(first.table.column(TRUE_PLACES), *(one.table.column(PLACES) for one in (first, second)))
+    one, other = (
+        Scored(true[0], given, model.confidence, tail) for given, model in zip(true[1:], (first, second), strict=True)
+    )
+    (of_places,) = (apart for apart in differences(one, other) if apart.name == MICRO_F1)
+    kept = [replace(apart, name="value F1") if apart.name == MICRO_F1 else apart for apart in of_values]
+    return [*kept, replace(of_places, name="span F1")]
 
 
 def _common_categories(
@@ -158,7 +185,8 @@ def _common_categories(
     if not only:
         return first, second, []
     (true,) = Sets.of(first.table.column(f"true_{first.answer}"))
-    kept = np.flatnonzero(true.rows @ np.isin(true.names, list(only)).astype(int) == 0)
+    names_of = [name.split(SEPARATOR)[0] for name in true.names] if first.places else true.names
+    kept = np.flatnonzero(true.rows @ np.isin(names_of, list(only)).astype(int) == 0)
     if not len(kept):
         raise ConfigError(f"{names[0]} and {names[1]} have no category of these rows in common")
     told = (

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlflow
@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from cataloger.bundle import digest
 from cataloger.errors import ConfigError, TrackingError
-from cataloger.evaluation.predictions import FILE, Predictions
+from cataloger.evaluation.predictions import FILE, Predictions, file_of
 from cataloger.infra import tracking
 
 RECENT = 1_000  # runs among which parts of names and of ids are looked for
@@ -91,11 +91,16 @@ def _rows(run: Run) -> tuple[str, str, str]:
 
 
 def _predictions(run: Run) -> Predictions:
+    first = _file(run, FILE)
+    return replace(first, others={column: _file(run, file_of(column)) for column in first.about.further})
+
+
+def _file(run: Run, name: str) -> Predictions:
     try:
-        file = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=FILE)
+        file = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, artifact_path=name)
     except (MlflowException, OSError) as error:
         raise TrackingError(
-            f"run {run.info.run_name}: its {FILE} is not in MLflow; evaluate the model again with jobs/evaluate.py"
+            f"run {run.info.run_name}: its {name} is not in MLflow; evaluate the model again with jobs/evaluate.py"
         ) from error
     return Predictions.from_parquet(Path(file).read_bytes())
 

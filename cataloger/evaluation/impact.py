@@ -78,7 +78,7 @@ def _effect(uri: str, first: pa.Table, second: pa.Table) -> Effect:
         first.column("row").to_numpy(), second.column("row").to_numpy(), return_indices=True
     )
     first, second = first.take(pa.array(left)), second.take(pa.array(right))
-    before, after = (published_in(labels.column_names).whole(labels) for labels in (first, second))
+    before, after = (published_in(labels.schema).whole(labels) for labels in (first, second))
     moved = [place for place, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
     counts = Counter((before[place], after[place]) for place in moved)
     texts = second.column("text").to_pylist()

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,15 +12,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cataloger.data import seen
-from cataloger.data.catalog import is_list
+from cataloger.data.kinds import SPANS, is_list
 from cataloger.errors import CatalogError
+from cataloger.evaluation import tagging
 from cataloger.heads.columns import IMAGE_STATUS, published_in
 from cataloger.heads.sets import Sets, indicators
+from cataloger.heads.tag_columns import PublishedTags
 
 log = logging.getLogger(__name__)
-FILE = "predictions.parquet"
+FILE, WRITTEN = "predictions.parquet", "written"
 _ABOUT = b"cataloger.evaluation"
 SLICE = "slice."  # before the name of a column to slice by
+TRUE = "true_"  # before that of the answer
 # Of a model that reads and sees, a slice of its own: what a row's category would have been without the picture.
 DECIDED, BY_PICTURE, BY_TEXT = "decided_by", "picture", "text"
 
@@ -39,6 +42,11 @@ class About:
     """Those that the model can answer."""
     texts_per_second: float
     """Of one model actor."""
+    text_columns: tuple[str, ...] = ()
+    label_kind: str = ""
+    """What the label column has; see `data.kinds`."""
+    further: tuple[str, ...] = ()
+    """The columns of the model's further answers, whose predictions lie beside these."""
     seen: float | None = None
     """The share of these rows that the model was trained or validated on; None where that cannot be told."""
 
@@ -55,6 +63,8 @@ class Predictions:
 
     table: pa.Table
     about: About
+    others: Mapping[str, "Predictions"] = field(default_factory=dict)
+    """Of the model's further answers, by their columns."""
 
     @classmethod
     def of(cls, labels: pa.Table, names: Mapping[str, str], about: About) -> "Predictions":
@@ -62,18 +72,29 @@ class Predictions:
 
         `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
         """
-        answer = published_in(labels.column_names).answer
-        true = _normalised(labels.column("written"), names)
+        found = published_in(labels.schema)
+        answer, places, given = found.answer, {}, labels.column(found.answer)
+        if isinstance(found, PublishedTags):
+            true, true_places = tagging.true_paths(labels, about.text_columns, about.label_kind == SPANS)
+            given, own_places = tagging.given_paths(given)
+            places = {tagging.TRUE_PLACES: true_places, tagging.PLACES: own_places}
+        else:
+            true = _normalised(labels.column(WRITTEN), names)
         columns = {name: labels.column(name) for name in ("row", "id", "text")}
         if IMAGE_STATUS in labels.column_names:
             columns[SLICE + IMAGE_STATUS] = labels.column(IMAGE_STATUS)
         columns |= {
             name: labels.column(name).cast(pa.large_string()) for name in labels.column_names if name.startswith(SLICE)
         }
-        columns[f"true_{answer}"] = true
-        columns |= {name: labels.column(name) for name in (answer, "confidence", "needs_review")}
-        table = pa.table(columns)
-        known = pc.greater(pc.list_value_length(true), 0) if is_list(true.type) else true.is_valid()
+        columns[f"{TRUE}{answer}"] = true
+        columns |= {
+            answer: given,
+            "confidence": found.confidence(labels),
+            "needs_review": labels.column("needs_review"),
+        }
+        table = pa.table(columns | places)
+        # A product may well have no tag; without a category it has no label.
+        known = pc.greater(pc.list_value_length(true), 0) if is_list(true.type) and not places else true.is_valid()
         scored = table.filter(known)
         if len(scored) < len(table):
             log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
@@ -86,7 +107,15 @@ class Predictions:
     @property
     def answer(self) -> str:
         """The name of the column of the model's answers; that of the true ones has `true_` before it."""
-        return published_in(self.table.column_names).answer
+        own = [name for name in self.table.column_names if name.startswith(TRUE) and name != tagging.TRUE_PLACES]
+        return str(own[0]).removeprefix(TRUE)
+
+    @property
+    def places(self) -> list[Sets]:
+        """Where the true tags of each row stand, and where those stand that the model gave it; empty for other answers."""
+        if tagging.PLACES not in self.table.column_names:
+            return []
+        return Sets.of(self.table.column(tagging.TRUE_PLACES), self.table.column(tagging.PLACES))
 
     @property
     def slices(self) -> list[str]:
@@ -102,7 +131,7 @@ class Predictions:
         """These places of the table, in this order."""
         if np.array_equal(rows, np.arange(len(self.table))):
             return self  # no copy of what may be gigabytes
-        return Predictions(self.table.take(pa.array(rows)), self.about)
+        return replace(self, table=self.table.take(pa.array(rows)))
 
     def to_parquet(self) -> bytes:
         sink = pa.BufferOutputStream()
@@ -116,12 +145,18 @@ class Predictions:
         about = json.loads(table.schema.metadata[_ABOUT])
         if about.pop("saw_these_rows", False):  # what evaluations said before they knew how many
             about["seen"] = 1.0
-        return cls(table, About(**{**about, "categories": tuple(about["categories"])}))
+        lists = {name: tuple(about.get(name, ())) for name in ("categories", "text_columns", "further")}
+        return cls(table, About(**{**about, **lists}))
+
+
+def file_of(column: str) -> str:
+    """The name in MLflow of the predictions of a further answer, or of the first one without a name."""
+    return f"predictions-{column}.parquet" if column else FILE
 
 
 def decided(labels: pa.Table, blind: pa.Table) -> pa.Array:
     """For each of these labels whether the same model gave another one, or none, without the picture."""
-    columns = published_in(labels.column_names)
+    columns = published_in(labels.schema)
     without = dict(zip(blind.column("row").to_pylist(), columns.whole(blind), strict=True))
     rows = zip(labels.column("row").to_pylist(), columns.whole(labels), strict=True)
     return pa.array([BY_TEXT if without.get(row) == category else BY_PICTURE for row, category in rows], pa.string())
@@ -130,7 +165,7 @@ def decided(labels: pa.Table, blind: pa.Table) -> pa.Array:
 def sides(first: Predictions, *others: Predictions) -> list[Sets]:
     """The true categories of each row, and those that each of the models gave it, over one list of names."""
     answers = [one.table.column(one.answer) for one in (first, *others)]
-    return Sets.of(first.table.column(f"true_{first.answer}"), *answers)
+    return Sets.of(first.table.column(f"{TRUE}{first.answer}"), *answers)
 
 
 def _normalised(written: pa.ChunkedArray, names: Mapping[str, str]) -> pa.Array:

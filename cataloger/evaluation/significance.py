@@ -23,6 +23,8 @@ CONFIDENCE = 0.95
 # Weights held at once, as 64-bit numbers; what is made of them is six times as large, and faster made in small pieces.
 MOST_WEIGHTS = 2_000_000
 LOWER_IS_BETTER = ("calibration error",)
+# Of rows that may have several categories; with one each, it is the accuracy.
+MICRO_F1 = "micro F1"
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -92,6 +94,7 @@ class Scored:
         """The names of `true` and `given` are all that occur in any model that this one is compared with."""
         own, answered = (side.rows.astype(float) for side in (true, given))
         self.correct = exact(true, given)
+        self._several = bool((np.diff(true.rows.indptr) != 1).any())
         left, right = (side.with_ancestors().rows for side in (true, given))
         place = np.minimum((confidence * BINS).astype(int), BINS - 1)
         rows, size = np.arange(len(place)), (len(place), BINS)
@@ -118,12 +121,16 @@ class Scored:
         f1 = 2 * both / np.maximum(own + given, 1e-12)
         occurs = own + given > 0
         tail = occurs & self._tail[:, None]
+        several = (
+            {MICRO_F1: 2 * both.sum(axis=0) / np.maximum((own + given).sum(axis=0), 1e-12)} if self._several else {}
+        )
         return {
             "accuracy": right.sum(axis=0) / total,
-            "weighted F1": (own * f1).sum(axis=0) / own.sum(axis=0),
-            "macro F1": f1.sum(axis=0) / occurs.sum(axis=0),
+            **several,
+            "weighted F1": (own * f1).sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12),
+            "macro F1": f1.sum(axis=0) / np.maximum(occurs.sum(axis=0), 1),
             "tail macro F1": (f1 * tail).sum(axis=0) / np.maximum(tail.sum(axis=0), 1),
-            "hierarchical F1": shared[0] / steps[0],
+            "hierarchical F1": shared[0] / np.maximum(steps[0], 1),
             "calibration error": np.abs(right - sure).sum(axis=0) / total,
             "coverage at 95%": self._coverage(weights, total, 0.95),
         }

@@ -8,12 +8,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec, Words
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.many_categories import ManyCategories
 from cataloger.heads.one_category import OneCategory
 from cataloger.heads.ranked import Ranked
+from cataloger.heads.several import Several
+from cataloger.heads.tags import Tags
 
 Tensors = tuple[torch.Tensor, ...]
 Arrays = dict[str, npt.NDArray[Any]]
@@ -30,7 +32,10 @@ class TrainingLoss(Protocol):
 
 
 class Head(Protocol):
-    """For one kind of answer, on a device. Logits are float32 [rows, categories], `sets` the label ids of rows, -1 an unknown one."""
+    """For one kind of answer, on a device. Logits are float32 [rows, categories], `sets` the label ids of rows, -1 an unknown one.
+
+    Of tags, they are those of each word (see `tags`).
+    """
 
     def __init__(self, spec: Spec, device: torch.device | str) -> None: ...
 
@@ -65,12 +70,19 @@ class Head(Protocol):
         """
 
 
-HEADS: Mapping[str, type[Head]] = {ONE_CATEGORY: OneCategory, MANY_CATEGORIES: ManyCategories}
+HEADS: Mapping[str, type[Head]] = {ONE_CATEGORY: OneCategory, MANY_CATEGORIES: ManyCategories, TAGS: Tags}
 
 
 def head_of(spec: Spec, device: torch.device | str) -> Head:
     """That of a model."""
+    if spec.others:
+        return several_of(spec, device)  # type: ignore[return-value]  # but for what a validation asks of each of its parts
     return HEADS[spec.head](spec, device)
+
+
+def several_of(spec: Spec, device: torch.device | str) -> Several:
+    """That of a model, as a head of several answers, be it one."""
+    return Several(spec, [HEADS[answer.head](answer, device) for answer in spec.answers])
 
 
 def joined(parts: Sequence[Arrays]) -> Arrays:

@@ -2,21 +2,23 @@
 
 Answers are Arrow tables with one row per distinct text. Those of one category: label, confidence, levels [D] (NaN below the
 depth of the category), alternatives [K] and alternative_confidence [K]; those of any number: labels, probabilities,
-confidence, alternatives and alternative_confidence, all but the third of any length. Those of a model with words also have
+confidence, alternatives and alternative_confidence, all but the third of any length; those of tags: tags. Those of a model with words also have
 TIER, who gave them, and those of a model that sees IMAGE_STATUS. Labels have the published columns.
 """
 
-from collections.abc import Collection
+import contextlib
+from collections import Counter
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
-from cataloger.data.catalog import is_list
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
+from cataloger.data.kinds import is_list
+from cataloger.heads.tag_columns import PublishedTags, Tagged
 from cataloger.taxonomy import Taxonomy
 
 # Who answered: words alone, or words and network together.
@@ -25,13 +27,40 @@ TIER, BY_WORDS, BY_BOTH = "tier", "words", "both"
 IMAGE_STATUS = "image_status"
 
 
-class Columns(Protocol):
-    """The published columns of one kind of answer, both ways."""
+class Published(Protocol):
+    """The published columns of one kind of answer, as they are read."""
 
-    answer: ClassVar[str]
-    """The column of the category, or categories."""
-    kept: ClassVar[tuple[str, ...]]
+    answer: str
+    """The column of the category, or categories, or tags."""
+    kept: tuple[str, ...]
     """The columns that answers can be made from again, with those of `also`."""
+    watched: tuple[str, ...]
+    """Those that the methods below need, but for `scored`."""
+
+    moves: bool
+    """Whether it is of interest which answer became which other one."""
+
+    def each(self, labels: pa.Table) -> pa.Array | pa.ChunkedArray:
+        """The category of every row; of rows that have several, all of them, end to end; of tags, the names that each row has."""
+
+    def values(self, labels: pa.Table) -> Counter[tuple[str, str]]:
+        """Of tags, how often a name has a value; of categories, nothing."""
+
+    def whole(self, labels: pa.Table) -> list[str]:
+        """One string per row, the same for the same category, or the same set of them."""
+
+    def scored(self, labels: pa.Table) -> list[list[tuple[str, float]]]:
+        """Of each row its (category, confidence), the most probable first."""
+
+    def empty(self, labels: pa.Table) -> int:
+        """Rows without any category."""
+
+    def confidence(self, labels: pa.Table) -> pa.Array:
+        """[rows]"""
+
+
+class Columns(Published, Protocol):
+    """The published columns of one kind of answer, both ways."""
 
     def __init__(self, spec: Spec) -> None: ...
 
@@ -40,33 +69,19 @@ class Columns(Protocol):
         """Whether such a label column is what a model with these answers learns from."""
 
     def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
-        """`answer`, and for the page, the drift and the scores also `confidence`, `alternatives` and `needs_review`."""
+        """The columns by name, `answer` first; `needs_review` is among them."""
 
     def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
         """The answers that labels of the same model, with as many alternatives, were made from."""
-
-    @staticmethod
-    def each(labels: pa.Table) -> pa.ChunkedArray:
-        """The category of every row; of rows that have several, all of them, end to end."""
-
-    @staticmethod
-    def whole(labels: pa.Table) -> list[str]:
-        """One string per row, the same for the same category, or the same set of them."""
-
-    @staticmethod
-    def scored(labels: pa.Table) -> list[list[tuple[str, float]]]:
-        """Of each row its (category, confidence), the most probable first."""
-
-    @staticmethod
-    def empty(labels: pa.Table) -> int:
-        """Rows without any category."""
 
 
 class Category:
     """Of one category each."""
 
-    answer: ClassVar[str] = "category"
-    kept: ClassVar[tuple[str, ...]] = ("category", "level_confidences", "confidence", "alternatives")
+    answer: str = "category"
+    moves = True
+    watched: tuple[str, ...] = ("category", "confidence")
+    kept: tuple[str, ...] = ("category", "level_confidences", "confidence", "alternatives")
 
     def __init__(self, spec: Spec) -> None:
         self.categories, self.taxonomy = pa.array(spec.categories), Taxonomy(spec.categories)
@@ -114,6 +129,10 @@ class Category:
         return labels.column("category")
 
     @staticmethod
+    def values(labels: pa.Table) -> Counter[tuple[str, str]]:
+        return Counter()
+
+    @staticmethod
     def whole(labels: pa.Table) -> list[str]:
         return list(labels.column("category").to_pylist())
 
@@ -125,6 +144,10 @@ class Category:
     @staticmethod
     def empty(labels: pa.Table) -> int:
         return 0
+
+    @staticmethod
+    def confidence(labels: pa.Table) -> pa.Array:
+        return labels.column("confidence").combine_chunks()
 
     @cached_property
     def _ancestors(self) -> pa.Array:
@@ -146,8 +169,10 @@ class Category:
 class Categories:
     """Of any number of categories each."""
 
-    answer: ClassVar[str] = "categories"
-    kept: ClassVar[tuple[str, ...]] = ("categories", "confidences", "confidence", "alternatives")
+    answer: str = "categories"
+    moves = True
+    watched: tuple[str, ...] = ("categories", "confidence")
+    kept: tuple[str, ...] = ("categories", "confidences", "confidence", "alternatives")
 
     def __init__(self, spec: Spec) -> None:
         self.categories = pa.array(spec.categories)
@@ -155,7 +180,7 @@ class Categories:
 
     @staticmethod
     def fits(label: pa.Field) -> bool:
-        return is_list(label.type)
+        return is_list(label.type) and not pa.types.is_struct(label.type.value_type)
 
     def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
         confidence = answers.column("confidence").combine_chunks()
@@ -191,6 +216,10 @@ class Categories:
         return pa.chunked_array([chunk.flatten() for chunk in found.chunks], found.type.value_type)
 
     @staticmethod
+    def values(labels: pa.Table) -> Counter[tuple[str, str]]:
+        return Counter()
+
+    @staticmethod
     def whole(labels: pa.Table) -> list[str]:
         return [" + ".join(sorted(row)) or "none" for row in labels.column("categories").to_pylist()]
 
@@ -203,21 +232,93 @@ class Categories:
     def empty(labels: pa.Table) -> int:
         return int(pc.sum(pc.equal(pc.list_value_length(labels.column("categories")), 0)).as_py() or 0)
 
+    @staticmethod
+    def confidence(labels: pa.Table) -> pa.Array:
+        return labels.column("confidence").combine_chunks()
 
-COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Categories}
+
+COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Categories, TAGS: Tagged}
+
+
+# Names that labels may have for other things than a further answer.
+OWN = {
+    *("id", "text_hash", TIER, IMAGE_STATUS, "needs_review", "trusted_category"),
+    *(name for kind in (Category, Categories) for name in kind.kept),
+}
 
 
 def columns_of(spec: Spec) -> Columns:
     """Those of a model."""
-    return COLUMNS[spec.head](spec)
+    return SeveralAnswers(spec) if spec.others else COLUMNS[spec.head](spec)  # type: ignore[return-value]  # reads as its first
 
 
-def published_in(names: Collection[str]) -> type[Columns]:
-    """Those of labels with columns of these names, whatever model made them. Raises ValueError where it made none."""
-    for kind in COLUMNS.values():
-        if kind.answer in names:
-            return kind
-    raise ValueError(f"no column {' or '.join(kind.answer for kind in COLUMNS.values())}")
+class SeveralAnswers:
+    """The first answer as a model with that one alone publishes it; each further one in a column of its own."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.first, *others = (COLUMNS[answer.head](answer) for answer in spec.answers)
+        self.others = {answer.label_column: own for answer, own in zip(spec.answers[1:], others, strict=True)}
+        self.answer, self.moves, self.watched = self.first.answer, self.first.moves, self.first.watched
+        self.kept = (*self.first.kept, *self.others)
+        self.fits = self.first.fits
+
+    def to_labels(self, answers: pa.Table) -> dict[str, pa.Array]:
+        labels = self.first.to_labels(answers)
+        for number, (column, own) in enumerate(self.others.items(), 1):
+            found = own.to_labels(_numbered(answers, number))
+            if isinstance(own, PublishedTags):
+                labels[column] = found[column]
+            else:
+                labels[column] = pa.StructArray.from_arrays(list(found.values()), list(found))
+        return labels
+
+    def from_labels(self, labels: pa.Table, alternatives: int) -> pa.Table:
+        answers = self.first.from_labels(labels, alternatives)
+        for number, (column, own) in enumerate(self.others.items(), 1):
+            found = own.from_labels(answer_in(labels, column), alternatives)
+            for name in found.column_names:
+                answers = answers.append_column(f"{number}.{name}", found.column(name))
+        return answers
+
+    def __getattr__(self, name: str) -> Any:
+        """All that is read of labels is read of the first answer."""
+        return getattr(self.first, name)
+
+
+def _numbered(answers: pa.Table, number: int) -> pa.Table:
+    """The columns of a further answer."""
+    before = f"{number}."
+    own = [name for name in answers.column_names if name.startswith(before)]
+    return answers.select(own).rename_columns([name.removeprefix(before) for name in own])
+
+
+def answer_in(labels: pa.Table, column: str) -> pa.Table:
+    """Labels as they would be if the further answer of this column were the only one."""
+    found = labels.column(column).combine_chunks()
+    if not pa.types.is_struct(found.type):
+        return labels.select([column])
+    return pa.table({field.name: found.field(field.name) for field in found.type})
+
+
+def further_in(schema: pa.Schema) -> dict[str, Published]:
+    """What further answers labels with such columns have, by their column."""
+    first, found = published_in(schema).answer, {}
+    for field in schema:
+        kind = pa.schema(list(field.type)) if pa.types.is_struct(field.type) else pa.schema([field])
+        with contextlib.suppress(ValueError):
+            if field.name not in (first, *OWN):
+                found[field.name] = published_in(kind)
+    return found
+
+
+def published_in(schema: pa.Schema) -> Published:
+    """Those of labels with such columns, whatever model made them. Raises ValueError where it made none."""
+    for kind in (Category, Categories):
+        if kind.answer in schema.names:
+            return kind  # type: ignore[return-value]  # as it is: reading needs no spec
+    if column := PublishedTags.column_in(schema):
+        return PublishedTags(column)
+    raise ValueError("no column category or categories, nor one of tags")
 
 
 def head_for(label: pa.Field) -> str:

@@ -62,7 +62,18 @@ def label(config: LabelConfig) -> LabelResult:
     else:
         fitness.check_not_withdrawn(run, seen.withdrawn.get(inputs), seen.run, config)
     night = _Night(
-        config, output, run, inputs, seen, published, catalog.fingerprint, source.uri, model_digest, started, spec.words
+        config,
+        output,
+        run,
+        inputs,
+        seen,
+        published,
+        catalog.fingerprint,
+        source.uri,
+        model_digest,
+        started,
+        spec.words,
+        spec.tags,
     )
     if snapshot.is_complete(output, run):
         return _publish_again(night)
@@ -135,6 +146,7 @@ class _Night:
     model_digest: str
     started: float
     words: Words | None
+    tags: bool
 
     @property
     def folder(self) -> Location:
@@ -190,6 +202,8 @@ def _to_carry_over(night: _Night) -> Published | None:
         return None
     alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision", "tiers"))
     alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
+    if night.tags:  # which say the names of the columns that they are in
+        alike &= tuple(before["config"].get("text_columns") or ()) == tuple(config.text_columns or ())
     if not alike or not before["labelled"]:
         return None
     folder = snapshot.run_folder(night.output, before["run"])

@@ -10,7 +10,8 @@ import pyarrow as pa
 from cataloger.bundle import Spec, digest, read_spec
 from cataloger.config import Precision
 from cataloger.data import ids, seen
-from cataloger.data.catalog import Catalog, is_string
+from cataloger.data.catalog import Catalog
+from cataloger.data.kinds import is_string
 from cataloger.data.texts import NO_TEXT
 from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError

@@ -179,6 +179,8 @@ def _example(folder: Path) -> dict[str, torch.Tensor]:
     if spec.text_columns:
         example["input_ids"] = torch.ones(2, 8, dtype=torch.int64)
         example["attention_mask"] = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+    if spec.tags:
+        example["word_index"] = torch.tensor([[0, 1, -1], [8, 9, 10], [0, 2, 3]])
     if spec.picture:
         size = spec.picture.size
         example["pixel_values"] = torch.zeros(3, 3, size, size, dtype=torch.uint8)

@@ -8,10 +8,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Picture, Spec, read_spec, write_spec
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Picture, Spec, read_spec, write_spec
 from cataloger.errors import ModelError
 from cataloger.model.fusion import FusionConfig, FusionForSequenceClassification, width_of
 from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
+from cataloger.model.several import SeveralConfig, SeveralForTokenClassification
 from cataloger.model.sight import Sight, load_sight
 
 # For pipelines elsewhere: softmax or sigmoid.
@@ -23,11 +24,23 @@ def new_classifier(folder: Path, spec: Spec, sight: Sight | None = None) -> PreT
 
     Raises ModelError when the folder holds no usable encoder.
     """
-    labels: dict[str, Any] = {"id2label": dict(enumerate(spec.categories)), "problem_type": PROBLEM_TYPES[spec.head]}
-    labels["label2id"] = {path: label for label, path in enumerate(spec.categories)}
+    labels: dict[str, Any] = {"id2label": dict(enumerate(spec.classes)), "problem_type": PROBLEM_TYPES.get(spec.head)}
+    labels["label2id"] = {path: label for label, path in enumerate(spec.classes)}
     with quiet_transformers():
         if sight:
             return _new_fusion(folder, spec, sight, labels)
+        if spec.tags or spec.others:
+            encoder, inner = _encoder(folder)
+            sizes: Any = {
+                of_words: [len(one.classes) for one in spec.answers if (one.head == TAGS) == of_words]
+                for of_words in (False, True)
+            }
+            several = SeveralConfig(
+                encoder=inner, pooling=spec.pooling, texts=sizes[False], words=sizes[True], **labels
+            )
+            tagger = SeveralForTokenClassification(several)
+            tagger.encoder = encoder
+            return tagger
         try:
             if spec.pooling == "cls":
                 return AutoModelForSequenceClassification.from_pretrained(
@@ -80,6 +93,9 @@ def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) ->
     if spec.picture:
         FusionConfig.register_for_auto_class()
         FusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+    elif spec.tags or spec.others:
+        SeveralConfig.register_for_auto_class()
+        SeveralForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
     elif spec.pooling == "mean":
         MeanPoolingConfig.register_for_auto_class()
         MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
@@ -114,6 +130,7 @@ def load_network(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     spec = read_spec(folder)
     mean = MeanPoolingForSequenceClassification if spec.pooling == "mean" else AutoModelForSequenceClassification
     cls = FusionForSequenceClassification if spec.picture else mean
+    cls = SeveralForTokenClassification if spec.tags or spec.others else cls
     try:
         with quiet_transformers():
             return cls.from_pretrained(folder, dtype=dtype, trust_remote_code=False)

@@ -31,7 +31,7 @@ class Predictor:
         self.folder, self.spec = folder, spec or read_spec(folder)
         self.engine = load_engine(folder, device, precision)
         self.token_budget = self.engine.token_budget
-        self.row_budget = most_rows(len(self.spec.categories), self.engine.streams)
+        self.row_budget = most_rows(self.spec.width, self.engine.streams)
         self.halvings = 0
         self._streams = self.engine.streams
         self._turns = ThreadPoolExecutor(self._streams)
@@ -103,7 +103,8 @@ class Predictor:
             batches.append(self._head.read(logits, alternatives))
         place = np.empty(len(encoded), np.int64)
         place[np.concatenate(order)] = np.arange(len(encoded))
-        nothing = torch.empty(0, len(self.spec.categories))
+        nothing = torch.empty(0, self.spec.width)
         answers = self._head.join(batches or [self._head.read(nothing.to(self._device), alternatives)], place)
+        answers = encoded.located(answers) if self.spec.tags else answers  # type: ignore[attr-defined]
         answers = by(answers, BY_BOTH) if self.spec.words else answers
         return seen(answers, encoded.status) if self.spec.picture else answers  # type: ignore[attr-defined]

@@ -10,15 +10,23 @@ from typing import Any
 import pyarrow as pa
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import AnyType, Array
+from mlflow.types.schema import AnyType, Array, Object, Property
 
-from cataloger.bundle import read_spec
+from cataloger.bundle import MANY_CATEGORIES, TAGS, read_spec
 from cataloger.heads.columns import columns_of
 from cataloger.model.tiers import Tiers
 from cataloger.taxonomy import SEPARATOR
 
 # A PNG of one white pixel, in base64.
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
+
+TAG = Object(
+    [
+        *(Property(name, DataType.string) for name in ("name", "value", "field")),
+        *(Property(name, DataType.long) for name in ("start", "end")),
+        Property("confidence", DataType.double),
+    ]
+)
 
 
 class Categorizer:
@@ -37,7 +45,8 @@ class Categorizer:
         self.predictor.label(pa.table(dict.fromkeys(self.predictor.input.columns, nothing)))
 
     def predict(self, frame: Any, params: dict[str, Any] | None = None) -> Any:
-        """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's columns.
+        """`category`, or `categories` where a product has any number, and `confidence` per row of a DataFrame with the model's columns; of
+        a model that gives tags, the list of them.
 
         Rows keep their place and their index. A row with nothing to read gets None. A picture is bytes, or the same in base64:
         nobody can have a service fetch what lies elsewhere.
@@ -52,7 +61,11 @@ class Categorizer:
             for name in self.predictor.input.columns
         }
         labels = self.predictor.label(pa.table(columns))
-        answers = {name: labels.column(name).to_pylist() for name in (self.predictor.columns.answer, "confidence")}
+        further = [answer.label_column for answer in self.predictor.spec.answers[1:]]
+        names = [
+            name for name in (self.predictor.columns.answer, "confidence", *further) if name in labels.column_names
+        ]
+        answers = {name: labels.column(name).to_pylist() for name in names}
         return pd.DataFrame(answers, index=frame.index, dtype=object)
 
 
@@ -95,10 +108,30 @@ def signature(folder: Path) -> ModelSignature:
     # Strings or numbers, as in a catalog: with a type of its own a column would take nothing else.
     names = (*spec.text_columns, *([spec.picture.column] if spec.picture else []))
     read: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), name, required=False) for name in names]
-    columns, kind = columns_of(spec), DataType.string
-    answer = ColSpec(Array(kind) if columns.fits(pa.field("", pa.list_(pa.string()))) else kind, columns.answer)
-    outputs: list[ColSpec | TensorSpec] = [answer, ColSpec(DataType.double, "confidence")]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(_kind(spec.head), columns_of(spec).answer)]
+    outputs += [ColSpec(DataType.double, "confidence")] if spec.head != TAGS else []
+    outputs += [ColSpec(_kind(one.head, further=True), one.label_column) for one in spec.answers[1:]]
     return ModelSignature(Schema(read), Schema(outputs))
+
+
+def _kind(head: str, further: bool = False) -> Any:
+    """The type of an answer; that of a further one is an object, unless it is tags."""
+    if head == TAGS:
+        return Array(TAG)
+    kind: Any = Array(DataType.string) if head == MANY_CATEGORIES else DataType.string
+    if not further:
+        return kind
+    alternatives = Array(Object([Property("category", DataType.string), Property("confidence", DataType.double)]))
+    numbers = Array(DataType.double)
+    columns = [
+        Property("confidence", DataType.double),
+        Property("alternatives", alternatives),
+        Property("needs_review", DataType.boolean),
+    ]
+    if head == MANY_CATEGORIES:
+        return Object([Property("categories", kind), Property("confidences", numbers), *columns])
+    trusted = Property("trusted_category", DataType.string, required=False)
+    return Object([Property("category", kind), Property("level_confidences", numbers), trusted, *columns])
 
 
 def example(folder: Path) -> dict[str, list[str]]:

@@ -99,13 +99,16 @@ def _labels(doubts: Sequence[Doubt], folder: Location) -> Iterator[tuple[Doubt, 
         rows, part = list(of_unit), folder / part_name(unit)
         try:
             with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
-                columns = published_in(file.schema_arrow.names)
+                columns = published_in(file.schema_arrow)
                 table = file.read(columns=["id", "text_hash", *columns.kept])
         except (OSError, ValueError, pa.ArrowException) as error:
             raise StorageError(f"{part}: cannot be read, to show its least certain labels: {explain(error)}") from error
         table = table.take([doubt.row for doubt in rows])
-        for doubt, label, categories in zip(rows, table.to_pylist(), columns.scored(table), strict=True):
-            yield doubt, {**label, "scored": categories}
+        confidence = columns.confidence(table).to_pylist()
+        for doubt, label, categories, sure in zip(
+            rows, table.to_pylist(), columns.scored(table), confidence, strict=True
+        ):
+            yield doubt, {**label, "scored": categories, "confidence": sure}
 
 
 def _product(label: Mapping[str, Any], words: str | None, picture: bytes | None) -> Product:
@@ -113,7 +116,7 @@ def _product(label: Mapping[str, Any], words: str | None, picture: bytes | None)
         id=None if label["id"] is None else str(label["id"])[:SHOWN_CHARACTERS],
         confidence=label["confidence"],
         categories=tuple(label["scored"]),
-        alternatives=tuple((other["category"], other["confidence"]) for other in label["alternatives"]),
+        alternatives=tuple((other["category"], other["confidence"]) for other in label.get("alternatives", ())),
         words=words,
         picture=picture,
     )

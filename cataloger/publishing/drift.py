@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from cataloger.data import ids
 from cataloger.errors import StorageError
-from cataloger.heads.columns import published_in
+from cataloger.heads.columns import answer_in, further_in, published_in
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing import doubts, snapshot
 from cataloger.publishing.doubts import Doubt
@@ -50,6 +50,10 @@ class Summary:
     """Rows without any category, as a model of any number of categories may leave them."""
     doubts: tuple[Doubt, ...]
     """Of the labels that need review the least certain, one for each text."""
+    values: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Of tags, how often a name has a value: the commonest of each name."""
+    tags: bool = False
+    """Whether the labels are tags of words; `counts` are of their names then."""
 
     @property
     def mean_confidence(self) -> float:
@@ -98,13 +102,11 @@ class Drift:
         return max(self.changed, self.shift, self.confidence_fall)
 
     def __str__(self) -> str:
-        flows = (
-            "; ".join(f"{before} → {now} ({count:,})" for (before, now), count in self.flows.most_common(5)) or "none"
-        )
+        flows = "; ".join(f"{before} → {now} ({count:,})" for (before, now), count in self.flows.most_common(5))
         return (
             f"{self.missing:.1%} of {self.known:,} products are missing, {self.changed:.1%} of {self.compared:,} compared products "
-            "changed category, the category distribution "
-            f"shifted by {self.shift:.1%}, mean confidence fell by {self.confidence_fall:.3f}; most moved: {flows}"
+            f"changed their label, the distribution of labels shifted by {self.shift:.1%}, mean confidence fell by "
+            f"{self.confidence_fall:.3f}" + (f"; most moved: {flows}" if flows else "")
         )
 
 
@@ -128,7 +130,8 @@ def compare(before: Summary, now: Summary) -> Drift:
         shift=0.0 if empty else float(np.abs(old / old.sum() - new / new.sum()).sum() / 2),
         stability=0.0 if empty else float(((q - p) * np.log(q / p)).sum()),
         confidence_fall=0.0 if empty else before.mean_confidence - now.mean_confidence,
-        flows=Counter(zip(moved["category_before"], moved["category_now"], strict=True)),
+        # Sets of tags are nearly as many as products are.
+        flows=Counter() if now.tags else Counter(zip(moved["category_before"], moved["category_now"], strict=True)),
         appeared=tuple(path for path, count in zip(categories, old, strict=True) if not count),
         vanished=tuple(path for path, count in zip(categories, new, strict=True) if not count),
     )
@@ -139,21 +142,23 @@ def sample_every(rows: int) -> int:
     return ids.sample_every(rows, COMPARED_PRODUCTS)
 
 
-def summarise(parts: Sequence[Location], every: int | None) -> Summary:
-    """Of the label files of a run; without `every`, no products are kept."""
+def summarise(parts: Sequence[Location], every: int | None, column: str | None = None) -> Summary:
+    """Of the label files of a run, and of its further answer in a column where one is named; without `every`, no products are kept."""
     rows, review, without, confidence, histogram = 0, 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
     counts: Counter[str] = Counter()
     reviewed: Counter[str] = Counter()
+    values: Counter[tuple[str, str]] = Counter()
     doubtful: tuple[Doubt, ...] = ()
-    samples = []
+    samples, tags = [], False
     units = {part.path: unit for unit, part in enumerate(parts)}
     # Folded as they come: ten thousand categories counted in each of a thousand parts would not fit the driver.
-    for part in snapshot.each(parts, lambda part: _read_part(part, units[part.path], every)):
+    for part in snapshot.each(parts, lambda part: _read_part(part, units[part.path], every, column)):
         rows, review, confidence = rows + part.rows, review + part.review, confidence + part.confidence
         histogram += part.histogram
         counts.update(part.counts)
         reviewed.update(part.reviewed)
-        without += part.without
+        without, tags = without + part.without, tags or part.tags
+        values.update(part.values)
         doubtful = doubts.least([*doubtful, *part.doubts])
         samples.append(part.labels)
     labels = pd.concat(samples) if samples else pd.DataFrame({"id": [], "category": [], "text": []})
@@ -169,6 +174,8 @@ def summarise(parts: Sequence[Location], every: int | None) -> Summary:
         reviewed=reviewed,
         without=without,
         doubts=doubtful,
+        values=values,
+        tags=tags,
     )
 
 
@@ -185,24 +192,46 @@ class _Part:
     reviewed: Counter[str]
     without: int
     doubts: tuple[Doubt, ...]
+    values: Counter[tuple[str, str]]
+    tags: bool
 
 
-def _read_part(part: Location, unit: int, every: int | None) -> _Part:
+def further_answers(parts: Sequence[Location]) -> list[str]:
+    """The columns of the further answers that labels have, by the first of their files. Raises StorageError."""
+    for part in parts[:1]:
+        try:
+            return list(further_in(pq.read_schema(part.path, filesystem=part.filesystem)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _unreadable(part, error) from error
+    return []
+
+
+def _unreadable(part: Location, error: BaseException) -> StorageError:
+    return StorageError(f"{part}: cannot be read, to compare labels: {explain(error)}; see jobs/verify.py")
+
+
+def _read_part(part: Location, unit: int, every: int | None, column: str | None) -> _Part:
     try:
         with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
-            columns = published_in(file.schema_arrow.names)
-            table = file.read(columns=["id", "confidence", "needs_review", "text_hash", columns.answer])
+            schema = file.schema_arrow
+            columns = further_in(schema)[column] if column else published_in(schema)
+            names = [column] if column else ["needs_review", *columns.watched]
+            products = file.read(columns=["id", "text_hash", *names])
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise StorageError(
-            f"{part}: cannot be read, to compare labels: {explain(error)}; see jobs/verify.py"
-        ) from error
-    frame = table.drop_columns(["id", "text_hash", columns.answer]).to_pandas()
+        raise _unreadable(part, error) from error
+    table = answer_in(products, column) if column else products
+    if "needs_review" not in table.column_names:  # of tags that are a further answer
+        table = table.append_column("needs_review", pa.repeat(pa.scalar(False), len(table)))
+    frame = table.select(["needs_review"]).to_pandas()
+    frame["confidence"] = columns.confidence(table).to_numpy()
     counts = pc.value_counts(columns.each(table)).to_pylist()
     # A row of several categories counts in each.
     reviewed = pc.value_counts(columns.each(table.filter(table.column("needs_review")))).to_pylist()
-    frame["category"] = columns.whole(table)
+    whole = columns.whole(table)
+    # Of what does not move, it is enough to know whether it is the same.
+    frame["category"] = whole if columns.moves else ids.hash_ids(pa.array(whole, pa.string()))
     # By hash: ids that were numbers yesterday and are strings today are simply other ids.
-    frame["id"], frame["text"] = ids.hash_ids(table.column("id")), ids.hash_ids(table.column("text_hash"))
+    frame["id"], frame["text"] = ids.hash_ids(products.column("id")), ids.hash_ids(products.column("text_hash"))
     chosen = frame["id"] % np.uint64(every) == 0 if every else np.zeros(len(frame), bool)
     return _Part(
         rows=len(frame),
@@ -214,4 +243,6 @@ def _read_part(part: Location, unit: int, every: int | None) -> _Part:
         reviewed=Counter({pair["values"]: pair["counts"] for pair in reviewed}),
         without=columns.empty(table),
         doubts=doubts.in_part(frame, unit),
+        values=columns.values(table),
+        tags=not columns.moves,
     )

@@ -1,9 +1,9 @@
 """What a night of labelling did: figures for MLflow, and a page for whoever is responsible in the morning."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +26,10 @@ SHOWN_BRANCHES = 600
 SHOWN_SIDE_BY_SIDE = 50
 SHOWN_LEVELS = 10
 SHOWN_NAMES = 100
+SHOWN_VALUES = 10
+# What the page calls one answer, several, and a product whose answer is another one than before.
+WORDS_OF_CATEGORIES = {"one": "category", "many": "categories", "changed": "changed category"}
+WORDS_OF_TAGS = {"one": "attribute", "many": "attributes", "changed": "have other tags"}
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,19 @@ class Night:
     before: Summary | None = None
     drift: Drift | None = None
     same_model: bool = True
+    others: Mapping[str, "Night"] = field(default_factory=dict)
+    """The same for further answers, by their columns."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """The same names every night, so that their chart in MLflow is the history of the catalog."""
+        found = self._own_metrics
+        for column, other in self.others.items():
+            found |= {f"{column}_{name}": value for name, value in other._own_metrics.items()}
+        return found
+
+    @property
+    def _own_metrics(self) -> dict[str, float]:
         found: dict[str, float] = {
             "review_share": self.now.review_share,
             "coverage": 1 - self.now.review_share,
@@ -91,15 +104,29 @@ def look(
 ) -> Night:
     """Read the labels of a run whose units are all there, and those of the published run."""
     folder = snapshot.run_folder(output, run)
-    rejects = _reasons(folder, parts)
+    rejects, parts_now = _reasons(folder, parts), snapshot.label_files(folder, units)
+    answers: list[str | None] = [None, *drift.further_answers(parts_now)]
     if published is None or published["run"] == run:
-        return Night(run, drift.summarise(snapshot.label_files(folder, units), None), rejects)
+        first, *others = (Night(run, drift.summarise(parts_now, None, answer), rejects) for answer in answers)
+        return replace(first, others=_named(answers, others))
     every = drift.sample_every(max(int(published["rows"]), rows))
-    now = drift.summarise(snapshot.label_files(folder, units), every)
-    earlier = snapshot.label_files(snapshot.run_folder(output, published["run"]), published["units"])
-    before = drift.summarise(earlier, every)
+    parts_before = snapshot.label_files(snapshot.run_folder(output, published["run"]), published["units"])
+    had = [None, *drift.further_answers(parts_before)]
     same_model = published["model_digest"] == model_digest
-    return Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model)
+    nights = []
+    for answer in answers:
+        now = drift.summarise(parts_now, every, answer)
+        if answer not in had:
+            nights.append(Night(run, now, rejects))
+            continue
+        before = drift.summarise(parts_before, every, answer)
+        nights.append(Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model))
+    first, *others = nights
+    return replace(first, others=_named(answers, others))
+
+
+def _named(answers: Sequence[str | None], others: Sequence[Night]) -> dict[str, Night]:
+    return {column: other for column, other in zip(answers[1:], others, strict=True) if column}
 
 
 def page(night: Night, about: dict[str, Any], figures: dict[str, str], products: Sequence[Product] | None) -> str:
@@ -120,8 +147,9 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str], products:
         changed = sorted(shares, key=lambda path: -abs(shares[path]))[:CHANGED_CATEGORIES]
         bars = [(path, now.counts[path] - before.counts[path]) for path in changed if shares[path]]
         if bars:
+            title = "Attributes" if now.tags else "Categories"
             pictures["categories"] = plots.gains(
-                bars, "labels more (right) or fewer (left) than before", "Categories that grew and shrank most"
+                bars, "labels more (right) or fewer (left) than before", f"{title} that grew and shrank most"
             )
     return render(
         "night.html",
@@ -136,8 +164,34 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str], products:
         shown_names=SHOWN_NAMES,
         flows=night.drift.flows.most_common(FLOWS) if night.drift else [],
         matrix=_matrix(night.drift) if night.drift else None,
+        values=commonest_values(now, before),
+        words=words_of(now),
+        others=[
+            (
+                column,
+                other,
+                words_of(other.now),
+                tree(other.now, other.before),
+                commonest_values(other.now, other.before),
+            )
+            for column, other in night.others.items()
+        ],
         pictures={name: svg(figure) for name, figure in pictures.items()},
     )
+
+
+def words_of(now: Summary) -> dict[str, str]:
+    """What the page calls answers of this kind."""
+    return WORDS_OF_TAGS if now.tags else WORDS_OF_CATEGORIES
+
+
+def commonest_values(now: Summary, before: Summary | None) -> dict[str, list[tuple[str, int, int]]]:
+    """(value, how often now, and before) of each name of tags: its commonest values, the commonest name first."""
+    found: dict[str, list[tuple[str, int, int]]] = {name: [] for name, _ in now.counts.most_common(SHOWN_NAMES)}
+    for (name, value), count in now.values.most_common():
+        if len(own := found.get(name, [])) < SHOWN_VALUES and name in found:
+            own.append((value, count, before.values[name, value] if before else 0))
+    return found if now.values else {}
 
 
 def tree(now: Summary, before: Summary | None = None) -> tuple[Branch, ...]:

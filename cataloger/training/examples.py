@@ -11,7 +11,7 @@ import ray
 
 from cataloger.bundle import Spec
 from cataloger.config import LongTail
-from cataloger.data.batching import IntArray, Ragged, Tokens
+from cataloger.data.batching import IntArray, Ragged, Together, Tokens
 from cataloger.training.gallery import load_pictured
 
 # What the ingest has a row for.
@@ -23,7 +23,8 @@ class Examples:
     """N rows as they are encoded for the network, and their label ids, as many as the row has; -1 is a category the model does not know."""
 
     inputs: Any
-    sets: Ragged
+    sets: Any
+    """`Ragged`; of several answers `Together`."""
 
     @classmethod
     def of_one_category(cls, inputs: Any, labels: IntArray) -> "Examples":
@@ -43,7 +44,9 @@ class Examples:
 
 def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them."""
-    columns = ["labels", "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
+    labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
+    columns = [*labels, "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
+    columns += ["words", "origins"] if spec.tags else []
     # Copied block by block: what stays of one would keep all of it in Ray's memory.
     table = pa.concat_tables([copied(ray.get(block), columns) for block in blocks])
     use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
@@ -51,7 +54,8 @@ def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Exampl
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
         encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
-        return Examples(encoded, Ragged.from_arrow(chosen.column("labels")))
+        first, *others = (Ragged.from_arrow(chosen.column(name)) for name in labels)
+        return Examples(encoded, Together((first, *others)) if others else first)
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 

@@ -22,6 +22,7 @@ from cataloger.data.album import Pictured
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.images import OK, Pixels, Window, decode
 from cataloger.data.pictures import PictureInput
+from cataloger.data.tagging import TagInput
 from cataloger.infra.node_cache import once_per_node
 
 FILE = "pictures.arrow"
@@ -67,6 +68,8 @@ def _contents(file: Path) -> pa.ChunkedArray:
 
 def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
     """What the ingest keeps of values without nulls: tokens, and pictures as they are compressed."""
+    if isinstance(given, TagInput):
+        return given.encode(values).without_texts().to_arrow()
     return given.kept(values) if isinstance(given, PictureInput) else given.encode(values).to_arrow()
 
 

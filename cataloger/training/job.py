@@ -17,7 +17,7 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger.bundle import read_spec
+from cataloger.bundle import TAGS, read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.infra import places, progress, runtime, tracking, vitals
@@ -29,7 +29,7 @@ from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
 from cataloger.training.plan import Plan, plan
-from cataloger.training.rows import NOT_UTF8, ingest, seen_rows
+from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT, ingest, seen_rows, tags_left_out
 
 log = logging.getLogger(__name__)
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
@@ -180,7 +180,7 @@ def _fit(
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     log.info("reading %s rows", f"{sum(source.catalog.rows for source in sources):,}")
     blocks = ingest(sources, config)
-    wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else [])]
+    wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else []), *([TAGS_LEFT_OUT] if spec.tags else [])]
     rows_of = pa.concat_tables([copied(ray.get(block), wanted) for block in blocks])
     uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
     if len(names):
@@ -198,7 +198,13 @@ def _fit(
     if spec.picture:
         seen = len(rows_of) - rows_of.column("picture").null_count
         log.info("%s of these rows have a picture that could be read", f"{seen:,}")
-    fitted_words = words.fit(blocks, spec, folder / "words", config) if spec.text_columns else None
+    if left := tags_left_out(rows_of):
+        log.warning("tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in left.most_common()))
+    fitted_words = (
+        words.fit(blocks, spec, folder / "words", config)
+        if spec.text_columns and not (spec.tags or spec.others)
+        else None
+    )
     saw = seen_rows(rows_of)
     if not spec.network:
         assert fitted_words
@@ -208,9 +214,12 @@ def _fit(
             watcher.validated({**metrics, "epoch": 1.0})
         where = words.alone(fitted_words)
         return ray.train.Checkpoint(where.path, where.filesystem), metrics
+    answers = [
+        f"{len(one.categories):,} {'names of tags' if one.head == TAGS else 'categories'}" for one in spec.answers
+    ]
     log.info(
-        "%s categories, %s pooling, %s worker(s) on %s",
-        len(spec.categories),
+        "%s, %s pooling, %s worker(s) on %s",
+        " and ".join(answers),
         spec.pooling,
         config.num_workers,
         "GPU" if gpu else "CPU",

@@ -52,7 +52,7 @@ def stages_of(
 ) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
     heard = words.hear(blocks, spec) if words else None
-    rows = load_examples(blocks, spec, training_input(config))
+    rows = load_examples(blocks, spec, training_input(config, tags=spec.tags))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
     set_dropout(network, config.dropout, machine.device.type)

@@ -2,22 +2,22 @@
 
 import importlib.util
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cataloger.bundle import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, Picture, Spec, Words
+from cataloger.bundle import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answer, Picture, Spec, Words
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
-from cataloger.data.catalog import Catalog, grouped, open_catalog
+from cataloger.data.catalog import grouped, open_catalog
 from cataloger.data.text import load_tokenizer, mask_token
-from cataloger.data.truth import count_labels, normalise_labels
-from cataloger.errors import CatalogError, ConfigError
-from cataloger.heads.columns import head_for
+from cataloger.errors import ConfigError
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
 from cataloger.taxonomy import Taxonomy
+from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
@@ -61,29 +61,38 @@ def plan(config: TrainConfig) -> Plan:
             config = replace(config, base_model=str(folder.resolve()))
         _check_base(config, folder)
         pooling = resolve_pooling(folder, config.pooling)
-    taxonomy, sources, labelled = _open(config, picture)
-    head = head_for(sources[0].catalog.schema.field(config.label_column))
-    if head == MANY_CATEGORIES:
+    check_columns(config.label_column)
+    learnt, sources = _open(config, picture)
+    heads = [one.head for one in learnt]
+    if MANY_CATEGORIES in heads:
         _check_many_categories(config)
+    if TAGS in heads:
+        _check_tags(config)
+    if heads[0] != TAGS:
+        _check_levels(learnt, config)
+    _check_several(config, len(learnt))
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
-        config, chosen = settled(config, round(labelled * (1 - config.test_fraction) * (1 - held_out)), head)
+        rows = round(learnt[0].rows * (1 - config.test_fraction) * (1 - held_out))
+        config, chosen = settled(config, rows, heads[0])
         if config.adversarial and picture:
             raise ConfigError("--adversarial: is for networks that read alone; leave it out with --image-column")
         if chosen:
             log.info("%s", chosen)
     spec = Spec(
-        categories=taxonomy.categories,
+        categories=learnt[0].categories,
         text_columns=config.text_columns,
         max_tokens=config.max_tokens,
         pooling=pooling,
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
-        head=head,
+        head=heads[0],
+        label_column=config.label_column[0] if heads[0] == TAGS else "",
         group_column=config.group_column,
         words=Words() if pooling == NO_NETWORK else None,
         picture=picture,
+        others=tuple(Answer(one.column, one.head, one.categories) for one in learnt[1:]),
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
@@ -155,6 +164,41 @@ def _check_many_categories(config: TrainConfig) -> None:
             )
 
 
+def _check_tags(config: TrainConfig) -> None:
+    if config.base_model == NO_NETWORK:
+        raise ConfigError(f"--base-model {NO_NETWORK}: words alone give no tags; name a network")
+    if config.image_column:
+        raise ConfigError("--image-column: tags are of words; leave it out")
+    if config.long_tail != "off":
+        raise ConfigError(f"--long-tail {config.long_tail}: is for categories; leave it out with tags")
+    for name in ("level_weights", "pretrain_epochs", "pseudo_labels", "unlabelled_catalog"):
+        if getattr(config, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: is for categories; leave it out with tags")
+
+
+def _check_several(config: TrainConfig, answers: int) -> None:
+    weights = len(config.answer_weights)
+    if weights not in (0, answers):
+        raise ConfigError(f"--answer-weights: has {weights} numbers for {answers} label columns; give one for each")
+    if min(config.answer_weights, default=1.0) <= 0:
+        raise ConfigError(f"--answer-weights {min(config.answer_weights)}: must be above 0")
+    if answers == 1:
+        return
+    if config.base_model == NO_NETWORK:
+        raise ConfigError(
+            f"--base-model {NO_NETWORK}: words alone have one answer; name one label column, or a network"
+        )
+    for name in ("image_column", "pseudo_labels"):
+        if getattr(config, name):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is for models of one answer; name one label column, or leave it out"
+            )
+    if config.long_tail in ("sampling", "augmentation"):
+        raise ConfigError(
+            f"--long-tail {config.long_tail}: is for models of one answer; with several use off or another loss"
+        )
+
+
 def _check_base(config: TrainConfig, base: Path) -> None:
     """Whether the base model can be trained in the way that is asked for."""
     tokenizer, fine_tune = load_tokenizer(base, config.max_tokens), config.fine_tune
@@ -193,61 +237,36 @@ def _check_layers(config: TrainConfig, base: Path) -> None:
         raise ConfigError(f"--fine-tune {fine_tune}: must be all, head, lora, or a number of layers from 1 to {layers}")
 
 
-def _open(config: TrainConfig, picture: Picture | None) -> tuple[Taxonomy, list[Source], int]:
-    """(the taxonomy of the training catalog, the catalogs to read, rows with a category). Raises CatalogError."""
-    uri = config.catalog or _sample_catalog()
-    opened = [(TRAINING, *_count(uri, config, picture))]
-    if config.eval_catalog:
-        opened.append((VALIDATION, *_count(config.eval_catalog, config, picture)))
-        first, second = (one[1].schema.field(config.label_column) for one in opened)
-        if head_for(first) != head_for(second):
-            raise CatalogError(
-                f"catalog {config.eval_catalog}: column {config.label_column!r} is {second.type}, that of --catalog {first.type}; "
-                "both need one category per row, or lists of them"
-            )
-    names, rows = opened[0][2:]
-    if len(rows) < 2:
-        found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
-        raise CatalogError(
-            f"catalog {uri}: column {config.label_column!r} has {found}; a classifier needs at least two"
+def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], list[Source]]:
+    """(what each label column teaches, the catalogs to read). Raises CatalogError."""
+    uris = [config.catalog or _sample_catalog(), *filter(None, [config.eval_catalog])]
+    others = grouped(config.group_column)
+    catalogs = [
+        open_catalog(uri, config.id_column, config.text_columns, config.label_column, others, picture) for uri in uris
+    ]
+    learnt = [learn(column, catalogs, config) for column in config.label_column]
+    sources = [
+        Source(catalog, learnt[0].ids[number], use, tuple(one.ids[number] for one in learnt[1:]))
+        for number, (use, catalog) in enumerate(zip((TRAINING, VALIDATION), catalogs, strict=False))
+    ]
+    if config.unlabelled_catalog:
+        catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns, others=others)
+        sources.append(Source(catalog, {}, UNLABELLED))
+    return learnt, sources
+
+
+def _check_levels(learnt: Sequence[Learnt], config: TrainConfig) -> None:
+    upper, weights = Taxonomy(learnt[0].categories).depth - 1, len(config.level_weights or ())
+    if config.level_weights == "auto" or weights < 2:
+        return
+    if len(learnt) > 1:
+        raise ConfigError(
+            f"--level-weights: has {weights} numbers; with several label columns give one, for all levels"
         )
-    single = sum(count == 1 for count in rows.values())
-    if single:
-        log.info("%s of %s categories have a single product: kept, but hardly learnable", single, len(rows))
-    taxonomy = Taxonomy.from_paths(rows)
-    upper, weights = taxonomy.depth - 1, len(config.level_weights or ())
-    if config.level_weights != "auto" and weights > 1 and weights != upper:
+    if weights != upper:
         raise ConfigError(
             f"--level-weights: has {weights} numbers, but the categories have {upper} upper levels; give one for each, or one for all"
         )
-    sources = []
-    for use, catalog, names, rows in opened:
-        unknown = [path for path in rows if path not in taxonomy.label_ids]
-        if unknown:
-            log.info(
-                "%s: %s categories do not occur in the training catalog; their rows count as errors",
-                catalog.location,
-                len(unknown),
-            )
-        label_ids = {written: taxonomy.label_ids.get(path, -1) for written, path in names.items()}
-        sources.append(Source(catalog, label_ids, use))
-    if config.unlabelled_catalog:
-        catalog = open_catalog(
-            config.unlabelled_catalog, config.id_column, config.text_columns, others=grouped(config.group_column)
-        )
-        sources.append(Source(catalog, {}, UNLABELLED))
-    # Of lists of categories, each is counted; a row is one all the same.
-    return taxonomy, sources, min(sum(opened[0][3].values()), opened[0][1].rows)
-
-
-def _count(uri: str, config: TrainConfig, picture: Picture | None) -> tuple[Catalog, dict[str, str], dict[str, int]]:
-    catalog = open_catalog(
-        uri, config.id_column, config.text_columns, config.label_column, grouped(config.group_column), picture
-    )
-    names, rows = normalise_labels(
-        count_labels(catalog, config.label_column, config.id_column), uri, config.label_column
-    )
-    return catalog, names, rows
 
 
 def _sample_catalog() -> str:

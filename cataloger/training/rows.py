@@ -1,8 +1,11 @@
 """Labelled catalogs → tokens, labels and sides of the split, computed once with Ray Data."""
 
 import functools
+import itertools
+import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,15 @@ from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
+from cataloger.data.kinds import is_tags
 from cataloger.data.pictures import PictureInput
 from cataloger.data.seen import Seen
+from cataloger.data.spans import UNREAD, spans_of, taught
+from cataloger.data.tagging import TagInput
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
+from cataloger.data.windows import Windows
 from cataloger.infra import runtime
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
@@ -31,18 +38,22 @@ from cataloger.training.gallery import kept_for_training
 UNUSED = -1
 # The column that names a row which is in the ingest's tables for that alone.
 NOT_UTF8 = "not_utf8"
+TAGS_LEFT_OUT = "tags_left_out"
+IDS = pa.list_(pa.int32())
 
 
 @dataclass(frozen=True)
 class Source:
     """One catalog of the ingest, the label id of each category path as written in it, and the use of its rows.
 
-    Of a training catalog, parts are held out for validation and test; rows without a category are unlabelled ones.
+    Of a training catalog, parts are held out for validation and test; rows without a category are unlabelled ones. `others` are
+    the ids of further answers, in the order of their columns.
     """
 
     catalog: Catalog
     label_ids: dict[str, int]
     use: int
+    others: tuple[dict[str, int], ...] = ()
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
@@ -68,7 +79,7 @@ def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
         _encode_units,
         filesystem=source.catalog.location.filesystem,
         schema=source.catalog.schema,
-        label_ids=source.label_ids,
+        ids_of=(source.label_ids, *source.others),
         use=source.use,
         config=config,
         base=source.catalog.base,
@@ -81,18 +92,19 @@ def _encode_units(
     batch: pa.Table,
     filesystem: Any,
     schema: pa.Schema,
-    label_ids: dict[str, int],
+    ids_of: Sequence[dict[str, int]],
     use: int,
     config: TrainConfig,
     base: str,
 ) -> Iterator[pa.Table]:
-    given = training_input(config, base)
+    tags = any(is_tags(schema.field(name).type) for name in config.label_column if name in schema.names)
+    given = training_input(config, base, tags)
     for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
-        yield _encode(unit, table, label_ids, use, config, given)
+        yield _encode(unit, table, ids_of, use, config, given)
 
 
 def _encode(
-    unit: Unit, table: pa.Table, label_ids: dict[str, int], use: int, config: TrainConfig, given: Input
+    unit: Unit, table: pa.Table, ids_of: Sequence[dict[str, int]], use: int, config: TrainConfig, given: Input
 ) -> pa.Table:
     texts_and_group = [*config.text_columns, *filter(None, [config.group_column])]
     bad = np.any([np.zeros(len(table), bool), *(undecodable(table.column(name)) for name in texts_and_group)], axis=0)
@@ -100,22 +112,23 @@ def _encode(
     table = table.filter(pa.array(~bad))
     read = given.read(table)
     values = read.values
-    written = [None] * len(table) if use == UNLABELLED else table.column(config.label_column).to_pylist()
-    labels = [_labels(paths, label_ids) for paths in written]
+    answers = [_written(table, *pair, use) for pair in zip(config.label_column, ids_of, strict=False)]
+    labelled = np.any([np.zeros(len(table), bool), *(answer.told for answer in answers)], axis=0)
     own = given.identity(values)
-    uses = _uses(split_keys(table, own, config.group_column), np.array([bool(ids) for ids in labels]), use, config)
+    uses = _uses(split_keys(table, own, config.group_column), labelled, use, config)
     usable = pc.and_(pa.array(uses != UNUSED), read.reasons.is_null())
     keys = pa.array(seen.keys(table, own, config.group_column))
-    columns = {
-        "labels": pa.array(labels, pa.list_(pa.int32())).filter(usable),
-        "use": pa.array(uses).filter(usable),
-        "key": keys.filter(usable),
-    }
+    columns = {"use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
     values = values.filter(usable)
     # Words learn from the texts themselves; what is read for the network alone goes without.
     texts = given.texts(values)
     columns["text"] = pc.if_else(pc.not_equal(columns["use"], UNLABELLED), texts, pa.scalar(None, texts.type))
     encoded = pa.table({}) if config.base_model == NO_NETWORK else kept_for_training(given, values)
+    answers = [answer.filter(usable) for answer in answers]
+    if isinstance(given, TagInput):
+        columns[TAGS_LEFT_OUT] = _teach(given, values, given.from_arrow(encoded), answers)
+    for number, answer in enumerate(answers):
+        columns[f"labels.{number}" if number else "labels"] = answer.labels
     rows = pa.table({**{name: encoded.column(name) for name in encoded.column_names}, **columns})
     if config.image_column:
         # A picture that turned out to be broken leaves nothing of a row without text.
@@ -124,6 +137,58 @@ def _encode(
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
     left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
     return pa.concat_tables([rows, left_out], promote_options="default")
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One answer of each row as it is written, the ids of its labels, and whether it is told at all."""
+
+    rows: list[Any]
+    ids: dict[str, int]
+    tags: bool
+    labels: pa.Array
+    told: npt.NDArray[np.bool_]
+
+    def filter(self, chosen: pa.Array) -> "_Written":
+        rows = list(itertools.compress(self.rows, chosen.to_pylist()))
+        return replace(
+            self, rows=rows, labels=self.labels.filter(chosen), told=self.told[chosen.to_numpy(zero_copy_only=False)]
+        )
+
+
+def _written(table: pa.Table, column: str, ids: dict[str, int], use: int) -> _Written:
+    """A row without any tag teaches that there is none; one whose list is null teaches nothing, like one without a category."""
+    if use == UNLABELLED:
+        return _Written([None] * len(table), ids, False, pa.array([[]] * len(table), IDS), np.zeros(len(table), bool))
+    rows, tags = table.column(column).to_pylist(), is_tags(table.schema.field(column).type)
+    labels = [[] if tags else _labels(paths, ids) for paths in rows]
+    told = [found is not None for found in rows] if tags else [bool(found) for found in labels]
+    return _Written(rows, ids, tags, pa.array(labels, IDS), np.array(told, bool))
+
+
+def _teach(given: TagInput, values: pa.Array, encoded: Windows, answers: list[_Written]) -> pa.Array:
+    """Put the label of each word in the answers that are tags; in the first row, how many tags were left out, by why."""
+    texts, problems = given.own_texts(values), Counter[str]()
+    for number, answer in enumerate(answers):
+        if answer.tags:
+            rows = []
+            for row, tags in enumerate(answer.rows):
+                spans, left_out = spans_of(tags, [column[row] for column in texts], given.columns)
+                rows.append(spans)
+                problems += left_out
+            names = {name.strip(): label for name, label in answer.ids.items()}
+            labels, beyond = taught(rows, encoded, names, answer.told)
+            problems += Counter({UNREAD: beyond})
+            answers[number] = replace(answer, labels=labels.lists())
+    return pa.array([json.dumps(problems)] * bool(len(values)) + [None] * (len(values) - 1), pa.string())
+
+
+def tags_left_out(rows: pa.Table) -> Counter[str]:
+    """How many tags of the ingest's tables are not learnt from, by why."""
+    found = Counter[str]()
+    for said in rows.column(TAGS_LEFT_OUT).drop_null().to_pylist() if TAGS_LEFT_OUT in rows.column_names else ():
+        found += Counter(json.loads(said))
+    return found
 
 
 def seen_rows(rows: pa.Table) -> Seen:
@@ -156,11 +221,11 @@ def wants_unlabelled(config: TrainConfig) -> bool:
 
 
 @functools.cache
-def training_input(config: TrainConfig, base: str = "") -> Input:
-    """What a training reads of a row: what the model it makes will read."""
+def training_input(config: TrainConfig, base: str = "", tags: bool = False) -> Input:
+    """What a training reads of a row: what the model it makes will read, and whether that answers with tags."""
     no_tokens = config.base_model == NO_NETWORK or not config.text_columns
     folder = Path() if no_tokens else base_model_folder(config.base_model)
     if config.image_column:
         picture = sight_of(config.image_model).picture(config.image_column)
         return PictureInput(folder, config.text_columns, config.max_tokens, picture, base)
-    return TextInput(folder, config.text_columns, config.max_tokens)
+    return (TagInput if tags else TextInput)(folder, config.text_columns, config.max_tokens)

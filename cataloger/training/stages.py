@@ -110,6 +110,8 @@ class FineTuning:
         self.epochs, self.rows = config.epochs, len(self.train)
         self.head = head_of(spec, machine.device)
         self.loss = self.head.objective(config, self.train.sets)
+        if spec.others and not config.answer_weights:
+            self.loss.uncertainty = network.uncertainty  # type: ignore[attr-defined]  # of several answers
         self.validation = Validation(held_out, spec, config, machine.rank, machine.world, heard)
         self.temperature = 1.0  # of the network's logits, by the last validation
         self.own_labels, self.epoch_rows = self.train.take(np.arange(0)), self.train

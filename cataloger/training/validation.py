@@ -14,9 +14,9 @@ from scipy.stats import t as student_t
 
 from cataloger.bundle import ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
-from cataloger.data.batching import IntArray, Ragged, most_rows, pack
+from cataloger.data.batching import IntArray, Ragged, Together, most_rows, pack
 from cataloger.data.inputs import Encoded
-from cataloger.heads.base import Arrays, head_of, joined
+from cataloger.heads.base import Arrays, head_of, joined, several_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
 from cataloger.training.examples import Examples
@@ -41,7 +41,7 @@ class Validation:
         self, rows: Examples, spec: Spec, config: TrainConfig, rank: int = 0, world: int = 1, heard: Heard | None = None
     ) -> None:
         self.rows, self.spec, self.config, self.world, self.heard = rows, spec, config, world, heard
-        batches = list(pack(rows.inputs.costs, TOKENS_PER_BATCH, most_rows(len(spec.categories))))
+        batches = list(pack(rows.inputs.costs, TOKENS_PER_BATCH, most_rows(spec.width)))
         self.batches = [batches[i] for i in np.random.default_rng(0).permutation(len(batches))][rank::world]
 
     def score(
@@ -63,13 +63,36 @@ class Validation:
             def logits() -> Logits:
                 return itertools.chain(kept, asked(self.batches[len(kept) :]))
 
-            fit = _Fit(self, kept, device)
             if self.heard:
-                return self._with_words(self.heard, fit, logits, device)
-            spec = replace(self.spec, temperature=fit.temperature())
-            head = head_of(spec, device)
-            judged = [head.judge(found, self.rows.sets.take(batch)) for batch, found in logits()]
-        return head.fit(self._gather(judged), self.config.target_precision)
+                return self._with_words(
+                    self.heard, _Fit(self.spec, self.rows.sets, kept, self.world, device), logits, device
+                )
+            return self._of_network(kept, logits, device)
+
+    def _of_network(
+        self, kept: Sequence[tuple[IntArray, torch.Tensor]], logits: Callable[[], Logits], device: torch.device
+    ) -> tuple[dict[str, float], Spec]:
+        """Each answer by the rows that have one; the metrics of further answers have the names of their columns."""
+        several = several_of(self.spec, device)
+        sets = self.rows.sets if isinstance(self.rows.sets, Together) else Together((self.rows.sets,))
+        known = several.known(sets) if self.spec.others else [np.ones(len(sets), bool)]
+        specs = []
+        for number, spec in enumerate(several.answers):
+            own = [(batch[has := known[number][batch]], several.sensible(found)[number][has]) for batch, found in kept]
+            fit = _Fit(spec, sets.parts[number], own, self.world, device)
+            specs.append(replace(spec, temperature=fit.temperature()))
+        heads = [head_of(spec, device) for spec in specs]
+        judged: list[list[Arrays]] = [[] for _ in specs]
+        for batch, found in logits():
+            for number, part in enumerate(several.sensible(found)):
+                has = known[number][batch]
+                judged[number].append(heads[number].judge(part[has], sets.parts[number].take(batch[has])))
+        metrics: dict[str, float] = {}
+        for number, head in enumerate(heads):
+            own_metrics, specs[number] = head.fit(self._gather(judged[number]), self.config.target_precision)
+            before = f"val_{specs[number].label_column}_" if number else "val_"
+            metrics |= {before + name.removeprefix("val_"): value for name, value in own_metrics.items()}
+        return metrics, self.spec.with_answers(specs)
 
     def _with_words(
         self, heard: Heard, fit: "_Fit", logits: Callable[[], Logits], device: torch.device
@@ -166,11 +189,10 @@ class Validation:
 class _Fit:
     """Numbers of least loss over all ranks' rows."""
 
-    def __init__(self, validation: Validation, kept: Logits, device: torch.device) -> None:
-        self.head, self.world = head_of(validation.spec, device), validation.world
-        self.device = device
-        self.kept = [(batch, found, self.head.targets(validation.rows.sets.take(batch))) for batch, found in kept]
-        self.known = _known(validation.rows.sets)
+    def __init__(self, spec: Spec, sets: Ragged, kept: Logits, world: int, device: torch.device) -> None:
+        self.head, self.world, self.device = head_of(spec, device), world, device
+        self.kept = [(batch, found, self.head.targets(sets.take(batch))) for batch, found in kept]
+        self.known = _known(sets)
 
     def temperature(self, change: Change = lambda _, found: found, rows: BoolArray | None = None) -> float:
         """That of the logits, changed, of these rows, or of all (Guo et al. 2017, section 4.2)."""

@@ -103,7 +103,7 @@ def test_what_would_be_read_wrongly_is_refused(write: Write) -> None:
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_labels_are_counted_in_any_string_type(write: Write, kind: pa.DataType) -> None:
     write("c.parquet", id=[1, 2, 3], title=["a", "b", "c"], category_path=pa.array(["A", None, "A"]).cast(kind))
-    catalog = open_catalog("c.parquet", "id", ["title"], "category_path")
+    catalog = open_catalog("c.parquet", "id", ["title"], ("category_path",))
     assert count_labels(catalog, "category_path", "id") == {"A": 2, None: 1}
 
 
@@ -114,6 +114,6 @@ def test_a_label_that_is_not_utf8_is_named(write: Write, many: bool) -> None:
     if many:
         labels = pa.ListArray.from_arrays(pa.array([0, 0, 1, 3], pa.int32()), labels)
     write("c/2.parquet", id=["c", "d", "e"], title=["t"] * 3, category_path=labels)
-    catalog = open_catalog("c", "id", ["title"], "category_path")
+    catalog = open_catalog("c", "id", ["title"], ("category_path",))
     with pytest.raises(CatalogError, match=r"'category_path' of product e in .*c/2.parquet is not valid UTF-8"):
         count_labels(catalog, "category_path", "id")

@@ -69,10 +69,10 @@ def test_the_sample_lies_in_the_bundle(working_folder: Path) -> None:
 def test_ingest_gives_the_key_of_every_row(tiny_model: Path, write) -> None:  # type: ignore[no-untyped-def]
     write("own.parquet", id=[1, 2, 3], title=["Tea", None, "Cup "], category_path=["A", "A", "B"])
     config = TrainConfig(base_model=str(tiny_model), text_columns=("title",), validation_fraction=0.5)
-    catalog = open_catalog("own.parquet", "id", ("title",), "category_path")
+    catalog = open_catalog("own.parquet", "id", ("title",), ("category_path",))
     for use in (TRAINING, VALIDATION):
         ((unit, table),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)
-        found = _encode(unit, table, {"A": 0, "B": 1}, use, config, training_input(config))
+        found = _encode(unit, table, [{"A": 0, "B": 1}], use, config, training_input(config))
         expected = seen.keys(pa.table({}), pa.array(["tea", "cup"], pa.large_string()), None)
         assert found.column("key").to_pylist() == expected.tolist(), use
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
+from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
 from cataloger.data.batching import Ragged
 from cataloger.heads.base import HEADS, head_of, joined
 from cataloger.heads.columns import COLUMNS, columns_of, head_for, published_in
@@ -18,7 +18,8 @@ from cataloger.heads.columns import COLUMNS, columns_of, head_for, published_in
 CATEGORIES = ("A", "A > x", "A > y", "B > z > w", "C")
 ONE = Spec(CATEGORIES, ("title",), 64, "mean", "", temperature=1.7, thresholds=(0.9, 0.5, 0.4))
 MANY = replace(ONE, head=MANY_CATEGORIES, thresholds=(0.3,), category_thresholds=(0.5, 0.9, 0.2, 0.5, 0.03))
-SPECS = [ONE, MANY]  # one of every head
+TAGGED = replace(ONE, categories=("A", "B"), head=TAGS, label_column="tags", thresholds=())  # five classes as well
+SPECS = [ONE, MANY, TAGGED]  # one of every head
 LOGITS = arrays(np.float32, st.tuples(st.integers(1, 6), st.just(5)), elements=st.floats(-30, 30, width=32))
 
 
@@ -35,8 +36,9 @@ def test_every_head_has_its_columns() -> None:
     assert HEADS.keys() == COLUMNS.keys() == {spec.head for spec in SPECS}
     assert head_for(pa.field("label", pa.string())) == ONE_CATEGORY
     assert head_for(pa.field("label", pa.list_(pa.string()))) == MANY_CATEGORIES
-    with pytest.raises(ValueError, match="no column category or categories"):
-        published_in(["id", "colour"])
+    assert head_for(pa.field("label", pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())])))) == TAGS
+    with pytest.raises(ValueError, match="no column category or categories, nor one of tags"):
+        published_in(pa.schema([("id", pa.int64()), ("colour", pa.string())]))
 
 
 @given(LOGITS)
@@ -64,7 +66,7 @@ def test_so_is_that_of_a_set(logits: np.ndarray) -> None:
     assert counts.tolist() == [len(labels) for labels in found.column("labels").to_pylist()]
 
 
-@given(LOGITS, st.integers(0, 6), st.sampled_from(SPECS))
+@given(LOGITS, st.integers(0, 6), st.sampled_from([ONE, MANY]))  # of tags: `test_published_tags_and_back`
 @settings(max_examples=200)
 def test_labels_are_read_back_as_the_answers_they_were_made_from(
     logits: np.ndarray, alternatives: int, spec: Spec

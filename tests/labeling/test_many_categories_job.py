@@ -45,7 +45,7 @@ def model(ray_session: None, catalog: Path, tiny_model: Path, tmp_path_factory: 
     return train(
         TrainConfig(
             catalog=str(catalog),
-            label_column="category_paths",
+            label_column=("category_paths",),
             group_column="group",
             base_model=str(tiny_model),
             epochs=8,
@@ -72,7 +72,7 @@ def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw
         EvaluateConfig(
             catalog=str(catalog),
             model=model.model_uri,
-            label_column="category_paths",
+            label_column=("category_paths",),
             split="test",
             predictions="predictions.parquet",
         )
@@ -179,7 +179,7 @@ def test_lists_and_single_categories_do_not_mix(model: TrainResult, catalog: Pat
     assert code == 2
     assert "both need" in err
     with pytest.raises(CatalogError, match="lists of paths"):
-        evaluate(EvaluateConfig(catalog=str(catalog), model=str(bundle), label_column="category_paths"))
+        evaluate(EvaluateConfig(catalog=str(catalog), model=str(bundle), label_column=("category_paths",)))
     with pytest.raises(CatalogError, match="any number"):
         evaluate(EvaluateConfig(catalog=str(catalog), model=model.model_uri))
     code, _, err = job("audit", "--catalog", catalog, "--models", model.model_uri, "--output", "suspects.parquet")

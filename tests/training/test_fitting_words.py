@@ -188,7 +188,7 @@ def test_words_alone_answer_with_any_number_of_categories(labelled: Path, workin
     paths = [[path, path.split(" > ")[0]] for path in table.column("category_path").to_pylist()]
     pq.write_table(table.append_column("category_paths", pa.array(paths)), "sets.parquet")
     trained = train(
-        TrainConfig(catalog="sets.parquet", label_column="category_paths", base_model=NO_NETWORK, model_name="sets")
+        TrainConfig(catalog="sets.parquet", label_column=("category_paths",), base_model=NO_NETWORK, model_name="sets")
     )
     assert trained.metrics["val_micro_f1"] > 0.7
     label(LabelConfig(catalog="sets.parquet", output="labels", model=trained.model_uri))

@@ -26,7 +26,7 @@ def config(**changes: object) -> TrainConfig:
 
 def encoded(catalog: Catalog, config: TrainConfig) -> pa.Table:
     ((unit, table),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)
-    return _encode(unit, table, {"A": 0, "B": 1}, TRAINING, config, training_input(config))
+    return _encode(unit, table, [{"A": 0, "B": 1}], TRAINING, config, training_input(config))
 
 
 @pytest.mark.parametrize("column", ["title", "group"])
@@ -37,7 +37,7 @@ def test_rows_that_are_not_utf8_are_left_out_by_name(write: Write, column: str) 
         if number == 2:
             columns[column] = bytes_as_text(torn)
         write(f"c/{number}.parquet", id=[f"{number}-{row}" for row in range(3)], **columns)
-    catalog = open_catalog("c", "id", ["title"], "category_path", {"group": "--group-column"})
+    catalog = open_catalog("c", "id", ["title"], ("category_path",), {"group": "--group-column"})
     rows = encoded(catalog, config(group_column="group"))
     second = Path("c/2.parquet").resolve()
     assert rows.column(NOT_UTF8).drop_null().to_pylist() == [f"product 2-{row} in {second}" for row in (1, 2)]
@@ -48,7 +48,7 @@ def test_rows_that_are_not_utf8_are_left_out_by_name(write: Write, column: str) 
 
 def test_a_unit_without_a_row_that_is_utf8_is_left_out_whole(write: Write) -> None:
     write("c.parquet", id=bytes_as_text([b"\xff", b"a"]), title=bytes_as_text([b"\xff"] * 2), category_path=["A", "B"])
-    rows = encoded(open_catalog("c.parquet", "id", ["title"], "category_path"), config())
+    rows = encoded(open_catalog("c.parquet", "id", ["title"], ("category_path",)), config())
     assert rows.column("use").to_pylist() == [UNUSED, UNUSED]
     assert rows.column(NOT_UTF8)[0].as_py().startswith("product \\xff in ")
 
@@ -58,7 +58,7 @@ def test_rows_come_in_catalog_order_and_what_runs_later_is_not_held_to_it(write:
     titles = ["a long title of many words indeed", "short"] * 10_000
     for number in (1, 2):
         write(f"{number}.parquet", id=range(20_000), title=titles, category_path=["A", "B"] * 10_000)
-    catalogs = [open_catalog(f"{number}.parquet", "id", ["title"], "category_path") for number in (1, 2)]
+    catalogs = [open_catalog(f"{number}.parquet", "id", ["title"], ("category_path",)) for number in (1, 2)]
     tables = ray.get(ingest([Source(catalog, {"A": 0, "B": 1}, TRAINING) for catalog in catalogs], config()))
     assert len(tables) > 1
     labels = pa.concat_tables(tables).column("labels").combine_chunks()

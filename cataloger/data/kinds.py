@@ -1,0 +1,52 @@
+"""What the types of a catalog's columns mean."""
+
+import pyarrow as pa
+
+# Tags of words: stretches of a text, or values that stand somewhere in it.
+SPANS, VALUES = "stretches", "values"
+
+
+def is_picture(kind: pa.DataType) -> bool:
+    """Whether such a column may hold pictures: bytes, where they lie, or a struct of both as Hugging Face datasets have it."""
+    if pa.types.is_struct(kind):
+        fields = {field.name: field.type for field in kind}
+        return "bytes" in fields and is_binary(fields["bytes"]) and is_string(fields.get("path", pa.string()))
+    return is_binary(kind) or is_string(kind) or bool(pa.types.is_null(kind))
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def is_string(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def label_kind(kind: pa.DataType) -> str | None:
+    """What a label column has: one path per row, lists of paths, or tags as SPANS (lists of structs of field, start, end and name) or
+    VALUES (of name and value); None where it has none of them."""
+    if is_string(kind):
+        return "one path per row"
+    if not is_list(kind):
+        return None
+    if is_string(kind.value_type):
+        return "lists of paths"
+    if not pa.types.is_struct(kind.value_type):
+        return None
+    fields = {field.name: field.type for field in kind.value_type}
+    texts = {name for name, one in fields.items() if is_string(one)}
+    numbers = {name for name, one in fields.items() if pa.types.is_integer(one)}
+    if {"field", "name"} <= texts and {"start", "end"} <= numbers:
+        return SPANS
+    return VALUES if {"name", "value"} <= texts else None
+
+
+def is_tags(kind: pa.DataType) -> bool:
+    """Whether a label column has tags of words."""
+    return label_kind(kind) in (SPANS, VALUES)

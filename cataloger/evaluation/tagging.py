@@ -1,0 +1,106 @@
+"""Tags as sets, so that they are scored as categories are: a value is a path, `Brand > Sony`, and so is the place of a tag.
+
+The first level is the name alone. A row that has a value twice has it once; where it stands counts for the places.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cataloger.data.spans import name_of, spans_of
+from cataloger.heads.sets import Sets
+from cataloger.taxonomy import SEPARATOR
+
+# Columns of a row's own texts among its labels, by number; of the paths of places in predictions.
+OWN, PLACES, TRUE_PLACES = "own.", "places", "true_places"
+LISTS = pa.list_(pa.string())
+
+
+def path(name: str, what: str) -> str:
+    """In the form of a category; what would part it into further levels is written in another way."""
+    return SEPARATOR.join(" ".join(part.split()).replace(SEPARATOR, " › ") for part in (name, what))
+
+
+def given_paths(tags: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """(values, places) of published tags, each a list per row."""
+    rows = tags.to_pylist()
+    values = [sorted({path(tag["name"], tag["value"]) for tag in row}) for row in rows]
+    places = [sorted({_place(tag["name"], tag["field"], tag["start"], tag["end"]) for tag in row}) for row in rows]
+    return pa.array(values, LISTS), pa.array(places, LISTS)
+
+
+def true_paths(labels: pa.Table, columns: Sequence[str], known: bool) -> tuple[pa.Array, pa.Array]:
+    """(values, places) of the tags in `written`, null for a row without a list; `own.N` are the texts of the columns by number.
+
+    With `known`, tags are stretches of the texts. Without, they are values, whose places are those that can be told.
+    """
+    texts = [[text or "" for text in labels.column(f"{OWN}{number}").to_pylist()] for number in range(len(columns))]
+    values: list[list[str] | None] = []
+    places: list[list[str] | None] = []
+    for row, written in enumerate(labels.column("written").to_pylist()):
+        if written is None:
+            values.append(None)
+            places.append(None)
+            continue
+        own = [column[row] for column in texts]
+        spans, _ = spans_of(written, own, columns)
+        spans = [span for span in spans if not span.hidden]
+        found = [(span.name, own[span.field][span.start : span.end]) for span in spans] if known else _values(written)
+        values.append(sorted({path(name, value) for name, value in found}))
+        places.append(sorted({_place(span.name, columns[span.field], span.start, span.end) for span in spans}))
+    return pa.array(values, LISTS), pa.array(places, LISTS)
+
+
+def _values(written: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, str]]:
+    return [(name, tag["value"]) for tag in written if tag and tag["value"] and (name := name_of(tag))]
+
+
+def _place(name: str, field: str, start: int, end: int) -> str:
+    return path(name, f"{field} {start}-{end}")
+
+
+def counts_by_name(true: Sets, given: Sets) -> pd.DataFrame:
+    """Precision, recall and F1 of each name over what is below it, and how many true ones there are; the largest first."""
+    names = [name.split(SEPARATOR)[0] for name in true.names]
+    order = sorted(set(names))
+    place = {name: number for number, name in enumerate(order)}
+    of = np.array([place[name] for name in names], np.int64)
+    both = true.rows.multiply(given.rows).tocsr()
+    had, found, right = (
+        np.bincount(of[matrix.indices], minlength=len(order)) for matrix in (true.rows, given.rows, both)
+    )
+    report = pd.DataFrame(
+        {
+            "name": order,
+            "precision": right / np.maximum(found, 1),
+            "recall": right / np.maximum(had, 1),
+            "f1": 2 * right / np.maximum(had + found, 1),
+            "true": had,
+        }
+    )
+    return report[had + found > 0].sort_values(["true", "name"], ascending=[False, True])
+
+
+def value_f1(true: Sequence[Sequence[str]], given: Sequence[Sequence[tuple[str, float]]], asked: Any = None) -> float:
+    """F1 over all pairs of a product and a name, as WDC-PAVE reports it (Baumann, Brinkmann and Bizer 2024).
+
+    A pair is right where the most confident value that is given is one of the true ones; wrong where it is none of them, which
+    counts against precision, and against recall as well where the pair has a true one. `given` are (path, confidence) of each
+    row; `asked` are the names that count in each row, all of them without it.
+    """
+    counts: Counter[str] = Counter()
+    for row, (theirs, mine) in enumerate(zip(true, given, strict=True)):
+        values: dict[str, set[str]] = {}
+        for value in theirs:
+            values.setdefault(value.split(SEPARATOR)[0], set()).add(value)
+        best = {value.split(SEPARATOR)[0]: value for value, _ in sorted(mine, key=lambda pair: pair[1])}
+        for name in {*values, *best} if asked is None else set(asked[row]) & {*values, *best}:
+            right = name in best and best[name] in values.get(name, ())
+            counts["right"] += right
+            counts["given"] += name in best
+            counts["true"] += name in values
+    return 2 * counts["right"] / max(1, counts["given"] + counts["true"])

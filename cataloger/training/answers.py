@@ -1,0 +1,86 @@
+"""What a training learns of the label columns of its catalogs: which kind of answer each is, and which labels it has."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cataloger.bundle import TAGS
+from cataloger.config import TrainConfig
+from cataloger.data.catalog import Catalog
+from cataloger.data.kinds import label_kind
+from cataloger.data.truth import count_labels, normalise_labels, normalise_names
+from cataloger.errors import CatalogError, ConfigError
+from cataloger.heads.columns import OWN, head_for
+from cataloger.taxonomy import Taxonomy
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """One answer: its categories, or the names of its tags, and of each catalog the label id of each as it is written there."""
+
+    column: str
+    head: str
+    categories: tuple[str, ...]
+    ids: tuple[dict[str, int], ...]
+    rows: int
+    """Of the first catalog, those that have one, about."""
+
+
+def check_columns(columns: Sequence[str]) -> None:
+    """Raises ConfigError."""
+    if not columns:
+        raise ConfigError("--label-column: name at least one column")
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise ConfigError(f"--label-column {twice}: is named twice; leave one out")
+    if taken := next((name for name in columns[1:] if name in OWN), None):
+        raise ConfigError(
+            f"--label-column {taken}: labels have a column of this name already, where the answer would be published; rename it"
+        )
+
+
+def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig) -> Learnt:
+    """Of a label column in the training catalog, and in the one to validate on where there is one. Raises CatalogError."""
+    uri, kinds = catalogs[0].location, [catalog.schema.field(column) for catalog in catalogs]
+    head = head_for(kinds[0])
+    for catalog, kind in zip(catalogs[1:], kinds[1:], strict=True):
+        if head_for(kind) != head:
+            raise CatalogError(
+                f"catalog {catalog.location}: column {column!r} has {label_kind(kind.type)}, that of --catalog "
+                f"{label_kind(kinds[0].type)}; both need the same"
+            )
+    tags = head == TAGS
+    if tags and column in OWN:
+        raise CatalogError(
+            f"catalog {uri}: labels have a column {column!r} already, where the tags would be published; rename it"
+        )
+    counted = [_counted(column, catalog, config, tags) for catalog in catalogs]
+    rows = counted[0][1]
+    if tags and not rows:
+        raise CatalogError(f"catalog {uri}: column {column!r} has no tag with a name; name another --label-column")
+    if not tags and len(rows) < 2:
+        found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
+        raise CatalogError(f"catalog {uri}: column {column!r} has {found}; a classifier needs at least two")
+    if single := sum(count == 1 for count in rows.values()):
+        what = ("names", "tag") if tags else ("categories", "product")
+        log.info("%s of %s %s have a single %s: kept, but hardly learnable", single, len(rows), *what)
+    categories = tuple(sorted(rows)) if tags else Taxonomy.from_paths(rows).categories
+    ids = {name: number for number, name in enumerate(categories)}
+    for catalog, (_, found_there) in zip(catalogs[1:], counted[1:], strict=True):
+        if unknown := [name for name in found_there if name not in ids]:
+            log.info(
+                "%s: %s %s do not occur in the training catalog; their rows count as errors",
+                catalog.location,
+                len(unknown),
+                "names" if tags else "categories",
+            )
+    written = tuple({one: ids.get(name, -1) for one, name in names.items()} for names, _ in counted)
+    # Of lists of categories, or of tags, each is counted; a row is one all the same.
+    return Learnt(column, head, categories, written, min(sum(rows.values()), catalogs[0].rows))
+
+
+def _counted(column: str, catalog: Catalog, config: TrainConfig, tags: bool) -> tuple[dict[str, str], dict[str, int]]:
+    """(label as written → as it is learnt, how often each is there)"""
+    counts = count_labels(catalog, column, config.id_column)
+    return normalise_names(counts) if tags else normalise_labels(counts, str(catalog.location), column)

@@ -1,0 +1,100 @@
+"""Which names of tags a category may have: learnt from the training rows, or told by a file."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from cataloger.bundle import TAGS, Spec
+from cataloger.config import TrainConfig
+from cataloger.data.batching import IntArray, Ragged
+from cataloger.errors import CatalogError
+from cataloger.infra.storage import locate
+from cataloger.taxonomy import SEPARATOR, parse_path
+from cataloger.training.examples import TRAINING
+
+log = logging.getLogger(__name__)
+AUTO, OFF = "auto", "off"
+COLUMNS = ("category_path", "name")
+# Of fewer products of a category, it is not known what else it may have.
+ENOUGH = 10
+
+
+def with_attributes(spec: Spec, blocks: Sequence[Any], config: TrainConfig) -> Spec:
+    """The spec with the names that each category may have, where it has categories first and tags as well. Raises CatalogError."""
+    if spec.head == TAGS or config.category_attributes == OFF:
+        return spec
+    others = list(spec.others)
+    for number, other in enumerate(others, 1):
+        if other.head == TAGS:
+            told = (
+                None
+                if config.category_attributes == AUTO
+                else _told(config.category_attributes, spec, other.categories)
+            )
+            allowed = _learnt(blocks, number, len(spec.categories)) if told is None else told
+            others[number - 1] = replace(other, allowed=allowed)
+            sizes = [len(names) for names in allowed if names is not None]
+            log.info(
+                "%s: a category may have %.1f of %s names on average; %s categories may have all",
+                other.column,
+                float(np.mean(sizes)) if sizes else len(other.categories),
+                len(other.categories),
+                f"{len(allowed) - len(sizes):,}",
+            )
+    return replace(spec, others=tuple(others))
+
+
+def _learnt(blocks: Sequence[Any], number: int, categories: int) -> tuple[tuple[int, ...] | None, ...]:
+    names: defaultdict[int, set[int]] = defaultdict(set)
+    products: IntArray = np.zeros(categories, np.int64)
+    for block in blocks:
+        table = ray.get(block)
+        table = table.filter(pa.compute.equal(table.column("use"), TRAINING))
+        own, words = (Ragged.from_arrow(table.column(column)) for column in ("labels", f"labels.{number}"))
+        told = np.flatnonzero((own.lengths > 0) & (words.lengths > 0))
+        for row in told.tolist():
+            labels = words.flat[words.offsets[row] : words.offsets[row + 1]]
+            if (labels < 0).all():
+                continue
+            of = own.flat[own.offsets[row] : own.offsets[row + 1]]
+            products[of] += 1
+            found = np.unique((labels[labels > 0] - 1) // 2).tolist()
+            for category in of.tolist():
+                names[category].update(found)
+    return tuple(tuple(sorted(names[one])) if products[one] >= ENOUGH else None for one in range(categories))
+
+
+def _told(uri: str, spec: Spec, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
+    location = locate(uri)
+    try:
+        table = pq.read_table(location.path, filesystem=location.filesystem, columns=list(COLUMNS))
+        pairs = list(zip(*(table.column(name).cast(pa.string()).to_pylist() for name in COLUMNS), strict=True))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(
+            f"--category-attributes {uri}: cannot be read as Parquet with the columns {' and '.join(COLUMNS)}: {error}"
+        ) from error
+    place, number = {path: n for n, path in enumerate(spec.categories)}, {name: n for n, name in enumerate(names)}
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    strange = 0
+    for path, name in pairs:
+        written = SEPARATOR.join(parse_path(path)) if path and path.strip() else ""
+        if written not in place or (name or "").strip() not in number:
+            strange += 1
+            continue
+        found[place[written]].add(number[name.strip()])
+    if strange:
+        log.warning(
+            "--category-attributes %s: %s pairs are of a category or name that the training does not know", uri, strange
+        )
+    if not found:
+        raise CatalogError(
+            f"--category-attributes {uri}: has no category and name of the training catalog; is it the right file?"
+        )
+    return tuple(tuple(sorted(found[one])) if one in found else None for one in range(len(spec.categories)))
