@@ -191,10 +191,10 @@ def _told(question: _Question, labels: pa.Table, about: About, config: EvaluateC
     if question.number:
         about = replace(about, label_column=question.column, further=())
         own = answer_in(labels, question.spec.label_column)
-        others = [name for name in labels.column_names if name not in own.column_names]
-        for name in others:
-            own = own.append_column(name, labels.column(name))
-        labels = own.drop_columns([WRITTEN]).rename_columns({question.written: WRITTEN})
+        for name in labels.column_names:
+            if name in ("row", "id", "text", "seen", question.written) or name.startswith((SLICE, OWN)):
+                own = own.append_column(WRITTEN if name == question.written else name, labels.column(name))
+        labels = own
     predictions = Predictions.of(labels, question.names, about)
     if not question.number and predictions.about.knows_the_answers:
         log.warning(

@@ -293,10 +293,10 @@ def _numbered(answers: pa.Table, number: int) -> pa.Table:
 
 
 def answer_in(labels: pa.Table, column: str) -> pa.Table:
-    """Labels as they would be if the further answer of this column were the only one."""
+    """Labels as they would be if the further answer of this column were the only one; of tags, nothing says that they need review."""
     found = labels.column(column).combine_chunks()
     if not pa.types.is_struct(found.type):
-        return labels.select([column])
+        return labels.select([column]).append_column("needs_review", pa.repeat(pa.scalar(False), len(labels)))
     return pa.table({field.name: found.field(field.name) for field in found.type})
 
 

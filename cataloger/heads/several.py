@@ -47,7 +47,8 @@ class Several:
         """As `split`, without tags whose name the row's categories, by the first answer, do not have."""
         found = self.split(logits)
         for number, allowed in self.allowed.items():
-            by_word = found[number].reshape(len(logits), -1, self.sizes[number])
+            words = found[number].shape[1] // self.sizes[number]
+            by_word = found[number].reshape(len(logits), words, self.sizes[number])
             may = self._categories(found[0]) @ allowed > 0
             found[number] = by_word.masked_fill(~may.unsqueeze(1), NOT_ALLOWED).flatten(1)
         return found
@@ -121,7 +122,7 @@ class WeighedLoss:
         for number, (loss, own, (theirs, known)) in enumerate(
             zip(self.losses, self.head.split(logits), targets, strict=True)
         ):
-            lost = torch.where(known, loss(own, theirs), 0.0)
+            lost = logits.new_zeros(len(logits)).masked_scatter(known, loss(own[known], theirs[known]))
             if self.uncertainty is None:
                 total = total + self.weights[number] * lost
             else:

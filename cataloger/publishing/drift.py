@@ -220,8 +220,6 @@ def _read_part(part: Location, unit: int, every: int | None, column: str | None)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(part, error) from error
     table = answer_in(products, column) if column else products
-    if "needs_review" not in table.column_names:  # of tags that are a further answer
-        table = table.append_column("needs_review", pa.repeat(pa.scalar(False), len(table)))
     frame = table.select(["needs_review"]).to_pandas()
     frame["confidence"] = columns.confidence(table).to_numpy()
     counts = pc.value_counts(columns.each(table)).to_pylist()

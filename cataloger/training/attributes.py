@@ -16,7 +16,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import locate
-from cataloger.taxonomy import SEPARATOR, parse_path
+from cataloger.taxonomy import SEPARATOR
 from cataloger.training.examples import TRAINING
 
 log = logging.getLogger(__name__)
@@ -26,19 +26,45 @@ COLUMNS = ("category_path", "name")
 ENOUGH = 10
 
 
-def with_attributes(spec: Spec, blocks: Sequence[Any], config: TrainConfig) -> Spec:
-    """The spec with the names that each category may have, where it has categories first and tags as well. Raises CatalogError."""
-    if spec.head == TAGS or config.category_attributes == OFF:
+def told_attributes(uri: str, categories: Sequence[str], names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
+    """For each category, the numbers of the names that a Parquet file says it may have; null where it says nothing of it. Raises CatalogError."""
+    location = locate(uri)
+    try:
+        table = pq.read_table(location.path, filesystem=location.filesystem, columns=list(COLUMNS))
+        pairs = list(zip(*(table.column(name).cast(pa.string()).to_pylist() for name in COLUMNS), strict=True))
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise CatalogError(
+            f"--category-attributes {uri}: cannot be read as Parquet with the columns {' and '.join(COLUMNS)}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    place, number = {path: n for n, path in enumerate(categories)}, {name: n for n, name in enumerate(names)}
+    found: defaultdict[int, set[int]] = defaultdict(set)
+    strange = 0
+    for path, name in pairs:
+        written = SEPARATOR.join(step.strip() for step in (path or "").split(SEPARATOR))
+        if written in place and (name or "").strip() in number:
+            found[place[written]].add(number[name.strip()])
+        else:
+            strange += 1
+    if strange:
+        log.warning(
+            "--category-attributes %s: %s pairs are of a category or name that the training does not know", uri, strange
+        )
+    if not found:
+        raise CatalogError(
+            f"--category-attributes {uri}: has no category and name of the training catalog; name the right file"
+        )
+    return tuple(tuple(sorted(found[one])) if one in found else None for one in range(len(categories)))
+
+
+def with_learnt_attributes(spec: Spec, blocks: Sequence[Any], config: TrainConfig) -> Spec:
+    """The spec with the names that the products of each category have in the training rows, where it has categories first, and tags."""
+    if spec.head == TAGS or config.category_attributes != AUTO:
         return spec
     others = list(spec.others)
     for number, other in enumerate(others, 1):
         if other.head == TAGS:
-            told = (
-                None
-                if config.category_attributes == AUTO
-                else _told(config.category_attributes, spec, other.categories)
-            )
-            allowed = _learnt(blocks, number, len(spec.categories)) if told is None else told
+            allowed = _learnt(blocks, number, len(spec.categories))
             others[number - 1] = replace(other, allowed=allowed)
             sizes = [len(names) for names in allowed if names is not None]
             log.info(
@@ -69,32 +95,3 @@ def _learnt(blocks: Sequence[Any], number: int, categories: int) -> tuple[tuple[
             for category in of.tolist():
                 names[category].update(found)
     return tuple(tuple(sorted(names[one])) if products[one] >= ENOUGH else None for one in range(categories))
-
-
-def _told(uri: str, spec: Spec, names: Sequence[str]) -> tuple[tuple[int, ...] | None, ...]:
-    location = locate(uri)
-    try:
-        table = pq.read_table(location.path, filesystem=location.filesystem, columns=list(COLUMNS))
-        pairs = list(zip(*(table.column(name).cast(pa.string()).to_pylist() for name in COLUMNS), strict=True))
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise CatalogError(
-            f"--category-attributes {uri}: cannot be read as Parquet with the columns {' and '.join(COLUMNS)}: {error}"
-        ) from error
-    place, number = {path: n for n, path in enumerate(spec.categories)}, {name: n for n, name in enumerate(names)}
-    found: defaultdict[int, set[int]] = defaultdict(set)
-    strange = 0
-    for path, name in pairs:
-        written = SEPARATOR.join(parse_path(path)) if path and path.strip() else ""
-        if written not in place or (name or "").strip() not in number:
-            strange += 1
-            continue
-        found[place[written]].add(number[name.strip()])
-    if strange:
-        log.warning(
-            "--category-attributes %s: %s pairs are of a category or name that the training does not know", uri, strange
-        )
-    if not found:
-        raise CatalogError(
-            f"--category-attributes {uri}: has no category and name of the training catalog; is it the right file?"
-        )
-    return tuple(tuple(sorted(found[one])) if one in found else None for one in range(len(spec.categories)))

@@ -25,6 +25,7 @@ from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
 from cataloger.training import claims, words
+from cataloger.training.attributes import with_learnt_attributes
 from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
@@ -200,6 +201,7 @@ def _fit(
         log.info("%s of these rows have a picture that could be read", f"{seen:,}")
     if left := tags_left_out(rows_of):
         log.warning("tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in left.most_common()))
+    spec = with_learnt_attributes(spec, blocks, config)
     fitted_words = (
         words.fit(blocks, spec, folder / "words", config)
         if spec.text_columns and not (spec.tags or spec.others)

@@ -18,6 +18,7 @@ from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
+from cataloger.training.attributes import AUTO, OFF, told_attributes
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
@@ -92,7 +93,7 @@ def plan(config: TrainConfig) -> Plan:
         group_column=config.group_column,
         words=Words() if pooling == NO_NETWORK else None,
         picture=picture,
-        others=tuple(Answer(one.column, one.head, one.categories) for one in learnt[1:]),
+        others=tuple(_further(one, learnt[0], config) for one in learnt[1:]),
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
@@ -197,6 +198,13 @@ def _check_several(config: TrainConfig, answers: int) -> None:
         raise ConfigError(
             f"--long-tail {config.long_tail}: is for models of one answer; with several use off or another loss"
         )
+
+
+def _further(one: Learnt, first: Learnt, config: TrainConfig) -> Answer:
+    allowed: tuple[tuple[int, ...] | None, ...] = ()
+    if one.head == TAGS != first.head and config.category_attributes not in (AUTO, OFF):
+        allowed = told_attributes(config.category_attributes, first.categories, one.categories)
+    return Answer(one.column, one.head, one.categories, allowed=allowed)
 
 
 def _check_base(config: TrainConfig, base: Path) -> None:

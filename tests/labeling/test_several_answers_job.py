@@ -171,7 +171,7 @@ def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, cat
     assert code == 0, err
     assert "seasons of models:/several/" in out, "the columns that answers were learnt from are found by themselves"
     assert "tags of models:/several/" in out
-    refused(job("evaluate", *flags, "--label-column", *COLUMNS, "id"), "has 4 names, but the model has 3 answers")
+    refused(job("evaluate", *flags, "--label-column", *COLUMNS, "seasons"), "has 4 names, but the model has 3 answers")
 
 
 def test_models_are_compared_answer_by_answer(
