@@ -42,7 +42,7 @@ def main() -> None:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
             scores = step("scores", config.rows, lambda: evaluate._score(first, "none"))
-            step("report and pictures", config.rows, lambda: evaluate._log(scores, first))
+            step("report and pictures", config.rows, lambda: evaluate._log(scores, first, ""))
     for module, name in ((comparison, "differences"), (slices, "accuracy_difference")):
         setattr(module, name, functools.partial(getattr(significance, name), samples=config.samples))
     step(
