@@ -17,10 +17,10 @@ from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from cataloger.bundle import FORMAT
 from cataloger.data.images import decode
 from cataloger.data.text import compose, split_hash, split_position
 from cataloger.model.sight import EMBEDDED, load_sight, sight_of
+from cataloger.spec import FORMAT
 from quality import REAL, SETTINGS
 from yardsticks import report, seconds
 

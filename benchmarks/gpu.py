@@ -15,12 +15,12 @@ import torch
 import tyro
 from transformers import AutoTokenizer, BertConfig, BertModel
 
-from cataloger.bundle import Spec
 from cataloger.data.batching import Tokens
 from cataloger.data.text import compose
 from cataloger.infra import runtime
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder
+from cataloger.spec import Spec
 from yardsticks import REAL, forward_rate, report, seconds, steady_state, titles, tokens_of, workroom
 
 SHAPES = {

@@ -22,7 +22,6 @@ from PIL import Image
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification
 
-from cataloger.bundle import Spec
 from cataloger.config import LabelConfig, SampleConfig, TrainConfig
 from cataloger.data.album import TOKENS_PER_PICTURE
 from cataloger.data.batching import pack
@@ -33,6 +32,7 @@ from cataloger.labeling.job import label
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.predictor import Predictor
 from cataloger.model.sight import EMBEDDED, sight_of
+from cataloger.spec import Spec
 from cataloger.training.job import train
 from cataloger.training.tuning import parameter_groups
 from yardsticks import report, seconds, workroom

@@ -15,10 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.bundle import MANY_CATEGORIES, NO_NETWORK, read_spec, write_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, TrainConfig
-from cataloger.evaluation.evaluate import Evaluation, evaluate
+from cataloger.evaluation.evaluate import evaluate
+from cataloger.evaluation.report import Evaluation
 from cataloger.model.registry import fetch_model
+from cataloger.spec import MANY_CATEGORIES, NO_NETWORK
 from cataloger.training.job import train
 from cataloger.training.plan import plan
 from yardsticks import report, workroom

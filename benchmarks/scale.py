@@ -21,9 +21,9 @@ from ray._common.utils import get_default_ray_temp_dir
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import images
-from cataloger.bundle import Spec
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder
+from cataloger.spec import Spec
 from yardsticks import report, workroom
 
 JOB = Path(__file__).parents[1] / "jobs" / "label.py"

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from cataloger.evaluation import comparison, evaluate, significance, slices
+from cataloger.evaluation import comparison, report, significance, slices
 from cataloger.evaluation.predictions import About, Predictions
 
 CATEGORIES = 400
@@ -41,8 +41,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         with mlflow.start_run():
-            scores = step("scores", config.rows, lambda: evaluate._score(first, "none"))
-            step("report and pictures", config.rows, lambda: evaluate._log(scores, first, ""))
+            scores = step("scores", config.rows, lambda: report.score(first, "none"))
+            step("report and pictures", config.rows, lambda: report.log_scores(scores, first, ""))
     for module, name in ((comparison, "differences"), (slices, "accuracy_difference")):
         setattr(module, name, functools.partial(getattr(significance, name), samples=config.samples))
     step(

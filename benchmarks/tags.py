@@ -14,13 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.bundle import FORMAT, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.data.text import split_hash, split_position
 from cataloger.data.texts import TextInput
-from cataloger.evaluation.tagging import value_f1
+from cataloger.evaluation.tagging import pairs, value_f1
 from cataloger.model.registry import fetch_model
 from cataloger.model.tiers import Tiers
+from cataloger.spec import FORMAT
 from cataloger.taxonomy import SEPARATOR
 from cataloger.training.job import train
 from yardsticks import report, workroom
@@ -103,7 +104,7 @@ def scored(labels: pa.Table, rows: pa.Table) -> float:
         for row in labels.column("tags").to_pylist()
     ]
     true = [[_path(one["name"], one["value"]) for one in row] for row in rows.column("attributes").to_pylist()]
-    return value_f1(true, given, rows.column("asked").to_pylist())
+    return value_f1(pairs(true, given, rows.column("asked").to_pylist()))
 
 
 def _path(name: str, value: str) -> str:

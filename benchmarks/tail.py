@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import tyro
 from sklearn.metrics import f1_score
 
-from cataloger.bundle import FORMAT
 from cataloger.config import EvaluateConfig, LongTail, TrainConfig
 from cataloger.data.text import compose, split_hash, split_position
 from cataloger.evaluation.evaluate import evaluate
+from cataloger.spec import FORMAT
 from cataloger.training.job import train
 from yardsticks import report, workroom
 

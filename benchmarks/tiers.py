@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.bundle import FORMAT, read_spec
+from cataloger.bundle import read_spec
 from cataloger.data.text import compose, split_hash, split_position
+from cataloger.spec import FORMAT
 from quality import BOTH, BY_WORDS, NETWORK, REAL, SETTINGS, apart, learn, score
 from yardsticks import forward_rate, report, run, steady_state, tokens_of, workroom
 

@@ -19,13 +19,13 @@ from mlflow import MlflowClient
 from torch.nn import functional as F
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
-from cataloger.bundle import Spec
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data.batching import Tokens, shuffled_batches
 from cataloger.data.sample import generate
 from cataloger.data.text import compose
 from cataloger.model.network import new_classifier
 from cataloger.model.pretrained import base_model_folder
+from cataloger.spec import Spec
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.job import train
 from cataloger.training.tuning import parameter_groups

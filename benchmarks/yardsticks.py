@@ -20,7 +20,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from cataloger.bundle import Spec
 from cataloger.config import LabelConfig, Precision, SampleConfig
 from cataloger.data.batching import Batch, Tokens, pack
 from cataloger.data.sample import generate
@@ -30,6 +29,7 @@ from cataloger.labeling.result import LabelResult
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.predictor import Predictor
 from cataloger.model.pretrained import base_model_folder
+from cataloger.spec import Spec
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "scale_mix"
 # As long as MiniLM can read: no title is cut, so the few long ones cost whoever pads to them what they cost in practice.

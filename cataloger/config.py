@@ -8,7 +8,16 @@ from typing import Literal
 
 Pooling = Literal["auto", "cls", "mean"]
 Precision = Literal["auto", "fp32", "bf16"]
-Metric = Literal["accuracy", "weighted-f1", "macro-f1", "tail-macro-f1", "hierarchical-f1", "coverage-at-95"]
+Metric = Literal[
+    "accuracy",
+    "weighted-f1",
+    "macro-f1",
+    "tail-macro-f1",
+    "hierarchical-f1",
+    "coverage-at-95",
+    "value-f1",
+    "span-f1",
+]
 Tiers = Literal["auto", "off"]
 Augmentation = Literal["off", "light", "strong"]
 LongTail = Literal["off", "focal", "class-balanced", "logit-adjusted", "sampling", "augmentation"]
@@ -184,7 +193,8 @@ class EvaluateConfig:
     image_column: str | None = None
     """Column with the pictures; by default the one that the model was trained on, if it sees."""
     label_column: tuple[str, ...] = ("category_path",)
-    """Column with the true category path, or list of paths."""
+    """Column with the true category path, list of paths, or tags. Of a model of several answers, a column for each; without one, the
+    column that the answer was learnt from is scored, where the catalog has it."""
     split: Literal["all", "test"] = "all"
     """Rows to score: all, or only those that training left out by its --test-fraction."""
     predictions: str | None = None
@@ -257,7 +267,7 @@ class CompareConfig:
     image_column: str | None = None
     """Column of --evaluate and --catalog with the pictures, for the models that see; by default the one that each was trained on."""
     label_column: tuple[str, ...] = ("category_path",)
-    """Column of --evaluate with the true category path, or list of paths."""
+    """Column of --evaluate with the true category path, list of paths, or tags, for each answer of the models."""
     split: Literal["all", "test"] = "all"
     """Rows of --evaluate to score: all, or only those that training left out by its --test-fraction."""
     slice_columns: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from cataloger.data import sample
 from cataloger.infra import runtime
 
 if TYPE_CHECKING:
-    from cataloger.evaluation.evaluate import Evaluation
+    from cataloger.evaluation.report import Evaluation
     from cataloger.labeling.result import LabelResult
     from cataloger.training.job import TrainResult
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from cataloger.evaluation.comparison import Comparison, Pair
-    from cataloger.evaluation.evaluate import Evaluation
+    from cataloger.evaluation.report import Evaluation
     from cataloger.heads.metrics import Scores
     from cataloger.training.sweep import SweepResult
 
@@ -55,14 +55,13 @@ def _show_scores(result: "Evaluation") -> None:
 
 
 def _show_tags(result: "Evaluation", places: "Scores") -> None:
-    parts = (("name", result.levels[0]), ("value", result.overall), ("span", places))
+    names = result.levels[0]
     rows = [
-        (f"{what} F1", f"{scores.micro_f1:.4f}", f"{scores.example_f1:.4f}", f"{scores.accuracy:.4f}")
-        for what, scores in parts
+        ("names", f"{names.micro_f1:.4f}", f"{names.macro_f1:.4f}", f"{names.accuracy:.4f}"),
+        ("values", f"{result.value_f1:.4f}", "", f"{result.overall.accuracy:.4f}"),
+        ("spans", f"{places.micro_f1:.4f}", "", f"{places.accuracy:.4f}"),
     ]
-    rows.append(("products that need review", f"{result.needs_review:.4f}", "", ""))
-    columns = ("", "all together", "by product, mean", "products all right")
-    show(f"{result.title} on {result.rows:,} products", columns, rows)
+    show(f"{result.title} on {result.rows:,} products", ("", "F1", "macro F1", "products all right"), rows)
 
 
 def show_comparison(result: "Comparison", page: str) -> None:

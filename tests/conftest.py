@@ -122,9 +122,9 @@ def seeing(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, tiny_sigh
     """Makes an untrained bundle that sees, and reads the columns that are named."""
     import torch
 
-    from cataloger.bundle import Spec
     from cataloger.model.network import new_classifier, save_bundle
     from cataloger.model.sight import sight_of
+    from cataloger.spec import Spec
 
     def make(*text_columns: str) -> Path:
         folder = tmp_path_factory.mktemp("seeing")
@@ -157,8 +157,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, labelled:
 def make_bundle(folder: Path, base: Path, catalog: Path, pooling: str) -> Path:
     import torch
 
-    from cataloger.bundle import Spec
     from cataloger.model.network import new_classifier, save_bundle
+    from cataloger.spec import Spec
     from cataloger.taxonomy import Taxonomy
 
     paths = pq.read_table(catalog, columns=["category_path"]).column(0).to_pylist()

@@ -7,9 +7,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, SPEC, read_spec
+from cataloger.bundle import SPEC, read_spec
 from cataloger.heads.columns import COLUMNS
 from cataloger.model.tiers import Tiers
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY
 
 
 @pytest.mark.parametrize(("multi_label", "head"), [(False, ONE_CATEGORY), (True, MANY_CATEGORIES)])

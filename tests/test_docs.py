@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cataloger import config
-from cataloger.heads.columns import TIER
+from cataloger.heads.category_columns import TIER
 from conftest import ROOT, free_of_ray
 
 README = ROOT / "README.md"

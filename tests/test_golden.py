@@ -10,10 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger.bundle import MANY_CATEGORIES, SPEC, Spec, read_spec, write_spec
+from cataloger.bundle import SPEC, read_spec, write_spec
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra.storage import locate
 from cataloger.publishing.parts import part_name, write_part
+from cataloger.spec import MANY_CATEGORIES, Spec
 
 ONE = Spec(
     ("Fruit > Apple", "Fruit > Pear", "Tool"),

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.bundle import Picture
 from cataloger.data.kinds import is_binary, is_list, is_picture, is_string, label_kind
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra import s3
 from cataloger.infra.storage import Location, check_reachable, locate
+from cataloger.spec import Picture
 
 # What a picture that lies elsewhere is taken for while its bytes are in memory.
 STORED_BYTES = 64 << 10

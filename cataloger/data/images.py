@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cataloger.bundle import Picture
+from cataloger.spec import Picture
 
 Pixels = npt.NDArray[np.uint8]
 # What became of a row's picture. UNREACHABLE: where it lies nobody answered. UNREAD: words were sure of the row without it.

@@ -6,12 +6,12 @@ from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
-from cataloger.bundle import Spec
 from cataloger.data.batching import Batch, IntArray
 from cataloger.data.pictures import PictureInput
 from cataloger.data.tagging import TagInput
 from cataloger.data.texts import TextInput
 from cataloger.data.values import Distinct, Values
+from cataloger.spec import Spec
 
 
 class Encoded(Protocol):

@@ -13,7 +13,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import Picture
 from cataloger.data import fetching
 from cataloger.data.album import Decoded, Pictured
 from cataloger.data.batching import IntArray, Tokens
@@ -21,6 +20,7 @@ from cataloger.data.images import MISSING, MOST_BYTES, OK, TOO_LARGE, UNREACHABL
 from cataloger.data.text import hash_texts, undecodable
 from cataloger.data.texts import NO_TEXT, SHOWN_CHARACTERS, TextInput
 from cataloger.data.values import Distinct, Values
+from cataloger.spec import Picture
 
 READ = pa.struct(
     [

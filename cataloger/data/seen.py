@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger.bundle import FORMAT
 from cataloger.data import ids
 from cataloger.data.text import split_hash, split_keys
 from cataloger.errors import ModelError
+from cataloger.spec import FORMAT
 
 FILE = "seen.parquet"
 # Of larger trainings a sample: 0.8 MB.

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger.bundle import ONE_CATEGORY, Spec, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import AuditConfig
 from cataloger.data import seen
 from cataloger.data.catalog import grouped, open_catalog
@@ -27,6 +27,7 @@ from cataloger.labeling.predict import predict_rows
 from cataloger.labeling.reading import TEXT
 from cataloger.model import registry
 from cataloger.model.registry import ModelSource
+from cataloger.spec import ONE_CATEGORY, Spec
 
 log = logging.getLogger(__name__)
 CANDIDATES = 20

@@ -4,20 +4,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from cataloger.errors import ConfigError
 from cataloger.evaluation.contenders import Contender
 from cataloger.evaluation.impact import Effect
 from cataloger.evaluation.predictions import Predictions, sides
-from cataloger.evaluation.significance import MICRO_F1, Difference, McNemar, Scored, differences, mcnemar
+from cataloger.evaluation.significance import Difference, McNemar, Scored, differences, f1_difference, mcnemar
 from cataloger.evaluation.slices import CategoryChange, Slice, by_category, frequency_groups, slices
-from cataloger.evaluation.tagging import PLACES, TRUE_PLACES
 from cataloger.heads.sets import Sets
 from cataloger.taxonomy import SEPARATOR
 
 # Of two evaluations of a whole catalog this share of rows must be in both: a few may lack the text columns of one model. Of
 # the rows that each training left out, those that both did are the fair ones, be they few.
 LEAST_IN_COMMON, LEAST_HELD_OUT = 0.9, 100
+# Of the scores of categories, those that mean something of tags: a mean over all of their values does not.
+OF_TAGS = ("accuracy", "calibration error", "coverage at 95%", "tail macro F1")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     )
     apart = differences(one, other)
     if first.places:
-        apart = _of_tags(first, second, tail, apart)
+        apart = _of_tags(first, second, apart)
     return Pair(
         *names,
         rows=len(first.table),
@@ -163,17 +165,18 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     )
 
 
-def _of_tags(
-    first: Predictions, second: Predictions, tail: Sequence[str], of_values: Sequence[Difference]
-) -> list[Difference]:
-    """Those of values that mean something, and that of places. Values are too many for a mean over each of them."""
-    true = Sets.of(first.table.column(TRUE_PLACES), *(one.table.column(PLACES) for one in (first, second)))
-    one, other = (
-        Scored(true[0], given, model.confidence, tail) for given, model in zip(true[1:], (first, second), strict=True)
-    )
-    (of_places,) = (apart for apart in differences(one, other) if apart.name == MICRO_F1)
-    kept = [replace(apart, name="value F1") if apart.name == MICRO_F1 else apart for apart in of_values]
-    return [*kept, replace(of_places, name="span F1")]
+def _of_tags(first: Predictions, second: Predictions, found: Sequence[Difference]) -> list[Difference]:
+    """Of tags, also how well values are found, and their places; what of the scores of categories means nothing here is left out."""
+    values = f1_difference("value F1", first.pairs, second.pairs)
+    places = f1_difference("span F1", _counts(first.places), _counts(second.places))
+    return [values, places, *(one for one in found if one.name in OF_TAGS)]
+
+
+def _counts(places: Sequence[Sets]) -> npt.NDArray[np.int64]:
+    """[rows, 3] tags that are right, that are given, that there are."""
+    true, given = (side.rows for side in places)
+    both = true.multiply(given).tocsr()
+    return np.stack([np.diff(side.indptr) for side in (both, given, true)], axis=1).astype(np.int64)
 
 
 def _common_categories(

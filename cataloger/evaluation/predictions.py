@@ -15,7 +15,8 @@ from cataloger.data import seen
 from cataloger.data.kinds import SPANS, is_list
 from cataloger.errors import CatalogError
 from cataloger.evaluation import tagging
-from cataloger.heads.columns import IMAGE_STATUS, published_in
+from cataloger.heads.category_columns import IMAGE_STATUS
+from cataloger.heads.columns import published_in
 from cataloger.heads.sets import Sets, indicators
 from cataloger.heads.tag_columns import PublishedTags
 
@@ -76,8 +77,10 @@ class Predictions:
         answer, places, given = found.answer, {}, labels.column(found.answer)
         if isinstance(found, PublishedTags):
             true, true_places = tagging.true_paths(labels, about.text_columns, about.label_kind == SPANS)
+            counts = tagging.pairs(true.to_pylist(), tagging.scored_paths(given))
             given, own_places = tagging.given_paths(given)
             places = {tagging.TRUE_PLACES: true_places, tagging.PLACES: own_places}
+            places |= dict(zip(tagging.PAIRS, counts.T, strict=True))
         else:
             true = _normalised(labels.column(WRITTEN), names)
         columns = {name: labels.column(name) for name in ("row", "id", "text")}
@@ -116,6 +119,11 @@ class Predictions:
         if tagging.PLACES not in self.table.column_names:
             return []
         return Sets.of(self.table.column(tagging.TRUE_PLACES), self.table.column(tagging.PLACES))
+
+    @property
+    def pairs(self) -> npt.NDArray[np.int64]:
+        """[rows, 3] of tags, as `tagging.pairs` counts them."""
+        return np.stack([self.table.column(name).to_numpy() for name in tagging.PAIRS], axis=1)
 
     @property
     def slices(self) -> list[str]:

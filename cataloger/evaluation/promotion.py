@@ -93,6 +93,8 @@ def gain(pair: Pair, metric: str) -> float:
 def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
     """Every condition, the metric first."""
     by_key = {difference.key: difference for difference in pair.differences}
+    if metric not in by_key:
+        raise ConfigError(f"--metric {metric}: these models have no such score; choose one of {', '.join(by_key)}")
     chosen = by_key[metric]
     checks = [
         Check(

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cataloger.bundle import Spec, digest, read_spec
+from cataloger.bundle import digest, read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import plan_units, read_units
 from cataloger.evaluation.predictions import About
@@ -16,6 +16,7 @@ from cataloger.infra.runtime import ActorShape
 from cataloger.labeling.packed import Model
 from cataloger.model.registry import ModelSource
 from cataloger.model.tiers import Tiers
+from cataloger.spec import Spec
 
 TEXTS = 512
 ROUNDS = 5

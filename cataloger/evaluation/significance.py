@@ -23,8 +23,6 @@ CONFIDENCE = 0.95
 # Weights held at once, as 64-bit numbers; what is made of them is six times as large, and faster made in small pieces.
 MOST_WEIGHTS = 2_000_000
 LOWER_IS_BETTER = ("calibration error",)
-# Of rows that may have several categories; with one each, it is the accuracy.
-MICRO_F1 = "micro F1"
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -94,7 +92,6 @@ class Scored:
         """The names of `true` and `given` are all that occur in any model that this one is compared with."""
         own, answered = (side.rows.astype(float) for side in (true, given))
         self.correct = exact(true, given)
-        self._several = bool((np.diff(true.rows.indptr) != 1).any())
         left, right = (side.with_ancestors().rows for side in (true, given))
         place = np.minimum((confidence * BINS).astype(int), BINS - 1)
         rows, size = np.arange(len(place)), (len(place), BINS)
@@ -121,12 +118,8 @@ class Scored:
         f1 = 2 * both / np.maximum(own + given, 1e-12)
         occurs = own + given > 0
         tail = occurs & self._tail[:, None]
-        several = (
-            {MICRO_F1: 2 * both.sum(axis=0) / np.maximum((own + given).sum(axis=0), 1e-12)} if self._several else {}
-        )
         return {
             "accuracy": right.sum(axis=0) / total,
-            **several,
             "weighted F1": (own * f1).sum(axis=0) / np.maximum(own.sum(axis=0), 1e-12),
             "macro F1": f1.sum(axis=0) / np.maximum(occurs.sum(axis=0), 1),
             "tail macro F1": (f1 * tail).sum(axis=0) / np.maximum(tail.sum(axis=0), 1),
@@ -173,6 +166,21 @@ def accuracy_difference(name: str, first: Mask, second: Mask, samples: int = SAM
     drawn = np.random.default_rng(seed).multinomial(rows, chances, samples)
     apart = (drawn[:, 1] - drawn[:, 0]) / rows
     return Difference(name, float(first.mean()), float(second.mean()), *_interval(apart))
+
+
+def f1_difference(
+    name: str, first: npt.NDArray[np.int64], second: npt.NDArray[np.int64], samples: int | None = None, seed: int = 0
+) -> Difference:
+    """The same for an F1 of counts [rows, 3]: what is right, what is given, what there is."""
+
+    def f1(counts: npt.NDArray[np.int64], weights: Array) -> Array:
+        right, given, true = counts.T @ weights
+        return np.asarray(2 * right / np.maximum(given + true, 1e-12))
+
+    ones = np.ones((len(first), 1))
+    drawn = _samples(len(first), samples or enough_samples(len(first)), seed)
+    apart = np.concatenate([f1(second, weights) - f1(first, weights) for weights in drawn])
+    return Difference(name, float(f1(first, ones)[0]), float(f1(second, ones)[0]), *_interval(apart))
 
 
 def _samples(rows: int, samples: int, seed: int) -> Iterator[Array]:

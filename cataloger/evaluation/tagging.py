@@ -3,11 +3,11 @@
 The first level is the name alone. A row that has a value twice has it once; where it stands counts for the places.
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
@@ -17,12 +17,19 @@ from cataloger.taxonomy import SEPARATOR
 
 # Columns of a row's own texts among its labels, by number; of the paths of places in predictions.
 OWN, PLACES, TRUE_PLACES = "own.", "places", "true_places"
+# Of predictions, the counts of `pairs`.
+PAIRS = ("pairs_right", "pairs_given", "pairs_there")
 LISTS = pa.list_(pa.string())
 
 
 def path(name: str, what: str) -> str:
     """In the form of a category; what would part it into further levels is written in another way."""
     return SEPARATOR.join(" ".join(part.split()).replace(SEPARATOR, " › ") for part in (name, what))
+
+
+def scored_paths(tags: pa.ChunkedArray) -> list[list[tuple[str, float]]]:
+    """(value, confidence) of each row's published tags."""
+    return [[(path(tag["name"], tag["value"]), tag["confidence"]) for tag in row] for row in tags.to_pylist()]
 
 
 def given_paths(tags: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
@@ -85,22 +92,30 @@ def counts_by_name(true: Sets, given: Sets) -> pd.DataFrame:
     return report[had + found > 0].sort_values(["true", "name"], ascending=[False, True])
 
 
-def value_f1(true: Sequence[Sequence[str]], given: Sequence[Sequence[tuple[str, float]]], asked: Any = None) -> float:
-    """F1 over all pairs of a product and a name, as WDC-PAVE reports it (Baumann, Brinkmann and Bizer 2024).
+def pairs(
+    true: Sequence[Sequence[str] | None],
+    given: Sequence[Sequence[tuple[str, float]]],
+    asked: Sequence[Sequence[str]] | None = None,
+) -> npt.NDArray[np.int64]:
+    """[rows, 3] pairs of a product and a name: that are right, that are given, that there are (as WDC-PAVE counts; Baumann, Brinkmann and
+    Bizer 2024).
 
-    A pair is right where the most confident value that is given is one of the true ones; wrong where it is none of them, which
-    counts against precision, and against recall as well where the pair has a true one. `given` are (path, confidence) of each
+    A pair is right where the most confident value that is given is one of the true ones. `given` are (path, confidence) of each
     row; `asked` are the names that count in each row, all of them without it.
     """
-    counts: Counter[str] = Counter()
+    found = np.zeros((len(given), 3), np.int64)
     for row, (theirs, mine) in enumerate(zip(true, given, strict=True)):
         values: dict[str, set[str]] = {}
-        for value in theirs:
+        for value in theirs or ():
             values.setdefault(value.split(SEPARATOR)[0], set()).add(value)
         best = {value.split(SEPARATOR)[0]: value for value, _ in sorted(mine, key=lambda pair: pair[1])}
         for name in {*values, *best} if asked is None else set(asked[row]) & {*values, *best}:
             right = name in best and best[name] in values.get(name, ())
-            counts["right"] += right
-            counts["given"] += name in best
-            counts["true"] += name in values
-    return 2 * counts["right"] / max(1, counts["given"] + counts["true"])
+            found[row] += (right, name in best, name in values)
+    return found
+
+
+def value_f1(counts: npt.NDArray[np.int64]) -> float:
+    """F1 over all pairs that are counted: a wrong value counts against precision, and against recall as well where there is a true one."""
+    right, given, true = counts.sum(axis=0).tolist()
+    return float(2 * right / max(1, given + true))

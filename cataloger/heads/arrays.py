@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pyarrow as pa
 from scipy import sparse, special
 
-from cataloger.bundle import MANY_CATEGORIES, Spec, Words
 from cataloger.data.batching import IntArray
-from cataloger.heads.columns import lists_of
+from cataloger.heads.category_columns import lists_of
+from cataloger.spec import MANY_CATEGORIES, Spec, Words
 from cataloger.taxonomy import Taxonomy
 
 FloatArray = npt.NDArray[np.float32]

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.many_categories import ManyCategories
@@ -16,6 +15,7 @@ from cataloger.heads.one_category import OneCategory
 from cataloger.heads.ranked import Ranked
 from cataloger.heads.several import Several
 from cataloger.heads.tags import Tags
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec, Words
 
 Tensors = tuple[torch.Tensor, ...]
 Arrays = dict[str, npt.NDArray[Any]]

@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.arrays import set_answers, set_confidence
 from cataloger.heads.losses import SetLoss
 from cataloger.heads.one_category import LEAST, NEVER, joined_logits
 from cataloger.heads.ranked import Ranked
+from cataloger.spec import Spec, Words
 
 FloatArray = npt.NDArray[np.float32]
 # No threshold lies below: of a validation row only the categories above it are kept.

@@ -84,7 +84,7 @@ def _count(true: Sets, given: Sets, both: Any) -> Counts:
 
 def level_scores(true: Sets, given: Sets) -> list[Scores]:
     """Scores of each level's ancestors, top level first; a path that ends above a level stands for itself there."""
-    deepest = max(levels(true.names[place]) for place in np.flatnonzero(true.counts + given.counts))
+    deepest = max((levels(true.names[place]) for place in np.flatnonzero(true.counts + given.counts)), default=1)
     return [set_scores(true.at_level(depth), given.at_level(depth)) for depth in range(1, deepest + 1)]
 
 

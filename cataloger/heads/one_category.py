@@ -11,12 +11,12 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.heads.arrays import category_answers
 from cataloger.heads.losses import Loss
 from cataloger.heads.ranked import Ranked
+from cataloger.spec import Spec, Words
 from cataloger.taxonomy import Taxonomy
 
 # Above every confidence: where validation never reached the target precision, all rows need review.

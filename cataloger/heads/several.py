@@ -8,10 +8,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import ONE_CATEGORY, TAGS, Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Together
 from cataloger.heads.ranked import Ranked
+from cataloger.spec import ONE_CATEGORY, TAGS, Spec, Words
 
 Tensors = tuple[torch.Tensor, ...]
 NOT_ALLOWED = -1e4

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import Spec
 from cataloger.data.batching import IntArray
 from cataloger.data.kinds import is_tags
+from cataloger.spec import Spec
 
 # Of an answer: `name` and `field` are numbers, of the spec's categories and text columns.
 FOUND = pa.struct(

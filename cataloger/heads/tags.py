@@ -10,12 +10,12 @@ import pyarrow as pa
 import torch
 from torch.nn import functional as F
 
-from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.data.spans import HIDDEN, names_in
 from cataloger.heads.one_category import NEVER
 from cataloger.heads.ranked import Ranked
+from cataloger.spec import Spec, Words
 
 # What stands for words beyond the end of a row: nothing is learnt of them.
 BEYOND = -2

@@ -32,6 +32,7 @@ MODULES = (
     "data.windows",
     "heads.arrays",
     "heads.base",
+    "heads.category_columns",
     "heads.columns",
     "heads.many_categories",
     "heads.one_category",
@@ -51,6 +52,7 @@ MODULES = (
     "model.several",
     "model.tiers",
     "model.words",
+    "spec",
     "taxonomy",
 )
 LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "scipy", "timm", "tokenizers", "torch", "transformers")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger.bundle import Words, digest, read_spec
+from cataloger.bundle import digest, read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
@@ -29,6 +29,7 @@ from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
 from cataloger.publishing.parts import REJECTS, Part, finished_parts
+from cataloger.spec import Words
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from cataloger.bundle import Spec
 from cataloger.infra import runtime
+from cataloger.spec import Spec
 
 
 @dataclass(frozen=True)

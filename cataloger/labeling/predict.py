@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from cataloger.bundle import Spec, digest, read_spec
+from cataloger.bundle import digest, read_spec
 from cataloger.config import Precision
 from cataloger.data import ids, seen
 from cataloger.data.catalog import Catalog
@@ -22,6 +22,7 @@ from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import KEY, ROW, Reading
 from cataloger.labeling.stream import Done, predict_units
 from cataloger.model.registry import ModelSource
+from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
 SAMPLED_UNITS = 32

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileSystem
 
-from cataloger.bundle import Spec
 from cataloger.data import ids, seen
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Input, input_of
@@ -21,6 +20,7 @@ from cataloger.labeling import reuse
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model, pack
 from cataloger.model.tiers import first_tier, unseen
+from cataloger.spec import Spec
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.

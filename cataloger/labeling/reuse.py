@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger.bundle import Spec
 from cataloger.data.text import hash_words
 from cataloger.errors import StorageError
 from cataloger.heads.columns import also, columns_of
@@ -24,6 +23,7 @@ from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing import snapshot
+from cataloger.spec import Spec
 
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22

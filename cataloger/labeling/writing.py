@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import Spec
 from cataloger.config import Precision
 from cataloger.data import ids
 from cataloger.data.images import UNREACHABLE
 from cataloger.data.units import Unit
-from cataloger.heads.columns import IMAGE_STATUS, assemble, columns_of
+from cataloger.heads.category_columns import IMAGE_STATUS
+from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import progress, runtime
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
@@ -25,6 +25,7 @@ from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading
 from cataloger.labeling.stream import Done, predict_units
 from cataloger.publishing.parts import Part, write_part
+from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
 

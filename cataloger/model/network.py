@@ -8,12 +8,13 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Picture, Spec, read_spec, write_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.errors import ModelError
 from cataloger.model.fusion import FusionConfig, FusionForSequenceClassification, width_of
 from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
 from cataloger.model.several import SeveralConfig, SeveralForTokenClassification
 from cataloger.model.sight import Sight, load_sight
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Picture, Spec
 
 # For pipelines elsewhere: softmax or sigmoid.
 PROBLEM_TYPES = {ONE_CATEGORY: "single_label_classification", MANY_CATEGORIES: "multi_label_classification"}

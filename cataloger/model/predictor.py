@@ -10,13 +10,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cataloger.bundle import Spec, network_shape, read_spec
+from cataloger.bundle import network_shape, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
 from cataloger.heads.base import head_of
-from cataloger.heads.columns import BY_BOTH, by, seen
+from cataloger.heads.category_columns import BY_BOTH
+from cataloger.heads.columns import by, seen
 from cataloger.model.engines import load_engine
+from cataloger.spec import Spec
 
 
 class Predictor:

@@ -12,9 +12,10 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
 
-from cataloger.bundle import MANY_CATEGORIES, TAGS, read_spec
+from cataloger.bundle import read_spec
 from cataloger.heads.columns import columns_of
 from cataloger.model.tiers import Tiers
+from cataloger.spec import MANY_CATEGORIES, TAGS
 from cataloger.taxonomy import SEPARATOR
 
 # A PNG of one white pixel, in base64.

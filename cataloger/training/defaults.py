@@ -6,8 +6,8 @@ The rules are drawn through what validation rows preferred on catalogs of 1,000 
 import math
 from dataclasses import replace
 
-from cataloger.bundle import ONE_CATEGORY
 from cataloger.config import TrainConfig
+from cataloger.spec import ONE_CATEGORY
 
 # At a million rows; each ten times fewer rows have so many epochs more.
 EPOCHS, EPOCHS_PER_DECADE, MOST_EPOCHS = 3.0, 2.4, 12

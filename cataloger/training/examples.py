@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
-from cataloger.bundle import Spec
 from cataloger.config import LongTail
 from cataloger.data.batching import IntArray, Ragged, Together, Tokens
+from cataloger.spec import Spec
 from cataloger.training.gallery import load_pictured
 
 # What the ingest has a row for.

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from cataloger.bundle import Picture
 from cataloger.config import Augmentation
 from cataloger.data.album import Pictured
 from cataloger.data.batching import IntArray, Tokens
@@ -24,6 +23,7 @@ from cataloger.data.images import OK, Pixels, Window, decode
 from cataloger.data.pictures import PictureInput
 from cataloger.data.tagging import TagInput
 from cataloger.infra.node_cache import once_per_node
+from cataloger.spec import Picture
 
 FILE = "pictures.arrow"
 # Of the rows that have both, so many learn from one alone: at night, some have no picture and some no text.

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cataloger.bundle import ONE_CATEGORY, WORDS, Spec, Words
+from cataloger.bundle import WORDS
 from cataloger.heads.arrays import FloatArray, as_judged, reader_of
 from cataloger.heads.ranked import Ranked
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.tiers import blank
 from cataloger.model.words import WordModel
+from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.texts import Texts, characters
 

@@ -17,13 +17,14 @@ import ray.exceptions
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from cataloger.bundle import TAGS, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
+from cataloger.spec import TAGS
 from cataloger.training import claims, words
 from cataloger.training.attributes import with_learnt_attributes
 from cataloger.training.checkpoint import RANK

@@ -17,7 +17,6 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Tokens, shuffled_batches
@@ -29,6 +28,7 @@ from cataloger.model.engines import resolve_dtype, without_plans
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
+from cataloger.spec import Spec
 from cataloger.training import checkpoint
 from cataloger.training.checkpoint import LEAST, NO_RESULT, RANK, is_out_of_memory, rank, restoring
 from cataloger.training.dropout import set_dropout

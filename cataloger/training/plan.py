@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cataloger.bundle import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answer, Picture, Spec, Words
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
 from cataloger.data.catalog import grouped, open_catalog
@@ -16,6 +15,7 @@ from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
+from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answer, Picture, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray.data
 
-from cataloger.bundle import FORMAT, NO_NETWORK
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
@@ -32,6 +31,7 @@ from cataloger.data.windows import Windows
 from cataloger.infra import runtime
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
+from cataloger.spec import FORMAT, NO_NETWORK
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.data.augmentation import Augmenter
 from cataloger.data.batching import IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import head_of
+from cataloger.spec import Spec
 from cataloger.training.examples import Examples, draw
 from cataloger.training.gallery import vary
 from cataloger.training.hearing import Heard
@@ -110,7 +110,8 @@ class FineTuning:
         self.epochs, self.rows = config.epochs, len(self.train)
         self.head = head_of(spec, machine.device)
         self.loss = self.head.objective(config, self.train.sets)
-        if spec.others and not config.answer_weights:
+        self.weighs_by_itself = bool(spec.others) and not config.answer_weights
+        if self.weighs_by_itself:
             self.loss.uncertainty = network.uncertainty  # type: ignore[attr-defined]  # of several answers
         self.validation = Validation(held_out, spec, config, machine.rank, machine.world, heard)
         self.temperature = 1.0  # of the network's logits, by the last validation
@@ -122,7 +123,10 @@ class FineTuning:
         return Augmenter(self.base)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return parameter_groups(self.network, self.config)
+        groups = parameter_groups(self.network, self.config)
+        if (uncertainty := getattr(self.network, "uncertainty", None)) is not None and not self.weighs_by_itself:
+            uncertainty.requires_grad_(False)  # of what has no part in the loss, DDP would wait for a gradient
+        return groups
 
     def entered(self) -> None:
         if self.config.average_decay:

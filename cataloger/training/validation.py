@@ -12,11 +12,11 @@ import torch.distributed as dist
 from scipy.optimize import minimize
 from scipy.stats import t as student_t
 
-from cataloger.bundle import ONE_CATEGORY, Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Together, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import Arrays, head_of, joined, several_of
+from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
 from cataloger.training.examples import Examples

@@ -17,7 +17,7 @@ import ray
 import safetensors.numpy
 from scipy import sparse
 
-from cataloger.bundle import NO_NETWORK, WORDS, Spec, Words, write_spec
+from cataloger.bundle import WORDS, write_spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import IntArray, Ragged
@@ -28,6 +28,7 @@ from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.tiers import blank
 from cataloger.model.words import Vocabulary, WordModel
+from cataloger.spec import NO_NETWORK, Spec, Words
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.hearing import FittedWords, fold_of
 from cataloger.training.linear import fit_categories

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cataloger.bundle import Picture
 from cataloger.data.images import (
     BROKEN,
     KEPT_QUALITY,
@@ -21,6 +20,7 @@ from cataloger.data.images import (
     decode,
     shrunk,
 )
+from cataloger.spec import Picture
 from drawn import BLUE, GREEN, RED, canvas, encoded, jpeg
 
 WHOLE = Picture("image", 32, crop=1.0)

@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cataloger.bundle import Picture
 from cataloger.data.images import BROKEN, MISSING, OK, decode
 from cataloger.data.pictures import PictureInput
+from cataloger.spec import Picture
 from drawn import jpeg, noise
 
 WINDOW = Picture("image", 32)

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from cataloger.bundle import Picture
 from cataloger.config import SampleConfig
 from cataloger.data.images import Unreadable, decode
 from cataloger.data.sample import generate
+from cataloger.spec import Picture
 
 
 def test_rows_are_a_function_of_seed_and_row_number(working_folder: Path) -> None:

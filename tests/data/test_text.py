@@ -3,8 +3,8 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from cataloger.bundle import FORMAT
 from cataloger.data.text import CHARACTERS_PER_TOKEN, compose, hash_texts, split_hash, split_position
+from cataloger.spec import FORMAT
 
 
 def test_fields_are_joined_without_gaps() -> None:

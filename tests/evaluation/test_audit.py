@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from cleanlab.filter import find_label_issues
 
-from cataloger.bundle import Spec
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.evaluation.audit import _check, _check_seen, _known, find_suspects
 from cataloger.model.registry import ModelSource
+from cataloger.spec import Spec
 
 
 def mislabelled(rows: int, categories: int, wrong: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

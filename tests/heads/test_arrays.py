@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cataloger.bundle import MANY_CATEGORIES, Spec, Words
 from cataloger.data.batching import Ragged
 from cataloger.heads.arrays import as_judged, best, reader_of
 from cataloger.heads.base import head_of
+from cataloger.spec import MANY_CATEGORIES, Spec, Words
 from cataloger.taxonomy import Taxonomy
 
 CATEGORIES = ("A", "A > x", "A > y", "B > z > w", "C")

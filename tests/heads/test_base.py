@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
 from cataloger.data.batching import Ragged
 from cataloger.heads.base import HEADS, head_of, joined
 from cataloger.heads.columns import COLUMNS, columns_of, head_for, published_in
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
 
 CATEGORIES = ("A", "A > x", "A > y", "B > z > w", "C")
 ONE = Spec(CATEGORIES, ("title",), 64, "mean", "", temperature=1.7, thresholds=(0.9, 0.5, 0.4))

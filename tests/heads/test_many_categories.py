@@ -5,10 +5,10 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, Spec
 from cataloger.data.batching import Ragged
 from cataloger.heads.base import head_of
 from cataloger.heads.columns import assemble, columns_of
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, Spec
 
 SPEC = Spec(
     ("A > x", "A > y", "B", "C"), ("title",), 64, "mean", "", head=MANY_CATEGORIES,

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cataloger.bundle import MANY_CATEGORIES, Spec, Words
 from cataloger.data.batching import Tokens
 from cataloger.data.texts import TextInput
 from cataloger.heads.base import head_of
 from cataloger.heads.one_category import LEAST
 from cataloger.heads.ranked import KEPT, Ranked, WithRanked
+from cataloger.spec import MANY_CATEGORIES, Spec, Words
 
 ONE = Spec(("A", "A > x", "B"), ("title",), 64, "mean", "")
 MANY = replace(ONE, head=MANY_CATEGORIES)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cataloger.evaluation.evaluate import _confused, classification_report
 from cataloger.evaluation.predictions import About, Predictions
+from cataloger.evaluation.report import _confused, classification_report
 from cataloger.heads import metrics
 from cataloger.heads.sets import Sets, exact
 from cataloger.taxonomy import SEPARATOR, prefix

@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import TAGS, Spec
 from cataloger.data.batching import Ragged
 from cataloger.heads.base import head_of
 from cataloger.heads.tag_columns import FOUND, PUBLISHED, PublishedTags, Tagged
 from cataloger.heads.tags import Tags
+from cataloger.spec import TAGS, Spec
 
 SPEC = Spec(("Brand", "Size"), ("title", "brand"), 64, "mean", "", head=TAGS, label_column="tags")
 O, B, I, B2, I2 = range(5)  # noqa: E741  # as the literature has them

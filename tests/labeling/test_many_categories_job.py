@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import FORMAT, MANY_CATEGORIES, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.data.text import split_hash, split_position
 from cataloger.errors import CatalogError
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.labeling.job import label
 from cataloger.model import registry
+from cataloger.spec import FORMAT, MANY_CATEGORIES
 from cataloger.training.job import TrainResult, train
 
 pytestmark = pytest.mark.usefixtures("ray_session")

@@ -370,10 +370,10 @@ def test_a_model_that_only_sees_labels_a_catalog(
 ) -> None:
     import torch
 
-    from cataloger.bundle import Spec
     from cataloger.model.network import new_classifier, save_bundle
     from cataloger.model.sight import sight_of
     from cataloger.model.tiers import Tiers
+    from cataloger.spec import Spec
 
     network = sight_of(str(tiny_sight))
     spec = Spec(("A", "B > C", "B > D"), (), 12, "mean", "none", picture=network.picture("photo"))
@@ -398,9 +398,9 @@ def test_words_say_nothing_of_a_row_without_text(trained: tuple[Path, dict[str, 
     """Whatever their weight, the network's probabilities stay what they are."""
     import torch
 
-    from cataloger.bundle import MANY_CATEGORIES, Words
     from cataloger.heads.base import head_of
     from cataloger.heads.ranked import Ranked
+    from cataloger.spec import MANY_CATEGORIES, Words
 
     spec = replace(read_spec(trained[0]), words=Words(weight=0.7))
     if lists:
@@ -415,9 +415,9 @@ def test_words_say_nothing_of_a_row_without_text(trained: tuple[Path, dict[str, 
 
 def test_a_unit_has_as_many_pictures_as_memory_has_room_for(write: Callable[..., Path]) -> None:
     """Wherever they lie: what they take is what they become."""
-    from cataloger.bundle import Picture
     from cataloger.data.catalog import open_catalog
     from cataloger.data.units import MAX_UNIT_BYTES, plan_units
+    from cataloger.spec import Picture
 
     path = write("shop.parquet", id=range(5_000), image=["a.jpg"] * 5_000)
     catalog = open_catalog(str(path), "id", (), picture=Picture("image", 224))

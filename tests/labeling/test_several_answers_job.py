@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from test_tags_job import table
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY, TAGS, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.labeling.job import label
 from cataloger.model import registry
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS
 from cataloger.training.job import TrainResult, train
-from conftest import refused, upload
+from conftest import losses, refused, upload
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Job = Callable[..., tuple[int, str, str]]
@@ -202,12 +203,17 @@ def test_the_served_model_gives_the_published_answers(model: TrainResult, catalo
         assert [tag["value"] for tag in mine["tags"]] == [tag["value"] for tag in theirs["tags"]]
 
 
-def test_two_workers_learn_what_one_does(catalog: Path, tiny_model: Path, working_folder: Path) -> None:
-    """Also the uncertainties, which are no part of what DDP sees go forward."""
-    from conftest import losses
-
+@pytest.mark.parametrize(
+    "about",
+    [{}, {"answer_weights": (1.0, 1.0, 2.0)}, {"label_column": ("tags",)}],
+    ids=["learnt", "given", "one answer"],
+)
+def test_two_workers_learn_what_one_does(
+    catalog: Path, tiny_model: Path, working_folder: Path, about: dict[str, Any]
+) -> None:
+    """With a weight of each answer that is learnt, and without one, which then must not be waited for."""
     found = [
-        train(settings(catalog, tiny_model, working_folder / workers, epochs=1, num_workers=workers))
+        train(settings(catalog, tiny_model, working_folder / workers, epochs=1, num_workers=workers, **about))
         for workers in ("1", "2")
     ]
     one, two = (losses(each.run_id) for each in found)

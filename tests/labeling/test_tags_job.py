@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import TAGS, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import CatalogError
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.heads.tag_columns import PUBLISHED
 from cataloger.labeling.job import label
 from cataloger.model import registry
+from cataloger.spec import TAGS
 from cataloger.training.job import TrainResult, train
 from conftest import refused
 

@@ -8,13 +8,14 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import Spec, read_spec
+from cataloger.bundle import read_spec
 from cataloger.data.inputs import input_of
 from cataloger.errors import ModelError
 from cataloger.model import engines
 from cataloger.model.fusion import EfficientNetLite, FusionForSequenceClassification
 from cataloger.model.network import load_network, new_classifier, save_bundle
 from cataloger.model.sight import EMBEDDED, load_sight, sight_of
+from cataloger.spec import Spec
 from drawn import noise
 
 

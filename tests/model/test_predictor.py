@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import Spec, digest, read_spec, write_spec
+from cataloger.bundle import digest, read_spec, write_spec
 from cataloger.data import batching
 from cataloger.data.batching import Batch, Tokens
 from cataloger.data.text import load_tokenizer, tokenize
@@ -20,6 +20,7 @@ from cataloger.model import engines
 from cataloger.model.network import load_network
 from cataloger.model.predictor import Predictor
 from cataloger.model.pretrained import resolve_pooling
+from cataloger.spec import Spec
 from cataloger.taxonomy import Taxonomy
 from conftest import make_bundle
 

@@ -16,10 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import MANY_CATEGORIES, read_spec, write_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import LabelConfig
 from cataloger.labeling.job import label
 from cataloger.model.pyfunc import Categorizer
+from cataloger.spec import MANY_CATEGORIES
 from conftest import free_of_ray
 from servers import BIN, free_port, kill_with_descendants, wait_for
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import TAGS, Spec, read_spec
+from cataloger.bundle import read_spec
 from cataloger.data.inputs import input_of
 from cataloger.data.windows import Windows
 from cataloger.errors import ModelError
@@ -18,6 +18,7 @@ from cataloger.model import engines
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.predictor import Predictor
 from cataloger.model.tiers import Tiers
+from cataloger.spec import TAGS, Spec
 
 LONG = "a shoe of red leather with a black sole, made by hand in Porto since nineteen hundred and five, size 36 to 42"
 ROWS = {"title": ["a shoe", LONG, None, "hat", "b"], "description": [None, "cup", "x y", LONG, " "]}

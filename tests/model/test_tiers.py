@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cataloger.bundle import MANY_CATEGORIES, SPEC, WORDS, Spec, Words, digest, read_spec, write_spec
+from cataloger.bundle import SPEC, WORDS, digest, read_spec, write_spec
 from cataloger.errors import ModelError
-from cataloger.heads.columns import BY_BOTH, BY_WORDS, TIER
+from cataloger.heads.category_columns import BY_BOTH, BY_WORDS, TIER
 from cataloger.model.predictor import Predictor
 from cataloger.model.tiers import FirstTier, Tiers
+from cataloger.spec import MANY_CATEGORIES, Spec, Words
 from linear import CATEGORIES, LABELS, TEXTS, word_model
 
 ALONE = Spec(CATEGORIES, ("title",), 64, "none", "", words=Words(temperature=0.3))

@@ -16,13 +16,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cataloger.bundle import Spec, read_spec, write_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import PublishConfig, VerifyConfig
 from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogerError, ModelError, StorageError
 from cataloger.infra.storage import locate
 from cataloger.publishing import pointer, snapshot, upkeep
 from cataloger.publishing.parts import write_part
+from cataloger.spec import Spec
 
 SPEC = Spec(("A > x", "A > y", "B"), ("title",), 32, "mean", "f", thresholds=(0.5, 0.6))
 ABOUT = {

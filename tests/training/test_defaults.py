@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cataloger.bundle import MANY_CATEGORIES, ONE_CATEGORY
 from cataloger.config import TrainConfig
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY
 from cataloger.training.defaults import MOST_EPOCHS, batch_size_for, epochs_for, settled
 
 

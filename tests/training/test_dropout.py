@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cataloger.bundle import Spec
 from cataloger.model.network import new_classifier
+from cataloger.spec import Spec
 from cataloger.training.dropout import FastDropout, set_dropout
 
 CATEGORIES = ("A > a", "A > b", "B")

@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 from sklearn.svm import LinearSVC
 
-from cataloger.bundle import MANY_CATEGORIES, NO_NETWORK, WORDS, Words
+from cataloger.bundle import WORDS
 from cataloger.config import LabelConfig, TrainConfig
 from cataloger.data.batching import Ragged
 from cataloger.data.ngrams import ngrams
@@ -20,6 +20,7 @@ from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
 from cataloger.model.tiers import Tiers
 from cataloger.model.words import WordModel
+from cataloger.spec import MANY_CATEGORIES, NO_NETWORK, Words
 from cataloger.training import hearing, linear, words
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.job import train

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 import ray
 
-from cataloger.bundle import Picture
 from cataloger.data.album import Pictured
 from cataloger.data.images import OK, decode
 from cataloger.data.pictures import PictureInput
+from cataloger.spec import Picture
 from cataloger.training.gallery import Gallery, _contents, altered, load_pictured, vary
 from drawn import BLUE, RED, canvas, encoded, jpeg, noise
 

@@ -3,12 +3,12 @@
 import numpy as np
 import torch
 
-from cataloger.bundle import Spec, Words
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.heads.arrays import as_judged, reader_of
 from cataloger.heads.base import head_of
 from cataloger.heads.ranked import Ranked
+from cataloger.spec import Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
 from cataloger.training.hearing import Heard

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pytest
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.config import LongTail, TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
 from cataloger.data.text import load_tokenizer, mask_token, tokenize
 from cataloger.heads.losses import Loss
 from cataloger.model.network import new_classifier
+from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.examples import Examples
 from cataloger.training.pretraining import MaskedWords

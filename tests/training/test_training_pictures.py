@@ -8,12 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import MANY_CATEGORIES, read_spec
+from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.labeling.job import label
 from cataloger.model.pyfunc import Categorizer
 from cataloger.model.registry import fetch_model
+from cataloger.spec import MANY_CATEGORIES
 from cataloger.training.job import train
 from conftest import losses, published
 from drawn import shop

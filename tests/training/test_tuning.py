@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AlbertConfig, AutoModel, AutoTokenizer, DistilBertConfig, ModernBertConfig, PreTrainedConfig
 
-from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.model.network import new_classifier, without_weights
+from cataloger.spec import Spec
 from cataloger.training.dropout import set_dropout
 from cataloger.training.plan import _check_base
 from cataloger.training.tuning import (

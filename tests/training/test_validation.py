@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger.bundle import Spec
 from cataloger.config import TrainConfig
 from cataloger.data import batching
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.heads.one_category import NEVER
+from cataloger.spec import Spec
 from cataloger.taxonomy import Taxonomy
 from cataloger.training import validation
 from cataloger.training.examples import Examples

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from cataloger.bundle import MANY_CATEGORIES, Spec
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
 from cataloger.heads.many_categories import ENOUGH, FLOOR, fit_thresholds
 from cataloger.heads.one_category import NEVER
+from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.examples import Examples
 from cataloger.training.validation import Validation
 
