@@ -24,6 +24,7 @@ from pyarrow.fs import FileSelector
 from test_kills import NOTICED_SOON, descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
+import tagged
 from cataloger.config import TrainConfig
 from cataloger.infra.storage import locate
 from cataloger.training.job import train
@@ -152,6 +153,20 @@ def test_a_killed_worker_that_sees_goes_on_with_the_same_pictures(
     for name in ("sees-killed", "sees-killed-again", "sees-killed-at-last"):
         run_id, killed = train_and_kill_the_worker(sees, name)
         np.testing.assert_allclose(losses(run_id), losses(calm.run_id), rtol=1e-4)
+        if killed:
+            return
+    raise AssertionError("nothing was killed, so nothing was shown")
+
+
+def test_a_killed_worker_of_several_answers_goes_on_with_all_of_them(base: Path, working_folder: Path) -> None:
+    """Also with how much each of them counts, which is learnt."""
+    pq.write_table(tagged.shop(400), "labelled.parquet")
+    several = {**settings(base, Path("labelled.parquet"), "several"), "text_columns": ("title", "description")}
+    several |= {"label_column": ("category_path", "seasons", "tags"), "learning_rate": 1e-3}
+    calm = train(TrainConfig(**{**several, "storage": "calm", "checkpoint_minutes": 10.0}))  # type: ignore[arg-type]
+    for name in ("several-killed", "several-killed-again", "several-killed-at-last"):
+        run_id, killed = train_and_kill_the_worker(several, name)
+        np.testing.assert_allclose(losses(run_id), losses(calm.run_id), rtol=1e-4, atol=1e-4)
         if killed:
             return
     raise AssertionError("nothing was killed, so nothing was shown")

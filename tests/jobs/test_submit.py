@@ -11,10 +11,12 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import tagged
 from conftest import ROOT, free_of_ray
 from servers import free_port, kill_with_descendants
 
@@ -107,6 +109,22 @@ def test_train_and_label_can_be_submitted(
     manifest = json.loads((working_folder / "labels" / pointer["manifest"]).read_text())
     assert manifest["labelled"] == 1_500
     assert manifest["model"] == "models:/submitted/1"
+
+
+def test_a_model_of_two_answers_can_be_submitted(
+    head: tuple[str, dict[str, str]], tiny_model: Path, working_folder: Path
+) -> None:
+    catalog = working_folder / "shop.parquet"
+    pq.write_table(tagged.shop(200), catalog)
+    flags = ("--text-columns", "title", "description", "--label-column", "category_path", "tags")
+    flags += ("--base-model", tiny_model, "--fine-tune", "head", "--epochs", 1, "--max-tokens", 16)
+    submit(head, "jobs/train.py", "--catalog", catalog, *flags, "--storage", working_folder, "--model-name", "two")
+    model = ("--model", "models:/two@champion", "--output", working_folder / "labels")
+    submit(head, "jobs/label.py", "--catalog", catalog, *model)
+    pointer = json.loads((working_folder / "labels" / "_latest.json").read_text())
+    labels = pq.read_table(working_folder / "labels" / pointer["path"])
+    assert {"category", "tags"} <= set(labels.column_names)
+    assert len(labels) == 200
 
 
 def test_what_is_uploaded_is_code_and_no_environment_or_data(working_folder: Path) -> None:

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_tags_job import table
 
 from cataloger.bundle import read_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
@@ -22,33 +21,11 @@ from cataloger.model import registry
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS
 from cataloger.training.job import TrainResult, train
 from conftest import losses, refused, upload
+from tagged import shop
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Job = Callable[..., tuple[int, str, str]]
 COLUMNS = ("category_path", "seasons", "tags")
-
-
-def shop(rows: int, seed: int = 0) -> pa.Table:
-    """The products of `test_tags_job` with a category and seasons; lamps have no colour, and some answers are not told."""
-    found = table(rows, seed).drop_columns(["attributes"])
-    titles, rng = found.column("title").to_pylist(), np.random.default_rng(seed)
-    kinds = [title.split(",")[0] for title in titles]
-    paths = [f"{'Wear' if kind == 'shoe' else 'Home'} > {kind}" for kind in kinds]
-    seasons = [["summer"] * ("red" in title) + ["winter"] * ("blue" in title or "red" in title) for title in titles]
-    tags = [
-        [tag for tag in own if kind != "lamp" or tag["name"] != "Colour"]
-        for kind, own in zip(kinds, found.column("tags").to_pylist(), strict=True)
-    ]
-    told = rng.random((3, rows)) > 0.1
-    columns: dict[str, Any] = {
-        "category_path": pa.array(paths, mask=~told[0]),
-        "seasons": pa.array([own or None for own in seasons], pa.list_(pa.string()), mask=~told[1]),
-        "tags": pa.array(tags, found.schema.field("tags").type, mask=~told[2]),
-    }
-    for name, column in columns.items():
-        found = found.drop_columns([name]) if name in found.column_names else found
-        found = found.append_column(name, column)
-    return found
 
 
 @pytest.fixture(scope="module")

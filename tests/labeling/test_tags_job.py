@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,53 +21,10 @@ from cataloger.model import registry
 from cataloger.spec import TAGS
 from cataloger.training.job import TrainResult, train
 from conftest import refused
+from tagged import products, table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Job = Callable[..., tuple[int, str, str]]
-COLOURS, KINDS = ("red", "dark blue", "green", "black"), ("shoe", "lamp", "cup", "chair", "drill")
-BRANDS = ("Acme", "Bolt", "Nord", "Kite")
-STRETCHES = pa.list_(
-    pa.struct([("field", pa.string()), ("start", pa.int64()), ("end", pa.int64()), ("name", pa.string())])
-)
-VALUES = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
-
-
-def products(rows: int, seed: int = 0) -> dict[str, list[Any]]:
-    """Titles and descriptions with a colour and a brand in them, and the tags of both; white space of all kinds."""
-    rng = np.random.default_rng(seed)
-    found: dict[str, list[Any]] = {name: [] for name in ("id", "title", "description", "tags", "attributes")}
-    for row in range(rows):
-        colour, kind, brand = (rng.choice(words) for words in (COLOURS, KINDS, BRANDS))
-        space = rng.choice([" ", "  ", "\t"])
-        title = f"{kind},{space}{colour.replace(' ', space)} no. {row}"
-        about = f"{space}the {kind} that lasts for many years and was made with love{space}by {brand} of Porto"
-        start = title.index(colour[:3], len(kind))
-        tags = [
-            ("title", start, start + len(colour) + (len(space) - 1) * colour.count(" "), "Colour"),
-            ("description", about.index(brand), about.index(brand) + len(brand), "Brand"),
-        ]
-        found["id"].append(row)
-        found["title"].append(title)
-        found["description"].append(about)
-        found["tags"].append([dict(zip(("field", "start", "end", "name"), tag, strict=True)) for tag in tags])
-        texts = {"title": title, "description": about}
-        found["attributes"].append([{"name": n, "value": texts[f][a:b]} for f, a, b, n in tags])
-    return found
-
-
-def table(rows: int, seed: int = 0) -> pa.Table:
-    return pa.table(
-        products(rows, seed),
-        pa.schema(
-            [
-                ("id", pa.int64()),
-                ("title", pa.string()),
-                ("description", pa.string()),
-                ("tags", STRETCHES),
-                ("attributes", VALUES),
-            ]
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
