@@ -21,7 +21,7 @@ from cataloger.model import registry
 from cataloger.spec import TAGS
 from cataloger.training.job import TrainResult, train
 from conftest import refused
-from tagged import products, table
+from tagged import STRETCHES, products, table
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 Job = Callable[..., tuple[int, str, str]]
