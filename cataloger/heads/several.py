@@ -49,16 +49,16 @@ class Several:
         for number, allowed in self.allowed.items():
             words = found[number].shape[1] // self.sizes[number]
             by_word = found[number].reshape(len(logits), words, self.sizes[number])
-            may = self._categories(found[0]) @ allowed > 0
+            may = self._allowed(found[0], allowed)
             found[number] = by_word.masked_fill(~may.unsqueeze(1), NOT_ALLOWED).flatten(1)
         return found
 
-    def _categories(self, logits: torch.Tensor) -> torch.Tensor:
-        """float32 [rows, categories]: 1 for the categories that a row has, or its most probable one."""
-        best = torch.nn.functional.one_hot(logits.argmax(dim=1), logits.shape[1])
+    def _allowed(self, logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """bool [rows, classes]: those of the row's most probable category, and of all others that it has where it may have several."""
+        best = allowed[logits.argmax(dim=1)]
         if self.answers[0].head == ONE_CATEGORY:
-            return best.float()
-        return ((logits > 0) | (best > 0)).float()
+            return best
+        return best | ((logits > 0).float() @ allowed.float() > 0)
 
     def known(self, sets: Together) -> list[npt.NDArray[np.bool_]]:
         """Of each answer, which rows have one: a label, or a word that is known to be of a tag or of none."""
@@ -131,12 +131,12 @@ class WeighedLoss:
 
 
 def _classes_allowed(allowed: Sequence[Sequence[int] | None], names: int) -> torch.Tensor:
-    """float32 [categories, classes]: 1 for the classes of each word that a category may have."""
-    found = torch.zeros(len(allowed), 1 + 2 * names)
-    found[:, 0] = 1
+    """bool [categories, classes]: the classes of each word that a category may have."""
+    found = torch.zeros(len(allowed), 1 + 2 * names, dtype=torch.bool)
+    found[:, 0] = True
     for category, own in enumerate(allowed):
         for name in range(names) if own is None else own:
-            found[category, 1 + 2 * name : 3 + 2 * name] = 1
+            found[category, 1 + 2 * name : 3 + 2 * name] = True
     return found
 
 

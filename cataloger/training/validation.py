@@ -78,15 +78,22 @@ class Validation:
         known = several.known(sets) if self.spec.others else [np.ones(len(sets), bool)]
         specs = []
         for number, spec in enumerate(several.answers):
-            own = [(batch[has := known[number][batch]], several.sensible(found)[number][has]) for batch, found in kept]
+            own = [(batch[has := known[number][batch]], several.split(found)[number][has]) for batch, found in kept]
             fit = _Fit(spec, sets.parts[number], own, self.world, device)
             specs.append(replace(spec, temperature=fit.temperature()))
         heads = [head_of(spec, device) for spec in specs]
         judged: list[list[Arrays]] = [[] for _ in specs]
         for batch, found in logits():
-            for number, part in enumerate(several.sensible(found)):
+            everything, sensible = several.split(found), several.sensible(found)
+            for number, head in enumerate(heads):
                 has = known[number][batch]
-                judged[number].append(heads[number].judge(part[has], sets.parts[number].take(batch[has])))
+                of_rows = sets.parts[number].take(batch[has])
+                arrays = head.judge(sensible[number][has], of_rows)
+                if number in several.allowed:
+                    # Of all names: one that a row's category does not have would cost without end.
+                    losses = head.losses(everything[number][has], head.targets(of_rows))
+                    arrays |= {"loss": losses.cpu().numpy()}
+                judged[number].append(arrays)
         metrics: dict[str, float] = {}
         for number, head in enumerate(heads):
             own_metrics, specs[number] = head.fit(self._gather(judged[number]), self.config.target_precision)
