@@ -13,7 +13,7 @@ from cataloger.heads.metrics import Scores
 from cataloger.heads.sets import Sets, exact
 from cataloger.infra import plots, tracking
 
-CONFUSED_PAIRS = 25
+CONFUSED_PAIRS, SHOWN_NAMES = 25, 60
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def log_scores(result: Evaluation, predictions: Predictions, before: str) -> Non
             report = counts_by_name(theirs, mine)
             values[f"{what.rstrip('s')}_macro_f1"] = float(report["f1"].mean()) if len(report) else 0.0
             tracking.log_text(report.to_csv(index=False), f"{before}{what}_by_name.csv")
+            shown = report.head(SHOWN_NAMES)
+            rows = list(zip(shown["name"], shown["f1"], shown["true"], strict=True))
+            tracking.log_figure(plots.scores_by_name(rows, f"F1 of {what} by name"), f"{before}{what}_by_name.png")
     tracking.log_metrics({before + name: value for name, value in values.items()})
     tracking.log_text(classification_report(true, given).to_csv(index=False), f"{before}classification_report.csv")
     support = dict(zip(true.names, true.counts.tolist(), strict=True))

@@ -73,7 +73,7 @@ class Category:
         return labels.column("category")
 
     @staticmethod
-    def values(labels: pa.Table) -> Counter[tuple[str, str]]:
+    def values(labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
         return Counter()
 
     @staticmethod
@@ -160,7 +160,7 @@ class Categories:
         return pa.chunked_array([chunk.flatten() for chunk in found.chunks], found.type.value_type)
 
     @staticmethod
-    def values(labels: pa.Table) -> Counter[tuple[str, str]]:
+    def values(labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
         return Counter()
 
     @staticmethod

@@ -27,8 +27,8 @@ PUBLISHED = pa.struct(
 )
 # Between a name and its value where both are one string.
 IS = ": "
-# Of a name, so many values are counted in each part: one such as a product code has another one in every row.
-MOST_VALUES = 100
+# Of a name, so many values are counted in each part and group: one such as a product code has another one in every row.
+MOST_VALUES = 50
 
 
 class PublishedTags:
@@ -65,17 +65,20 @@ class PublishedTags:
         rows = labels.column(self.answer).to_pylist()
         return [sorted(((said(tag), tag["confidence"]) for tag in row), key=lambda pair: -pair[1]) for row in rows]
 
-    def values(self, labels: pa.Table) -> Counter[tuple[str, str]]:
-        """Rows by name and value, of each name the commonest values."""
-        tags = labels.column(self.answer).combine_chunks().flatten()
-        found = pa.table({"name": tags.field("name"), "value": tags.field("value")})
-        counts = found.group_by(["name", "value"]).aggregate([([], "count_all")])
-        ranked = counts.sort_by([("count_all", "descending"), ("value", "ascending")]).to_pydict()
-        kept: dict[str, list[tuple[str, int]]] = {}
-        for name, value, count in zip(*(ranked[column] for column in ("name", "value", "count_all")), strict=True):
-            if len(own := kept.setdefault(name, [])) < MOST_VALUES:
-                own.append((value, count))
-        return Counter({(name, value): count for name, own in kept.items() for value, count in own})
+    def values(self, labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
+        """Tags by the group of their row, name and value: of each group and name the commonest values."""
+        tags = labels.column(self.answer).combine_chunks()
+        flat, own = tags.flatten(), groups.take(pa.array(_owners(tags)))
+        found = pa.table({"group": own, "name": flat.field("name"), "value": flat.field("value")})
+        counts = found.group_by(found.column_names).aggregate([([], "count_all")])
+        order = [("count_all", "descending"), ("value", "ascending")]
+        kept: Counter[tuple[str, str, str]] = Counter()
+        shown: Counter[tuple[str, str]] = Counter()
+        for row in counts.sort_by(order).to_pylist():
+            shown[row["group"], row["name"]] += 1
+            if shown[row["group"], row["name"]] <= MOST_VALUES:
+                kept[row["group"], row["name"], row["value"]] = row["count_all"]
+        return kept
 
     def empty(self, labels: pa.Table) -> int:
         return int(pc.sum(pc.equal(pc.list_value_length(labels.column(self.answer)), 0)).as_py() or 0)

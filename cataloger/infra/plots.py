@@ -34,6 +34,23 @@ def confused_pairs(pairs: Sequence[tuple[str, str, int]], support: dict[str, int
     return figure
 
 
+def scores_by_name(scores: Sequence[tuple[str, float, int]], title: str) -> Figure:
+    """(name, F1, how many true ones) as bars, in this order from the top."""
+    figure = Figure(figsize=(9, 1.2 + 0.3 * max(1, len(scores))), layout="constrained")
+    axes = figure.add_subplot()
+    axes.barh(range(len(scores)), [score for _, score, _ in scores], color=BLUE)
+    axes.set_yticks(range(len(scores)), [_as_it_is(name) for name, *_ in scores], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(y=0.01)
+    for place, (_, score, count) in enumerate(scores):
+        axes.text(score, place, f" {score:.2f} of {count:,}", va="center", fontsize=8)
+    axes.set_xlim(0, 1.15)
+    axes.set_xlabel("F1")
+    axes.set_title(title, loc="left")
+    _plain(axes)
+    return figure
+
+
 def coverage(curves: Mapping[str, Curve]) -> Figure:
     """Precision of the most confident share of the rows, from `metrics.precision_by_coverage`, of one model or several by name."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 
 from cataloger.data import ids
 from cataloger.errors import StorageError
+from cataloger.heads.category_columns import Category
 from cataloger.heads.columns import answer_in, further_in, published_in
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing import doubts, snapshot
 from cataloger.publishing.doubts import Doubt
+from cataloger.taxonomy import prefix
 
 # Products compared one by one; chosen by the hash of their id, so the same ones in both runs.
 COMPARED_PRODUCTS = 1_000_000
@@ -50,8 +52,8 @@ class Summary:
     """Rows without any category, as a model of any number of categories may leave them."""
     doubts: tuple[Doubt, ...]
     """Of the labels that need review the least certain, one for each text."""
-    values: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Of tags, how often a name has a value: the commonest of each name."""
+    values: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    """Of tags, by the top category of the product, or "" without one, how often a name has a value: the commonest of each name."""
     tags: bool = False
     """Whether the labels are tags of words; `counts` are of their names then."""
 
@@ -147,7 +149,7 @@ def summarise(parts: Sequence[Location], every: int | None, column: str | None =
     rows, review, without, confidence, histogram = 0, 0, 0, 0.0, np.zeros(CONFIDENCE_BINS, np.int64)
     counts: Counter[str] = Counter()
     reviewed: Counter[str] = Counter()
-    values: Counter[tuple[str, str]] = Counter()
+    values: Counter[tuple[str, str, str]] = Counter()
     doubtful: tuple[Doubt, ...] = ()
     samples, tags = [], False
     units = {part.path: unit for unit, part in enumerate(parts)}
@@ -192,7 +194,7 @@ class _Part:
     reviewed: Counter[str]
     without: int
     doubts: tuple[Doubt, ...]
-    values: Counter[tuple[str, str]]
+    values: Counter[tuple[str, str, str]]
     tags: bool
 
 
@@ -215,7 +217,8 @@ def _read_part(part: Location, unit: int, every: int | None, column: str | None)
         with pq.ParquetFile(part.path, filesystem=part.filesystem) as file:
             schema = file.schema_arrow
             columns = further_in(schema)[column] if column else published_in(schema)
-            names = [column] if column else ["needs_review", *columns.watched]
+            first = published_in(schema)
+            names = [column, *first.watched] if column else ["needs_review", *columns.watched]
             products = file.read(columns=["id", "text_hash", *names])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(part, error) from error
@@ -241,6 +244,15 @@ def _read_part(part: Location, unit: int, every: int | None, column: str | None)
         reviewed=Counter({pair["values"]: pair["counts"] for pair in reviewed}),
         without=columns.empty(table),
         doubts=doubts.in_part(frame, unit),
-        values=columns.values(table),
+        values=columns.values(table, _top_categories(products)),
         tags=not columns.moves,
     )
+
+
+def _top_categories(products: pa.Table) -> pa.Array:
+    """The first step of each product's path, "" where products have none, or several."""
+    if Category.answer not in products.column_names:
+        return pa.repeat(pa.scalar(""), len(products))
+    paths = products.column(Category.answer).combine_chunks().cast(pa.string()).dictionary_encode()
+    tops = pa.array([prefix(path, 1) for path in paths.dictionary.to_pylist()], pa.string())
+    return tops.take(paths.indices)

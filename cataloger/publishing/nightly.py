@@ -185,13 +185,22 @@ def words_of(now: Summary) -> dict[str, str]:
     return WORDS_OF_TAGS if now.tags else WORDS_OF_CATEGORIES
 
 
-def commonest_values(now: Summary, before: Summary | None) -> dict[str, list[tuple[str, int, int]]]:
-    """(value, how often now, and before) of each name of tags: its commonest values, the commonest name first."""
-    found: dict[str, list[tuple[str, int, int]]] = {name: [] for name, _ in now.counts.most_common(SHOWN_NAMES)}
-    for (name, value), count in now.values.most_common():
-        if len(own := found.get(name, [])) < SHOWN_VALUES and name in found:
-            own.append((value, count, before.values[name, value] if before else 0))
-    return found if now.values else {}
+Values = dict[str, list[tuple[str, int, int]]]
+
+
+def commonest_values(now: Summary, before: Summary | None) -> dict[str, Values]:
+    """(value, how often now, and before) of each name of tags, by the top category of the products, the largest first.
+
+    "" stands for all products where they have no category, or any number.
+    """
+    sizes: Counter[str] = Counter()
+    for (group, *_), count in now.values.items():
+        sizes[group] += count
+    found: dict[str, Values] = {group: {} for group, _ in sizes.most_common(SHOWN_SIDE_BY_SIDE)}
+    for (group, name, value), count in now.values.most_common():
+        if group in found and len(found[group].setdefault(name, [])) < SHOWN_VALUES:
+            found[group][name].append((value, count, before.values[group, name, value] if before else 0))
+    return found
 
 
 def tree(now: Summary, before: Summary | None = None) -> tuple[Branch, ...]:

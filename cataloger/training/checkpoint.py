@@ -1,6 +1,6 @@
 """A training's checkpoints: written by rank 0, read by all; and whose fault it is when one cannot be restored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ NO_RESULT = {RANK: -1.0}
 # Of equal scores, as few validation rows have them, the lower loss decides. It adds TIE at most; less than LEAST is no difference.
 TIE, LEAST = 1e-6, 1e-9
 STATE = "state.pt"
+# Kinds of scores in the metrics of a validation: of the network without words, and the mean over several answers.
+NETWORK, ALL_ANSWERS = "network_", "mean_"
 
 
 def save(
@@ -35,6 +37,12 @@ def save(
 def rank(score: float, loss: float) -> float:
     """What is better the higher it is: the score, and of equal scores the one with the lower loss."""
     return score + (TIE / (1 + loss) if loss >= 0 else 0.0)  # NaN where no row has a known category
+
+
+def rank_of(metrics: Mapping[str, float], *kinds: str) -> float:
+    """By the first kind of scores that a validation has, such as those of the network alone, or by those of the first answer."""
+    kind = next((kind for kind in kinds if f"val_{kind}weighted_f1" in metrics), "")
+    return rank(metrics[f"val_{kind}weighted_f1"], metrics[f"val_{kind}loss"])
 
 
 def latest(device: torch.device) -> tuple[str, dict[str, Any]] | None:

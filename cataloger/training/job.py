@@ -202,6 +202,7 @@ def _fit(
         log.info("%s of these rows have a picture that could be read", f"{seen:,}")
     if left := tags_left_out(rows_of):
         log.warning("tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in left.most_common()))
+        tracking.log_metrics({"tags_left_out": float(left.total())})
     spec = with_learnt_attributes(spec, blocks, config)
     fitted_words = (
         words.fit(blocks, spec, folder / "words", config)

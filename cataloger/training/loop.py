@@ -30,7 +30,16 @@ from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
 from cataloger.spec import Spec
 from cataloger.training import checkpoint
-from cataloger.training.checkpoint import LEAST, NO_RESULT, RANK, is_out_of_memory, rank, restoring
+from cataloger.training.checkpoint import (
+    ALL_ANSWERS,
+    LEAST,
+    NETWORK,
+    NO_RESULT,
+    RANK,
+    is_out_of_memory,
+    rank_of,
+    restoring,
+)
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
 from cataloger.training.hearing import FittedWords
@@ -187,8 +196,7 @@ class Loop:
             found = result.metrics
             score = found["val_weighted_f1"]
             # Patience is with what is being trained: words alone may be better than both for some epochs.
-            own = "val_network_" if "val_network_weighted_f1" in found else "val_"
-            learnt = rank(found[f"{own}weighted_f1"], found[f"{own}loss"])
+            learnt = rank_of(found, NETWORK, ALL_ANSWERS)
             self.stale = 0 if learnt > self.best + LEAST else self.stale + 1
             self.best = max(self.best, learnt)
             metrics = {**found, "epoch": float(self.epoch)}
@@ -256,7 +264,7 @@ class Loop:
                     self.words.write(folder / "bundle")
 
         found = result.metrics if result else {}
-        ranked = {RANK: rank(found["val_weighted_f1"], found["val_loss"])} if found else NO_RESULT
+        ranked = {RANK: rank_of(found, ALL_ANSWERS)} if found else NO_RESULT
         checkpoint.save({**found, **ranked}, self.rank, self._state, write)
         self.saved = time.monotonic()
 

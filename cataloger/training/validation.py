@@ -19,6 +19,7 @@ from cataloger.heads.base import Arrays, head_of, joined, several_of
 from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
+from cataloger.training.checkpoint import ALL_ANSWERS
 from cataloger.training.examples import Examples
 from cataloger.training.hearing import Heard
 
@@ -99,6 +100,9 @@ class Validation:
             own_metrics, specs[number] = head.fit(self._gather(judged[number]), self.config.target_precision)
             before = f"val_{specs[number].label_column}_" if number else "val_"
             metrics |= {before + name.removeprefix("val_"): value for name, value in own_metrics.items()}
+            for name in ("weighted_f1", "loss") if len(specs) > 1 else ():
+                mean = f"val_{ALL_ANSWERS}{name}"
+                metrics[mean] = metrics.get(mean, 0.0) + own_metrics[f"val_{name}"] / len(specs)
         return metrics, self.spec.with_answers(specs)
 
     def _with_words(
