@@ -1,6 +1,7 @@
 """What a model is beside its weights: what it reads, what it answers, and what was fitted for its answers."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -162,6 +163,12 @@ class Spec:
         return replace(first, others=tuple(found))
 
     @property
+    def prefix(self) -> str:
+        """What stands before the names of metrics and files of a further answer: its column, as MLflow takes it; no other metric has a
+        slash."""
+        return prefix_of(self.label_column)
+
+    @property
     def tags(self) -> bool:
         """Whether any of the answers is of words."""
         return TAGS in (self.head, *(other.head for other in self.others))
@@ -245,6 +252,11 @@ class Spec:
             _ = self.answers  # each is checked as it is made
         if any(len(other.allowed) not in (0, len(self.categories)) for other in self.others):
             raise ValueError("others.allowed: must be one for each category, or none")
+
+
+def prefix_of(column: str) -> str:
+    """Of the metrics of the further answer of a column."""
+    return re.sub(r"[^\w .-]", "_", column, flags=re.ASCII) + "/"
 
 
 def _thresholds(values: tuple[float, ...], count: int) -> bool:

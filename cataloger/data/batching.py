@@ -63,6 +63,11 @@ class Ragged:
         offsets, flat = self.offsets - self.offsets[0], self.flat[self.offsets[0] : self.offsets[-1]]
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
 
+    def has(self, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """[N] whether a row has any of the numbers that are wanted: one truth for each of `flat`."""
+        counted = np.concatenate([[0], np.cumsum(wanted)])
+        return np.asarray(counted[self.offsets[1:]] > counted[self.offsets[:-1]])
+
     def first(self) -> IntArray:
         """[N] the first number of each row, -1 where it has none."""
         if not len(self.flat):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.kinds import is_binary, is_list, is_picture, is_string, label_kind
+from cataloger.data.kinds import OF_TAGS, is_binary, is_list, is_picture, is_string, label_kind
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra import s3
 from cataloger.infra.storage import Location, check_reachable, locate
@@ -239,11 +239,7 @@ def _common_type(types: set[pa.DataType]) -> pa.DataType:
         names = [field.name for field in next(iter(types))]
         return pa.struct([(name, pa.large_binary() if name == "bytes" else pa.large_string()) for name in names])
     if all(is_list(kind) and pa.types.is_struct(kind.value_type) for kind in types):
-        names = [
-            field.name
-            for field in next(iter(types)).value_type
-            if all(kind.value_type.get_field_index(field.name) >= 0 for kind in types)
-        ]
+        names = [name for name in OF_TAGS if all(kind.value_type.get_field_index(name) >= 0 for kind in types)]
         numbers = ("start", "end")
         return pa.list_(pa.struct([(name, pa.int64() if name in numbers else pa.large_string()) for name in names]))
     if all(is_list(kind) for kind in types):

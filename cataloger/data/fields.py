@@ -102,6 +102,22 @@ def characters_of(texts: pa.Array) -> tuple[Characters, IntArray]:
     return np.frombuffer("".join(strings).encode("utf-32-le"), np.uint32), lengths
 
 
+def of_marks(characters: Characters, formats: bool = False) -> npt.NDArray[np.bool_]:
+    """Which characters belong to the one before them: marks, and those that only say how text is set, such as soft hyphens."""
+    basic = np.where(characters < BASIC, characters, 0)
+    return np.asarray(_silent_ones(formats)[basic])
+
+
+@functools.cache
+def _silent_ones(formats: bool) -> npt.NDArray[np.bool_]:
+    wanted = "M" if not formats else ("M", "Cf")
+    return np.array([unicodedata.category(chr(code)).startswith(wanted) for code in range(BASIC)])
+
+
+def _is_silent(character: str) -> bool:
+    return unicodedata.category(character).startswith(("M", "Cf"))
+
+
 def of_words(characters: Characters) -> npt.NDArray[np.bool_]:
     """Which characters are one word with another such one beside them: letters, digits and their marks, in scripts that put a space
     between words."""
@@ -115,6 +131,6 @@ def _basic_plane() -> npt.NDArray[np.bool_]:
 
 
 def _of_word(character: str) -> bool:
-    if not (character.isalnum() or unicodedata.category(character)[0] == "M"):
+    if not (character.isalnum() or _is_silent(character)):
         return False
     return not unicodedata.name(character, "").startswith(UNSPACED)

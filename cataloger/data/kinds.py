@@ -4,6 +4,7 @@ import pyarrow as pa
 
 # Tags of words: stretches of a text, or values that stand somewhere in it.
 SPANS, VALUES = "stretches", "values"
+OF_TAGS = ("field", "start", "end", "name", "value")
 
 
 def is_picture(kind: pa.DataType) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cataloger.data.batching import IntArray, Ragged
+from cataloger.data.fields import of_words
 from cataloger.data.windows import Windows
 
 # Why a tag that somebody wrote is not learnt from.
@@ -38,9 +39,10 @@ def name_of(written: Mapping[str, Any] | None) -> str | None:
 
 
 def spans_of(
-    written: Sequence[Mapping[str, Any] | None] | None, texts: Sequence[str], columns: Sequence[str]
+    written: Sequence[Mapping[str, Any] | None] | None, texts: Sequence[str], columns: Sequence[str], placed: bool
 ) -> tuple[list[Span], Counter[str]]:
-    """(the tags of a row, how many of those that are written are left out, by why). `texts` are those of the columns.
+    """(the tags of a row, how many of those that are written are left out, by why). `texts` are those of the columns; `placed` is
+    whether the tags say where they stand.
 
     Of stretches that overlap and have different names, the longest is kept, and the first of equal ones.
     """
@@ -51,7 +53,7 @@ def spans_of(
         if tag is None or name is None:
             problems[UNNAMED] += 1
             continue
-        own = _placed(tag, name, texts, columns) if "start" in tag else _searched(tag["value"], name, texts)
+        own = _placed(tag, name, texts, columns) if placed else _searched(tag["value"], name, texts)
         if isinstance(own, str):
             problems[own] += 1
         else:
@@ -83,14 +85,23 @@ def _searched(value: str | None, name: str, texts: Sequence[str]) -> list[Span] 
     parts = (value or "").split()
     if not parts:
         return NOT_FOUND
-    pattern = r"(?<!\w)" + r"\s+".join(re.escape(part) for part in parts) + r"(?!\w)"
+    pattern = r"\s+".join(re.escape(part) for part in parts)
     for flags in (re.NOFLAG, re.IGNORECASE):
         found = [
-            (number, *match.span()) for number, text in enumerate(texts) for match in re.finditer(pattern, text, flags)
+            (number, *match.span())
+            for number, text in enumerate(texts)
+            for match in re.finditer(pattern, text, flags)
+            if not (_within_a_word(text, match.start()) or _within_a_word(text, match.end()))
         ]
         if found:
             return [Span(field, start, end, name, hidden=len(found) > 1) for field, start, end in found]
     return NOT_FOUND
+
+
+def _within_a_word(text: str, place: int) -> bool:
+    """Whether the characters before and at a place are of one word."""
+    pair = text[max(0, place - 1) : place + 1]
+    return 0 < place < len(text) and bool(of_words(np.array([ord(one) for one in pair], np.uint32)).all())
 
 
 def _overlap(one: Span, other: Span) -> bool:
@@ -121,7 +132,7 @@ def taught(
             inside = inside[labels[first:last][inside] == OUT]
             if len(inside):
                 number = names.get(span.name)
-                known = number is not None and not span.hidden
+                known = number is not None and number >= 0 and not span.hidden
                 labels[first + inside] = 2 + 2 * number if known else HIDDEN  # type: ignore[operator]
                 if known:
                     labels[first + inside[0]] -= 1

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from cataloger.bundle import network_shape
 from cataloger.data.batching import IntArray, Ragged, Tokens
-from cataloger.data.fields import NOWHERE, Composed, composed, of_words
+from cataloger.data.fields import NOWHERE, TRIMMED, Composed, composed, of_marks, of_words
 from cataloger.data.text import CHARACTERS_PER_TOKEN, hash_texts, load_tokenizer
 from cataloger.data.texts import SHOWN_CHARACTERS, TextInput
 from cataloger.data.values import Distinct, Values
@@ -21,7 +21,8 @@ from cataloger.data.windows import MOST_WINDOWS, Frame, Windows
 
 # So many texts are tokenized at a time: where their characters stand takes far more memory than they do.
 AT_ONCE = 4_096
-SPACE = 32
+# Of white space that a token begins or ends with, so much is taken off.
+MOST_SPACES = 4
 
 
 class TagInput:
@@ -112,13 +113,14 @@ class TagInput:
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         row = np.repeat(np.arange(len(found)), lengths)
         start, end = _solid(text, text.offsets[row] + bounds[:, 0], text.offsets[row] + bounds[:, 1])
-        first = _begins(text, row, start, end)
+        first = _begins(text, row, start, _beyond(text, end, formats=True))
+        # What is nothing but white space is of no word, and ends none.
+        last = np.maximum.reduceat(np.where(start < end, end, 0), np.flatnonzero(first)) if len(first) else end
         words = Ragged(
             (np.flatnonzero(first) - offsets[row[first]]).astype(np.int32),
             np.concatenate([[0], np.cumsum(np.bincount(row[first], minlength=len(found)))]),
         )
-        last = np.append(first, True)[1:]
-        return Tokens(ids, offsets, self._pad_id), words, _origins(text, start[first], end[last])
+        return Tokens(ids, offsets, self._pad_id), words, _origins(text, start[first], _beyond(text, last))
 
     @functools.cached_property
     def _tokenizer(self) -> Any:
@@ -142,13 +144,25 @@ def _fields(values: pa.Array) -> list[pa.Array]:
 
 
 def _solid(text: Composed, start: IntArray, end: IntArray) -> tuple[IntArray, IntArray]:
-    """The bounds of tokens without the space that some tokenizers count in."""
+    """The bounds of tokens without the white space that some tokenizers count in."""
     if not len(text.characters):
         return start, end
-    last = len(text.characters) - 1
-    start = start + ((start < end) & (text.characters[np.minimum(start, last)] == SPACE))
-    end = end - ((start < end) & (text.characters[np.maximum(end - 1, 0)] == SPACE))
+    white, last = np.isin(text.characters, TRIMMED), len(text.characters) - 1
+    for _ in range(MOST_SPACES):
+        start = start + ((start < end) & white[np.minimum(start, last)])
+        end = end - ((start < end) & white[np.maximum(end - 1, 0)])
     return start, end
+
+
+def _beyond(text: Composed, end: IntArray, formats: bool = False) -> IntArray:
+    """The ends moved behind the marks that follow them in their row: tokenizers may leave these out."""
+    size = len(text.characters)
+    if not size:
+        return end
+    solid = np.append(np.where(of_marks(text.characters, formats), size, np.arange(size)), size)
+    following = np.minimum.accumulate(solid[::-1])[::-1]  # of each character, the first one from it on that is no mark
+    row_end = text.offsets[np.searchsorted(text.offsets, np.maximum(end - 1, 0), side="right")]
+    return np.maximum(end, np.minimum(following[np.minimum(end, size)], row_end))
 
 
 def _begins(text: Composed, row: IntArray, start: IntArray, end: IntArray) -> npt.NDArray[np.bool_]:

@@ -3,11 +3,12 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cataloger.data.catalog import Catalog
-from cataloger.data.kinds import is_list
+from cataloger.data.kinds import is_list, is_string
 from cataloger.data.text import undecodable
 from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError
@@ -30,10 +31,10 @@ def count_labels(catalog: Catalog, label_column: str, id_column: str) -> Counter
             values = table.column(0).combine_chunks()
             if is_list(values.type):
                 values = values.flatten()
+            if any(undecodable(strings).any() for strings in _strings(values)):
+                raise _not_utf8(catalog, unit, label_column, id_column)
             if pa.types.is_struct(values.type):
                 values = pc.struct_field(values, "name")
-            if undecodable(values).any():
-                raise _not_utf8(catalog, unit, label_column, id_column)
             for pair in pc.value_counts(values.cast(pa.large_string())).to_pylist():
                 found[pair["values"]] += pair["counts"]
         return found
@@ -48,15 +49,21 @@ def _not_utf8(catalog: Catalog, unit: Unit, label_column: str, id_column: str) -
     ((_, table),) = read_units(catalog.location.filesystem, [unit], catalog.schema)
     written = table.column(label_column).combine_chunks()
     if is_list(written.type):
-        flat = written.flatten()
-        flat = pc.struct_field(flat, "name") if pa.types.is_struct(flat.type) else flat
-        row = pc.list_parent_indices(written)[int(undecodable(flat).argmax())].as_py()
+        bad = np.any([undecodable(strings) for strings in _strings(written.flatten())], axis=0)
+        row = pc.list_parent_indices(written)[int(bad.argmax())].as_py()
     else:
         row = int(undecodable(written).argmax())
     where = unit.name_of(row, table.column(id_column))
     return CatalogError(
         f"catalog {catalog.location}: column {label_column!r} of {where} is not valid UTF-8; mend it there"
     )
+
+
+def _strings(values: pa.Array) -> list[pa.Array]:
+    """The strings of labels: those of all fields, where they are structs."""
+    if not pa.types.is_struct(values.type):
+        return [values]
+    return [pc.struct_field(values, field.name) for field in values.type if is_string(field.type)]
 
 
 def normalise_names(counts: Counter[str | None]) -> tuple[dict[str, str], Counter[str]]:

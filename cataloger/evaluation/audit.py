@@ -18,9 +18,10 @@ from cataloger.bundle import read_spec
 from cataloger.config import AuditConfig
 from cataloger.data import seen
 from cataloger.data.catalog import grouped, open_catalog
-from cataloger.data.kinds import is_list
+from cataloger.data.kinds import is_list, label_kind
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
+from cataloger.evaluation.questions import ANSWERS
 from cataloger.infra import places, runtime, tracking
 from cataloger.infra.storage import check_writable, locate
 from cataloger.labeling.predict import predict_rows
@@ -54,14 +55,15 @@ def audit(config: AuditConfig) -> Audit:
     specs = [read_spec(source.folder).reading(config.text_columns, config.image_column) for source in sources]
     for source, spec in zip(sources, specs, strict=True):
         if spec.head != ONE_CATEGORY:
-            raise ConfigError(f"model {source.uri} gives a product any number of categories; audit is for one")
+            raise ConfigError(f"model {source.uri} gives a product {ANSWERS[spec.head]}; audit is for one category")
     others = grouped(specs[0].group_column)
     catalog = open_catalog(
         config.catalog, config.id_column, specs[0].text_columns, (config.label_column,), others, specs[0].picture
     )
-    if is_list(catalog.schema.field(config.label_column).type):
+    kind = catalog.schema.field(config.label_column).type
+    if is_list(kind):
         raise CatalogError(
-            f"catalog {config.catalog}: column {config.label_column!r} has lists of categories; audit is for one per row"
+            f"catalog {config.catalog}: column {config.label_column!r} has {label_kind(kind)}; audit is for one path per row"
         )
     _check(sources, specs, catalog.fingerprint)
     names, _ = normalise_labels(

@@ -19,6 +19,7 @@ from cataloger.evaluation.significance import Difference
 from cataloger.infra import runtime, tracking
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
+from cataloger.spec import prefix_of
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def _compare(config: CompareConfig) -> Comparison:
                 compare_predictions(said[0], other, (names[0], name))
                 for other, name in zip(said[1:], names[1:], strict=True)
             ]
+            promotion.check_metric(pairs, config.metric)
             sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
             if config.promote:
                 promotion.check_rows(said, names)
@@ -130,7 +132,7 @@ def _metrics(pairs: Sequence[Pair]) -> dict[str, float]:
             found |= _difference(difference.key, difference, after)
         for other in pair.others:
             for difference in other.differences:
-                found |= _difference(f"{other.answer}_{difference.key}", difference, after)
+                found |= _difference(prefix_of(other.answer) + difference.key, difference, after)
         found |= {f"mcnemar_p{after}": pair.mcnemar.p_value, f"rows{after}": pair.rows}
         if pair.slowdown is not None:
             found[f"slowdown{after}"] = pair.slowdown

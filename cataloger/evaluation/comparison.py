@@ -124,11 +124,13 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
         raise ConfigError(
             f"{names[0]} and {names[1]}: one gives a product {first.answer}, the other {second.answer}; these cannot be compared"
         )
-    others = tuple(
-        replace(compare_predictions(first.others[column], second.others[column], names), answer=column)
-        for column in first.others
-        if column in second.others
-    )
+    others, apart_from = [], []
+    for column in [column for column in first.others if column in second.others]:
+        try:
+            found = compare_predictions(first.others[column], second.others[column], names)
+            others.append(replace(found, answer=column))
+        except ConfigError as problem:  # of a further answer: the first one decides
+            apart_from.append(f"{column}: {problem}")
     total = max(len(first.table), len(second.table))
     _, left, right = np.intersect1d(first.table.column("row"), second.table.column("row"), return_indices=True)
     whole = "all" in (first.about.split, second.about.split)
@@ -156,12 +158,12 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
     return Pair(
         *names,
         rows=len(first.table),
-        left_out=(*left_out, *unknown),
+        left_out=(*left_out, *unknown, *apart_from),
         differences=tuple(apart),
         mcnemar=mcnemar(one.correct, other.correct),
         slices=tuple(slices(first, second)),
         categories=tuple(by_category(first, second)),
-        others=others,
+        others=tuple(others),
     )
 
 

@@ -87,7 +87,10 @@ def _told(contender: Contender) -> str:
 def _rows(run: Run) -> tuple[str, str, str]:
     """What decides which rows an evaluation scored, and against what."""
     tags = run.data.tags
-    return tags["catalog_fingerprint"], tags["split"], run.data.params.get("label_column", "")
+    # Of several columns the first counts; earlier versions knew just one, and wrote its name as it is.
+    columns = run.data.params.get("label_column", "")
+    named = re.match(r"\(['\"](.*?)['\"][,)]", columns)
+    return tags["catalog_fingerprint"], tags["split"], named.group(1) if named else columns
 
 
 def _predictions(run: Run) -> Predictions:

@@ -23,6 +23,7 @@ from cataloger.evaluation.predictions import (
 from cataloger.evaluation.questions import Question, label_columns, question_of
 from cataloger.evaluation.report import Evaluation, log_scores, score
 from cataloger.evaluation.tagging import OWN
+from cataloger.heads.columns import columns_of
 from cataloger.infra import places, runtime, tracking, vitals
 from cataloger.infra.storage import check_writable, locate
 from cataloger.labeling.predict import predict_rows
@@ -40,8 +41,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")
-    catalog = _open(config, spec, config.label_column)
-    columns = label_columns(config, spec, catalog)
+    columns = label_columns(config, spec, _open(config, spec, ()))
     catalog = _open(config, spec, columns)
     questions = [
         question_of(number, answer, column, catalog, config)
@@ -99,7 +99,7 @@ def _told(question: Question, labels: pa.Table, about: About, config: EvaluateCo
     about = replace(about, categories=question.spec.categories, label_kind=question.kind)
     if question.number:
         about = replace(about, label_column=question.column, further=())
-    predictions = Predictions.of(question.of(labels), question.names, about)
+    predictions = Predictions.of(question.of(labels), question.names, about, columns_of(question.spec))
     if not question.number and predictions.about.knows_the_answers:
         log.warning(
             "%s was trained on %.0f%% of these rows: its scores are too good",

@@ -16,9 +16,10 @@ from cataloger.data.kinds import SPANS, is_list
 from cataloger.errors import CatalogError
 from cataloger.evaluation import tagging
 from cataloger.heads.category_columns import IMAGE_STATUS
-from cataloger.heads.columns import published_in
+from cataloger.heads.columns import Published, published_in
 from cataloger.heads.sets import Sets, indicators
 from cataloger.heads.tag_columns import PublishedTags
+from cataloger.spec import prefix_of
 
 log = logging.getLogger(__name__)
 FILE, WRITTEN = "predictions.parquet", "written"
@@ -68,17 +69,20 @@ class Predictions:
     """Of the model's further answers, by their columns."""
 
     @classmethod
-    def of(cls, labels: pa.Table, names: Mapping[str, str], about: About) -> "Predictions":
+    def of(
+        cls, labels: pa.Table, names: Mapping[str, str], about: About, found: Published | None = None
+    ) -> "Predictions":
         """From labels with the columns `written`, the category or list of them as it stands in the catalog, and `seen`.
 
-        `names` has the normalised path of each written one. Raises CatalogError when no row has a category.
+        `names` has the normalised path of each written one, `found` says which columns are the model's. Raises CatalogError when no row
+        has a category.
         """
-        found = published_in(labels.schema)
+        found = found or published_in(labels.schema)
         answer, places, given = found.answer, {}, labels.column(found.answer)
         if isinstance(found, PublishedTags):
-            true, true_places = tagging.true_paths(labels, about.text_columns, about.label_kind == SPANS)
+            true, true_places, hidden = tagging.true_paths(labels, about.text_columns, about.label_kind == SPANS)
             counts = tagging.pairs(true.to_pylist(), tagging.scored_paths(given))
-            given, own_places = tagging.given_paths(given)
+            given, own_places = tagging.given_paths(given, hidden, about.text_columns)
             places = {tagging.TRUE_PLACES: true_places, tagging.PLACES: own_places}
             places |= dict(zip(tagging.PAIRS, counts.T, strict=True))
         else:
@@ -159,7 +163,7 @@ class Predictions:
 
 def file_of(column: str) -> str:
     """The name in MLflow of the predictions of a further answer, or of the first one without a name."""
-    return f"predictions-{column}.parquet" if column else FILE
+    return f"{prefix_of(column)}{FILE}" if column else FILE
 
 
 def decided(labels: pa.Table, blind: pa.Table) -> pa.Array:

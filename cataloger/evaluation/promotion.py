@@ -84,6 +84,14 @@ def carry_out(decision: Decision, found: Sequence[Contender], pairs: Sequence[Pa
             registry.note(name, version, "\n".join([outcome, *_reasons(pair)]))
 
 
+def check_metric(pairs: Sequence[Pair], metric: str) -> None:
+    """Raises ConfigError where the models have no such score."""
+    for pair in pairs:
+        keys = [difference.key for difference in pair.differences]
+        if metric not in keys:
+            raise ConfigError(f"--metric {metric}: these models have no such score; choose one of {', '.join(keys)}")
+
+
 def gain(pair: Pair, metric: str) -> float:
     """By how much the challenger is better."""
     (chosen,) = (difference for difference in pair.differences if difference.key == metric)
@@ -93,8 +101,6 @@ def gain(pair: Pair, metric: str) -> float:
 def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
     """Every condition, the metric first."""
     by_key = {difference.key: difference for difference in pair.differences}
-    if metric not in by_key:
-        raise ConfigError(f"--metric {metric}: these models have no such score; choose one of {', '.join(by_key)}")
     chosen = by_key[metric]
     checks = [
         Check(

@@ -39,7 +39,7 @@ class Question:
     @property
     def before(self) -> str:
         """What the names of metrics begin with."""
-        return f"{self.spec.label_column}_" if self.number else ""
+        return self.spec.prefix if self.number else ""
 
     def of(self, labels: pa.Table) -> pa.Table:
         """Labels as they would be if this answer were the only one, with its true ones as `WRITTEN`."""
@@ -54,11 +54,15 @@ class Question:
 
 def label_columns(config: EvaluateConfig, spec: Spec, catalog: Catalog) -> list[str]:
     """The column for each answer: as they are named, and then, where the catalog has it, the one that the answer was learnt from."""
+    if not config.label_column:
+        raise ConfigError("--label-column: name at least one column")
     if len(config.label_column) > len(spec.answers):
         raise ConfigError(
             f"--label-column: has {len(config.label_column)} names, but the model has {len(spec.answers)} answers; leave some out"
         )
     columns = list(config.label_column)
+    if columns == list(EvaluateConfig.label_column) and spec.head == TAGS:
+        columns = [spec.label_column]  # nobody has named another one
     for answer in spec.answers[len(columns) :]:
         there = all(answer.label_column in file.schema.names for file in catalog.files)
         columns.append(answer.label_column if there else "")

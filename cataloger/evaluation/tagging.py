@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from cataloger.data.spans import name_of, spans_of
+from cataloger.data.spans import Span, name_of, spans_of
 from cataloger.heads.sets import Sets
 from cataloger.taxonomy import SEPARATOR
 
@@ -32,34 +32,50 @@ def scored_paths(tags: pa.ChunkedArray) -> list[list[tuple[str, float]]]:
     return [[(path(tag["name"], tag["value"]), tag["confidence"]) for tag in row] for row in tags.to_pylist()]
 
 
-def given_paths(tags: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
-    """(values, places) of published tags, each a list per row."""
+def given_paths(
+    tags: pa.ChunkedArray, hidden: Sequence[Sequence[Span]], columns: Sequence[str]
+) -> tuple[pa.Array, pa.Array]:
+    """(values, places) of published tags, each a list per row; without the places of which nobody knows whether they are right."""
     rows = tags.to_pylist()
     values = [sorted({path(tag["name"], tag["value"]) for tag in row}) for row in rows]
-    places = [sorted({_place(tag["name"], tag["field"], tag["start"], tag["end"]) for tag in row}) for row in rows]
+    places = []
+    for row, unknown in zip(rows, hidden, strict=True):
+        known = [
+            tag
+            for tag in row
+            if not any(
+                columns[span.field] == tag["field"] and span.start < tag["end"] and tag["start"] < span.end
+                for span in unknown
+            )
+        ]
+        places.append(sorted({_place(tag["name"], tag["field"], tag["start"], tag["end"]) for tag in known}))
     return pa.array(values, LISTS), pa.array(places, LISTS)
 
 
-def true_paths(labels: pa.Table, columns: Sequence[str], known: bool) -> tuple[pa.Array, pa.Array]:
-    """(values, places) of the tags in `written`, null for a row without a list; `own.N` are the texts of the columns by number.
+def true_paths(labels: pa.Table, columns: Sequence[str], placed: bool) -> tuple[pa.Array, pa.Array, list[list[Span]]]:
+    """(values, places, what may be a tag) of `written`, null for a row without a list; `own.N` are the texts of the columns by number.
 
-    With `known`, tags are stretches of the texts. Without, they are values, whose places are those that can be told.
+    With `placed`, tags are stretches of the texts. Without, they are values, whose places are those that can be told.
     """
-    texts = [[text or "" for text in labels.column(f"{OWN}{number}").to_pylist()] for number in range(len(columns))]
+    own_texts = [labels.column(f"{OWN}{number}").cast(pa.large_string()) for number in range(len(columns))]
+    texts = [[text or "" for text in column.to_pylist()] for column in own_texts]
+    hidden: list[list[Span]] = []
     values: list[list[str] | None] = []
     places: list[list[str] | None] = []
     for row, written in enumerate(labels.column("written").to_pylist()):
+        hidden.append([])
         if written is None:
             values.append(None)
             places.append(None)
             continue
         own = [column[row] for column in texts]
-        spans, _ = spans_of(written, own, columns)
+        spans, _ = spans_of(written, own, columns, placed)
+        hidden[-1] = [span for span in spans if span.hidden]
         spans = [span for span in spans if not span.hidden]
-        found = [(span.name, own[span.field][span.start : span.end]) for span in spans] if known else _values(written)
+        found = [(span.name, own[span.field][span.start : span.end]) for span in spans] if placed else _values(written)
         values.append(sorted({path(name, value) for name, value in found}))
         places.append(sorted({_place(span.name, columns[span.field], span.start, span.end) for span in spans}))
-    return pa.array(values, LISTS), pa.array(places, LISTS)
+    return pa.array(values, LISTS), pa.array(places, LISTS), hidden
 
 
 def _values(written: Sequence[Mapping[str, Any] | None]) -> list[tuple[str, str]]:

@@ -72,6 +72,7 @@ COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Ca
 # Names that labels may have for other things than a further answer.
 OWN = {
     *("id", "text_hash", TIER, IMAGE_STATUS, "needs_review", "trusted_category"),
+    *("row", "text", "seen", "written", "places"),  # of evaluations
     *(name for kind in (Category, Categories) for name in kind.kept),
 }
 

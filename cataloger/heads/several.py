@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from cataloger.config import TrainConfig
-from cataloger.data.batching import IntArray, Ragged, Together
+from cataloger.data.batching import IntArray, Together
 from cataloger.heads.ranked import Ranked
 from cataloger.spec import ONE_CATEGORY, TAGS, Spec, Words
 
@@ -55,15 +55,17 @@ class Several:
 
     def _allowed(self, logits: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """bool [rows, classes]: those of the row's most probable category, and of all others that it has where it may have several."""
-        best = allowed[logits.argmax(dim=1)]
+        best: torch.Tensor = allowed[logits.argmax(dim=1)]
         if self.answers[0].head == ONE_CATEGORY:
             return best
-        return best | ((logits > 0).float() @ allowed.float() > 0)
+        chosen = torch.sigmoid(logits / self.answers[0].temperature) >= self.parts[0].thresholds
+        found: torch.Tensor = best | (chosen.float() @ allowed.float() > 0)
+        return found
 
     def known(self, sets: Together) -> list[npt.NDArray[np.bool_]]:
         """Of each answer, which rows have one: a label, or a word that is known to be of a tag or of none."""
         return [
-            has_any(own, own.flat >= 0) if of_words else own.lengths > 0
+            own.has(own.flat >= 0) if of_words else own.lengths > 0
             for own, of_words in zip(sets.parts, self.of_words, strict=True)
         ]
 
@@ -138,9 +140,3 @@ def _classes_allowed(allowed: Sequence[Sequence[int] | None], names: int) -> tor
         for name in range(names) if own is None else own:
             found[category, 1 + 2 * name : 3 + 2 * name] = True
     return found
-
-
-def has_any(lists: Ragged, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """[N] whether a row has any of the wanted numbers; `wanted` is one for each of `flat`."""
-    counted = np.concatenate([[0], np.cumsum(wanted)])
-    return np.asarray(counted[lists.offsets[1:]] > counted[lists.offsets[:-1]])

@@ -56,6 +56,8 @@ class Summary:
     """Of tags, by the top category of the product, or "" without one, how often a name has a value: the commonest of each name."""
     tags: bool = False
     """Whether the labels are tags of words; `counts` are of their names then."""
+    says_review: bool = True
+    """Whether the labels say which of them need review: tags that are a further answer do not."""
 
     @property
     def mean_confidence(self) -> float:
@@ -178,6 +180,7 @@ def summarise(parts: Sequence[Location], every: int | None, column: str | None =
         doubts=doubtful,
         values=values,
         tags=tags,
+        says_review=not (tags and column),
     )
 
 

@@ -16,6 +16,7 @@ from cataloger.publishing import drift, snapshot
 from cataloger.publishing.doubts import Product
 from cataloger.publishing.drift import Drift, Summary
 from cataloger.publishing.parts import REJECTS, Part, part_name, read_file
+from cataloger.spec import prefix_of
 from cataloger.taxonomy import SEPARATOR, prefix
 
 FLOWS = 20
@@ -52,17 +53,17 @@ class Night:
         """The same names every night, so that their chart in MLflow is the history of the catalog."""
         found = self._own_metrics
         for column, other in self.others.items():
-            found |= {f"{column}_{name}": value for name, value in other._own_metrics.items()}
+            found |= {prefix_of(column) + name: value for name, value in other._own_metrics.items()}
         return found
 
     @property
     def _own_metrics(self) -> dict[str, float]:
         found: dict[str, float] = {
-            "review_share": self.now.review_share,
-            "coverage": 1 - self.now.review_share,
             "mean_confidence": self.now.mean_confidence,
             "categories_in_use": len(self.now.counts),
         }
+        if self.now.says_review:
+            found |= {"review_share": self.now.review_share, "coverage": 1 - self.now.review_share}
         if self.drift:
             found |= {
                 "missing_fraction": self.drift.missing,

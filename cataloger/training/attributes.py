@@ -87,10 +87,9 @@ def _learnt(blocks: Sequence[Any], number: int, categories: int) -> tuple[tuple[
         told = np.flatnonzero((own.lengths > 0) & (words.lengths > 0))
         for row in told.tolist():
             labels = words.flat[words.offsets[row] : words.offsets[row + 1]]
-            if (labels < 0).all():
-                continue
             of = own.flat[own.offsets[row] : own.offsets[row + 1]]
-            products[of] += 1
+            # A row with words that nobody knows of may have further names.
+            products[of] += bool((labels >= 0).all())
             found = np.unique((labels[labels > 0] - 1) // 2).tolist()
             for category in of.tolist():
                 names[category].update(found)

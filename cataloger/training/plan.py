@@ -66,11 +66,15 @@ def plan(config: TrainConfig) -> Plan:
     learnt, sources = _open(config, picture)
     heads = [one.head for one in learnt]
     if MANY_CATEGORIES in heads:
-        _check_many_categories(config)
+        _check_many_categories(config, heads[0])
     if TAGS in heads:
-        _check_tags(config)
+        _check_tags(config, heads[0])
     if heads[0] != TAGS:
         _check_levels(learnt, config)
+    if config.category_attributes not in (AUTO, OFF) and (heads[0] == TAGS or TAGS not in heads):
+        raise ConfigError(
+            "--category-attributes: is for categories as the first answer, and tags as another; leave it out"
+        )
     _check_several(config, len(learnt))
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
@@ -153,26 +157,28 @@ def _check_pictures(config: TrainConfig) -> None:
         raise ConfigError("--layer-decay: is for the layers of a network that reads; leave it out")
 
 
-def _check_many_categories(config: TrainConfig) -> None:
+def _check_many_categories(config: TrainConfig, first: str) -> None:
     if config.long_tail not in ("off", "focal"):
         raise ConfigError(
             f"--long-tail {config.long_tail}: is for one category per product; with lists of them use off or focal"
         )
     for name in ("level_weights", "label_smoothing", "pseudo_labels"):
-        if getattr(config, name):
+        if getattr(config, name) and first == MANY_CATEGORIES:
             raise ConfigError(
                 f"--{name.replace('_', '-')}: is for one category per product; leave it out where they have lists of them"
             )
 
 
-def _check_tags(config: TrainConfig) -> None:
+def _check_tags(config: TrainConfig, first: str) -> None:
     if config.base_model == NO_NETWORK:
         raise ConfigError(f"--base-model {NO_NETWORK}: words alone give no tags; name a network")
     if config.image_column:
         raise ConfigError("--image-column: tags are of words; leave it out")
-    if config.long_tail != "off":
+    if config.long_tail != "off" and first == TAGS:
         raise ConfigError(f"--long-tail {config.long_tail}: is for categories; leave it out with tags")
-    for name in ("level_weights", "pretrain_epochs", "pseudo_labels", "unlabelled_catalog"):
+    if config.level_weights and first == TAGS:
+        raise ConfigError("--level-weights: is for categories; leave it out with tags")
+    for name in ("pretrain_epochs", "pseudo_labels", "unlabelled_catalog"):
         if getattr(config, name):
             raise ConfigError(f"--{name.replace('_', '-')}: is for categories; leave it out with tags")
 
@@ -259,7 +265,7 @@ def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], l
     ]
     if config.unlabelled_catalog:
         catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns, others=others)
-        sources.append(Source(catalog, {}, UNLABELLED))
+        sources.append(Source(catalog, {}, UNLABELLED, ({},) * (len(learnt) - 1)))
     return learnt, sources
 
 

@@ -17,9 +17,10 @@ import ray.data
 
 from cataloger.config import TrainConfig
 from cataloger.data import seen
+from cataloger.data.batching import Ragged
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
-from cataloger.data.kinds import is_tags
+from cataloger.data.kinds import SPANS, VALUES, is_tags, label_kind
 from cataloger.data.pictures import PictureInput
 from cataloger.data.seen import Seen
 from cataloger.data.spans import UNREAD, spans_of, taught
@@ -145,7 +146,7 @@ class _Written:
 
     rows: list[Any]
     ids: dict[str, int]
-    tags: bool
+    kind: str
     labels: pa.Array
     told: npt.NDArray[np.bool_]
 
@@ -159,21 +160,22 @@ class _Written:
 def _written(table: pa.Table, column: str, ids: dict[str, int], use: int) -> _Written:
     """A row without any tag teaches that there is none; one whose list is null teaches nothing, like one without a category."""
     if use == UNLABELLED:
-        return _Written([None] * len(table), ids, False, pa.array([[]] * len(table), IDS), np.zeros(len(table), bool))
+        return _Written([None] * len(table), ids, "", pa.array([[]] * len(table), IDS), np.zeros(len(table), bool))
     rows, tags = table.column(column).to_pylist(), is_tags(table.schema.field(column).type)
     labels = [[] if tags else _labels(paths, ids) for paths in rows]
     told = [found is not None for found in rows] if tags else [bool(found) for found in labels]
-    return _Written(rows, ids, tags, pa.array(labels, IDS), np.array(told, bool))
+    kind = str(label_kind(table.schema.field(column).type))
+    return _Written(rows, ids, kind, pa.array(labels, IDS), np.array(told, bool))
 
 
 def _teach(given: TagInput, values: pa.Array, encoded: Windows, answers: list[_Written]) -> pa.Array:
     """Put the label of each word in the answers that are tags; in the first row, how many tags were left out, by why."""
     texts, problems = given.own_texts(values), Counter[str]()
     for number, answer in enumerate(answers):
-        if answer.tags:
+        if answer.kind in (SPANS, VALUES):
             rows = []
             for row, tags in enumerate(answer.rows):
-                spans, left_out = spans_of(tags, [column[row] for column in texts], given.columns)
+                spans, left_out = spans_of(tags, [column[row] for column in texts], given.columns, answer.kind == SPANS)
                 rows.append(spans)
                 problems += left_out
             names = {name.strip(): label for name, label in answer.ids.items()}
@@ -188,6 +190,21 @@ def tags_left_out(rows: pa.Table) -> Counter[str]:
     found = Counter[str]()
     for said in rows.column(TAGS_LEFT_OUT).drop_null().to_pylist() if TAGS_LEFT_OUT in rows.column_names else ():
         found += Counter(json.loads(said))
+    return found
+
+
+def answered_rows(blocks: Sequence[Any], answers: int) -> dict[int, npt.NDArray[np.int64]]:
+    """For training and validation, how many rows of the ingest's tables have each of so many answers."""
+    found = {use: np.zeros(answers, np.int64) for use in (TRAINING, VALIDATION)}
+    for block in blocks:
+        table = ray.get(block)
+        uses = table.column("use").to_numpy()
+        for number in range(answers):
+            column = table.column(f"labels.{number}" if number else "labels")
+            labels = Ragged.from_arrow(column.combine_chunks().fill_null([]))
+            told = labels.has(labels.flat >= 0)
+            for use, counts in found.items():
+                counts[number] += int((told & (uses == use)).sum())
     return found
 
 

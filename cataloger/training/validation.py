@@ -98,8 +98,8 @@ class Validation:
         metrics: dict[str, float] = {}
         for number, head in enumerate(heads):
             own_metrics, specs[number] = head.fit(self._gather(judged[number]), self.config.target_precision)
-            before = f"val_{specs[number].label_column}_" if number else "val_"
-            metrics |= {before + name.removeprefix("val_"): value for name, value in own_metrics.items()}
+            before = specs[number].prefix if number else ""
+            metrics |= {before + name: value for name, value in own_metrics.items()}
             for name in ("weighted_f1", "loss") if len(specs) > 1 else ():
                 mean = f"val_{ALL_ANSWERS}{name}"
                 metrics[mean] = metrics.get(mean, 0.0) + own_metrics[f"val_{name}"] / len(specs)

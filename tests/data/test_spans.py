@@ -40,7 +40,7 @@ def at(start: int | None, end: int | None, name: str | None = "Colour", field: s
     ],
 )
 def test_of_stretches(tags: list[Any], kept: list[Span], problems: dict[str, int]) -> None:
-    assert spans_of(tags, TEXTS, COLUMNS) == (kept, problems)
+    assert spans_of(tags, TEXTS, COLUMNS, placed=True) == (kept, problems)
 
 
 @pytest.mark.parametrize(
@@ -60,12 +60,12 @@ def test_of_stretches(tags: list[Any], kept: list[Span], problems: dict[str, int
     ],
 )
 def test_of_values(value: str | None, kept: list[Span], problems: dict[str, int]) -> None:
-    assert spans_of([{"name": "x", "value": value}], TEXTS, COLUMNS) == (kept, problems)
+    assert spans_of([{"name": "x", "value": value}], TEXTS, COLUMNS, placed=False) == (kept, problems)
 
 
 def test_what_is_known_goes_before_what_is_not() -> None:
     tags = [{"name": "x", "value": "red"}, {"name": "y", "value": "red\tleather"}]
-    spans, problems = spans_of(tags, TEXTS, COLUMNS)
+    spans, problems = spans_of(tags, TEXTS, COLUMNS, placed=False)
     assert [span for span in spans if not span.hidden] == [Span(1, 16, 27, "y")]
     assert problems == {AMBIGUOUS: 1}
 
@@ -78,3 +78,16 @@ def test_the_types_of_label_columns() -> None:
     assert label_kind(pa.list_(pa.string())) == "lists of paths"
     assert label_kind(pa.int64()) is None
     assert not is_tags(pa.string())
+
+
+def test_a_value_is_found_where_there_is_no_space_between_words() -> None:
+    found, problems = spans_of([{"name": "x", "value": "红色"}], ("漂亮红色连衣裙",), ("title",), placed=False)
+    assert (found, problems) == ([Span(0, 2, 4, "x")], {})
+
+
+def test_values_may_say_more_than_they_need() -> None:
+    """What a structure has beside name and value makes it no stretch."""
+    kind = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string()), ("start", pa.float64())]))
+    assert label_kind(kind) == VALUES
+    tags = [{"name": "x", "value": "36", "start": 1.5}]
+    assert spans_of(tags, TEXTS, COLUMNS, placed=False) == ([Span(0, 10, 12, "x")], {})

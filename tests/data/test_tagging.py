@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from cataloger.data.fields import NOWHERE, TRIMMED, composed
 from cataloger.data.spans import HIDDEN, Span, names_in, taught
@@ -103,7 +104,7 @@ def test_tags_are_read_back_from_what_is_taught(reader: TagInput, rows: list[tup
 def test_a_hidden_stretch_and_one_of_an_unknown_name_are_not_taught(reader: TagInput) -> None:
     _, encoded = read(reader, [("red shoe red", "")])
     spans = [Span(0, 0, 3, "Colour", hidden=True), Span(0, 4, 8, "Kind"), Span(0, 9, 12, "new")]
-    assert taught([spans], encoded, {"Colour": 0, "Kind": 1})[0].flat.tolist() == [HIDDEN, 3, HIDDEN]
+    assert taught([spans], encoded, {"Colour": 0, "Kind": 1, "new": -1})[0].flat.tolist() == [HIDDEN, 3, HIDDEN]
     assert taught([[Span(0, 100, 101, "Kind")]], encoded, {"Kind": 1})[1] == 1, "no word is there"
 
 
@@ -175,3 +176,50 @@ def test_texts_that_cannot_be_read(reader: TagInput, tmp_path: Path) -> None:
         None,
         "no text in any of the text columns",
     ]
+
+
+def test_words_are_whole_whatever_a_tokenizer_leaves_out(reader: TagInput) -> None:
+    """Soft hyphens, marks that combine, white space that does not break."""
+    texts = ["Wasch\u00admaschine", "cafe\u0301 noir", "नमस्ते दुनिया", "500\u00a0GB", "漂亮红色", "100% cotton"]
+    _, encoded = read(reader, [(text, "") for text in texts])
+    found = []
+    for row, text in enumerate(texts):
+        words = encoded.origins[encoded.words.offsets[row] : encoded.words.offsets[row + 1]]
+        found.append([text[start:end] for _, start, end in words.tolist()])
+    assert found == [
+        ["Wasch\u00admaschine"],
+        ["cafe\u0301", "noir"],
+        ["नमस्ते", "दुनिया"],
+        ["500", "GB"],
+        ["漂", "亮", "红", "色"],
+        ["100", "%", "cotton"],
+    ]
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "metaspace"])
+def test_a_token_of_white_space_alone_is_of_no_word(tmp_path: Path, kind: str) -> None:
+    """Tokenizers such as RoBERTa's and DeBERTa's have one."""
+    folder = tmp_path
+    (folder / "config.json").write_text('{"vocab_size": 400, "pad_token_id": 0}')
+    tokenizer = Tokenizer(models.BPE(unk_token="?")) if kind == "byte-level" else Tokenizer(models.Unigram())
+    if kind == "byte-level":
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, special_tokens=["?"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        )
+    else:
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["?"], unk_token="?")
+    tokenizer.train_from_iterator(["Sony phone red", "a cup of tea"], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    given = TagInput(folder, ("title", "description"), 64)
+    rows = [("Sony 你好", "tea | cup"), ("red", "Sony")]
+    titles, descriptions = zip(*rows, strict=True)
+    encoded = given.encode(
+        given.read(pa.table({"title": large(list(titles)), "description": large(list(descriptions))})).values
+    )
+    for row, texts in enumerate(rows):
+        words = encoded.origins[encoded.words.offsets[row] : encoded.words.offsets[row + 1]]
+        found = [texts[field][start:end] for field, start, end in words.tolist() if field >= 0]
+        assert all(word == word.strip() for word in found), found
+        assert {"Sony"} <= set(found), "the last word of a field is one as well"

@@ -69,8 +69,8 @@ def test_a_model_learns_all_of_them(model: TrainResult) -> None:
     assert [answer.head for answer in spec.answers] == [ONE_CATEGORY, MANY_CATEGORIES, TAGS]
     assert [other.column for other in spec.others] == ["seasons", "tags"]
     assert model.metrics["val_accuracy"] > 0.85
-    assert model.metrics["val_seasons_micro_f1"] > 0.85
-    assert model.metrics["val_tags_micro_f1"] > 0.85
+    assert model.metrics["seasons/val_micro_f1"] > 0.85
+    assert model.metrics["tags/val_micro_f1"] > 0.85
 
 
 def test_a_category_has_the_attributes_that_its_products_had(model: TrainResult) -> None:
@@ -133,7 +133,7 @@ def test_the_second_night_carries_all_answers_over(model: TrainResult, s3: str, 
 
     assert rounded(one) == rounded(other)
     metrics = mlflow.get_run(second.mlflow_run).data.metrics
-    assert metrics["seasons_changed_fraction"] == metrics["tags_changed_fraction"] == 0
+    assert metrics["seasons/changed_fraction"] == metrics["tags/changed_fraction"] == 0
 
 
 def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, catalog: Path, job: Job) -> None:
@@ -142,8 +142,8 @@ def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, cat
     assert all(one.overall.micro_f1 > 0.75 for one in (result, *result.others))
     metrics = mlflow.get_run(result.mlflow_run).data.metrics
     assert metrics["accuracy"] == result.overall.accuracy
-    assert metrics["seasons_micro_f1"] == result.others[0].overall.micro_f1
-    assert metrics["tags_value_f1"] == result.others[1].overall.micro_f1
+    assert metrics["seasons/micro_f1"] == result.others[0].overall.micro_f1
+    assert metrics["tags/value_f1"] == result.others[1].value_f1
     flags = ("--catalog", catalog, "--model", model.model_uri)
     code, out, err = job("evaluate", *flags)
     assert code == 0, err

@@ -153,7 +153,7 @@ def test_evaluation_scores_values_and_places(model: TrainResult, catalog: Path, 
     assert result.overall.micro_f1 == pytest.approx(result.places.micro_f1), "here each value stands once"
     assert result.overall.micro_f1 > 0.85
     run = mlflow.get_run(result.mlflow_run)
-    assert run.data.metrics["value_f1"] == result.overall.micro_f1
+    assert run.data.metrics["value_f1"] == result.value_f1 > 0.85
     assert {"span_f1", "span_macro_f1", "value_macro_f1"} <= run.data.metrics.keys()
     by_name = pd.read_csv(mlflow.artifacts.download_artifacts(f"runs:/{result.mlflow_run}/values_by_name.csv"))
     assert sorted(by_name["name"]) == ["Brand", "Colour"]
@@ -163,7 +163,7 @@ def test_evaluation_scores_values_and_places(model: TrainResult, catalog: Path, 
     assert re.fullmatch(r"Brand > description \d+-\d+", row["true_places"][0])
     outcome = job("evaluate", "--catalog", catalog, "--model", model.model_uri, "--label-column", "tags")
     assert outcome[0] == 0, outcome[2]
-    assert "value F1" in outcome[1]
+    assert "values" in outcome[1]
 
 
 def test_two_models_of_tags_are_compared_row_by_row(
