@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog
@@ -12,6 +13,8 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import OWN, head_for
 from cataloger.spec import TAGS
 from cataloger.taxonomy import Taxonomy
+from cataloger.training.examples import TRAINING
+from cataloger.training.rows import answered_rows
 
 log = logging.getLogger(__name__)
 
@@ -84,3 +87,15 @@ def _counted(column: str, catalog: Catalog, config: TrainConfig, tags: bool) -> 
     """(label as written → as it is learnt, how often each is there)"""
     counts = count_labels(catalog, column, config.id_column)
     return normalise_names(counts) if tags else normalise_labels(counts, str(catalog.location), column)
+
+
+def check_told(blocks: Sequence[Any], columns: Sequence[str]) -> None:
+    """Raises ConfigError where nothing can be learnt of an answer, or nothing tells how well it was."""
+    for use, counts in answered_rows(blocks, len(columns)).items():
+        for column, rows in zip(columns, counts.tolist(), strict=True):
+            if not rows:
+                side = "training" if use == TRAINING else "validation"
+                raise ConfigError(
+                    f"--label-column {column}: no usable row on the {side} side has this answer; change --validation-fraction, or leave "
+                    "the column out"
+                )

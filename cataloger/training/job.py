@@ -24,14 +24,15 @@ from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
 from cataloger.infra.storage import Location
 from cataloger.model import registry
-from cataloger.spec import TAGS, Spec
+from cataloger.spec import TAGS
 from cataloger.training import claims, words
+from cataloger.training.answers import check_told
 from cataloger.training.attributes import AUTO, OFF, with_learnt_attributes
 from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
 from cataloger.training.plan import Plan, plan
-from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT, answered_rows, ingest, seen_rows, tags_left_out
+from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT, ingest, seen_rows, tags_left_out
 
 log = logging.getLogger(__name__)
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
@@ -202,7 +203,7 @@ def _fit(
         seen = len(rows_of) - rows_of.column("picture").null_count
         log.info("%s of these rows have a picture that could be read", f"{seen:,}")
     if spec.others:
-        _check_answers(blocks, spec, config)
+        check_told(blocks, config.label_column)
     if left := tags_left_out(rows_of):
         log.warning("tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in left.most_common()))
         tracking.log_metrics({"tags_left_out": float(left.total())})
@@ -299,18 +300,6 @@ def _fit(
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1][RANK]))
     return best, {key: float(value) for key, value in metrics.items() if key != RANK}
-
-
-def _check_answers(blocks: list[Any], spec: Spec, config: TrainConfig) -> None:
-    """Raises ConfigError where nothing can be learnt of an answer, or nothing tells how well it was."""
-    for use, counts in answered_rows(blocks, len(spec.answers)).items():
-        for column, rows in zip(config.label_column, counts.tolist(), strict=True):
-            if not rows:
-                side = "training" if use == TRAINING else "validation"
-                raise ConfigError(
-                    f"--label-column {column}: no usable row on the {side} side has this answer; change --validation-fraction, or leave "
-                    "the column out"
-                )
 
 
 def _remove_strays(folder: Location, kept: set[str]) -> None:
