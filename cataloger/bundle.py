@@ -45,7 +45,8 @@ def read_spec(folder: Path) -> Spec:
             ("words", Words, stored.get("words")),
             ("picture", Picture, stored.get("picture")),
         ]
-        parts += [("others", Answer, other) for other in stored.get("others") or ()]
+        others = stored.get("others")
+        parts += [("others", Answer, other) for other in (others if isinstance(others, list) else ())]
         for part, kind, found in parts:
             if isinstance(found, dict):
                 newer += sorted(f"{part}.{name}" for name in found.keys() - kind.__dataclass_fields__.keys())

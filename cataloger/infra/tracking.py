@@ -258,8 +258,10 @@ def log_text(text: str, name: str) -> None:
 def log_file(data: bytes, name: str) -> None:
     """As an artifact of the driver's open run."""
     with forgiving(), tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / name).write_bytes(data)
-        mlflow.log_artifact(str(Path(folder) / name))
+        file = Path(folder) / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data)
+        mlflow.log_artifacts(folder)
 
 
 def log_figure(figure: Figure, name: str) -> None:

@@ -216,4 +216,4 @@ def test_a_column_without_a_tag_is_refused(write: Callable[..., Path], tiny_mode
 
 def test_an_evaluation_needs_the_kind_of_label_that_the_model_gives(model: TrainResult, labelled: Path) -> None:
     with pytest.raises(CatalogError, match="one path per row, but model .* gives a product tags"):
-        evaluate(EvaluateConfig(catalog=str(labelled), model=model.model_uri, label_column=("category_path",)))
+        evaluate(EvaluateConfig(catalog=str(labelled), model=model.model_uri, label_column=("brand",)))
