@@ -157,7 +157,8 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str], products:
         night=night,
         about=about,
         figures=figures,
-        total=now.counts.total(),
+        total=_total(now),
+        total_of=_total,
         tree=tree(now, before),
         products=products,
         appeared=appeared,
@@ -179,6 +180,11 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str], products:
         ],
         pictures={name: svg(figure) for name, figure in pictures.items()},
     )
+
+
+def _total(now: Summary) -> int:
+    """What the shares of the tree are of: the products where they have tags, else the labels."""
+    return now.rows if now.tags else now.counts.total()
 
 
 def words_of(now: Summary) -> dict[str, str]:
