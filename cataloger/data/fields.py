@@ -38,7 +38,7 @@ class Composed:
     offsets: IntArray
     characters: Characters
     """[C]"""
-    field: npt.NDArray[np.int8]
+    field: npt.NDArray[np.int16]
     """[C] the number of the column that each came from, `NOWHERE` between two of them."""
     place: npt.NDArray[np.int32]
     """[C] where it stands in the column's own text."""
@@ -57,7 +57,7 @@ def composed(columns: Sequence[pa.Array], max_tokens: int) -> Composed:
     widths = lengths + before * len(SEPARATOR)
     starts = np.cumsum(widths, axis=1) - lengths
     offsets = np.concatenate([[0], np.cumsum(widths.sum(axis=1))])
-    field = np.full(offsets[-1], NOWHERE, np.int8)
+    field = np.full(offsets[-1], NOWHERE, np.int16)
     place = np.zeros(offsets[-1], np.int32)
     for number, (row, own) in enumerate(collapsed):
         first = np.cumsum(lengths[:, number]) - lengths[:, number]
@@ -66,7 +66,7 @@ def composed(columns: Sequence[pa.Array], max_tokens: int) -> Composed:
     return _cut(texts, offsets, field, place)
 
 
-def _cut(texts: pa.Array, offsets: IntArray, field: npt.NDArray[np.int8], place: npt.NDArray[np.int32]) -> Composed:
+def _cut(texts: pa.Array, offsets: IntArray, field: npt.NDArray[np.int16], place: npt.NDArray[np.int32]) -> Composed:
     """To the length that `compose` has cut the texts to."""
     characters, kept = characters_of(texts)
     of = np.repeat(offsets[:-1], kept) + _within(kept)

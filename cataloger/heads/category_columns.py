@@ -1,6 +1,5 @@
 """What is published of categories: of one for each row, and of any number."""
 
-from collections import Counter
 from functools import cached_property
 from typing import Any
 
@@ -71,10 +70,6 @@ class Category:
     @staticmethod
     def each(labels: pa.Table) -> pa.ChunkedArray:
         return labels.column("category")
-
-    @staticmethod
-    def values(labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
-        return Counter()
 
     @staticmethod
     def whole(labels: pa.Table) -> list[str]:
@@ -158,10 +153,6 @@ class Categories:
     def each(labels: pa.Table) -> pa.ChunkedArray:
         found = labels.column("categories")
         return pa.chunked_array([chunk.flatten() for chunk in found.chunks], found.type.value_type)
-
-    @staticmethod
-    def values(labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
-        return Counter()
 
     @staticmethod
     def whole(labels: pa.Table) -> list[str]:

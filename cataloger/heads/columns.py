@@ -7,7 +7,6 @@ TIER, who gave them, and those of a model that sees IMAGE_STATUS. Labels have th
 """
 
 import contextlib
-from collections import Counter
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -33,9 +32,6 @@ class Published(Protocol):
 
     def each(self, labels: pa.Table) -> pa.Array | pa.ChunkedArray:
         """The category of every row; of rows that have several, all of them, end to end; of tags, the names that each row has."""
-
-    def values(self, labels: pa.Table, groups: pa.Array) -> Counter[tuple[str, str, str]]:
-        """Of tags, by the group of their row, how often a name has a value; of categories, nothing."""
 
     def whole(self, labels: pa.Table) -> list[str]:
         """One string per row, the same for the same category, or the same set of them."""

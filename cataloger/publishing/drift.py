@@ -15,6 +15,7 @@ from cataloger.data import ids
 from cataloger.errors import StorageError
 from cataloger.heads.category_columns import Category
 from cataloger.heads.columns import answer_in, further_in, published_in
+from cataloger.heads.tag_columns import PublishedTags
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing import doubts, snapshot
 from cataloger.publishing.doubts import Doubt
@@ -247,7 +248,7 @@ def _read_part(part: Location, unit: int, every: int | None, column: str | None)
         reviewed=Counter({pair["values"]: pair["counts"] for pair in reviewed}),
         without=columns.empty(table),
         doubts=doubts.in_part(frame, unit),
-        values=columns.values(table, _top_categories(products)),
+        values=columns.values(table, _top_categories(products)) if isinstance(columns, PublishedTags) else Counter(),
         tags=not columns.moves,
     )
 

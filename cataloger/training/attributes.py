@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
@@ -82,15 +83,15 @@ def _learnt(blocks: Sequence[Any], number: int, categories: int) -> tuple[tuple[
     products: IntArray = np.zeros(categories, np.int64)
     for block in blocks:
         table = ray.get(block)
-        table = table.filter(pa.compute.equal(table.column("use"), TRAINING))
+        table = table.filter(pc.equal(table.column("use"), TRAINING))
         own, words = (Ragged.from_arrow(table.column(column)) for column in ("labels", f"labels.{number}"))
-        told = np.flatnonzero((own.lengths > 0) & (words.lengths > 0))
-        for row in told.tolist():
-            labels = words.flat[words.offsets[row] : words.offsets[row + 1]]
-            of = own.flat[own.offsets[row] : own.offsets[row + 1]]
-            # A row with words that nobody knows of may have further names.
-            products[of] += bool((labels >= 0).all())
-            found = np.unique((labels[labels > 0] - 1) // 2).tolist()
-            for category in of.tolist():
-                names[category].update(found)
+        # A row with words that nobody knows of may have further names.
+        whole = np.flatnonzero((words.lengths > 0) & ~words.has(words.flat < 0))
+        products += np.bincount(own.take(whole).flat, minlength=categories)
+        tagged = np.flatnonzero(words.flat > 0)
+        rows = np.repeat(np.arange(len(words)), words.lengths)[tagged]
+        of_rows = own.take(rows)
+        pairs = np.stack([of_rows.flat, np.repeat((words.flat[tagged] - 1) // 2, of_rows.lengths)], axis=1)
+        for category, name in np.unique(pairs, axis=0).tolist():
+            names[category].add(name)
     return tuple(tuple(sorted(names[one])) if products[one] >= ENOUGH else None for one in range(categories))

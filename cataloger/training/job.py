@@ -103,8 +103,8 @@ def fitted(
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
+        told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
         while True:
-            told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
             with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values(), *told]) as claim:
                 begun = claim.note
                 again = begun if begun and tracking.status(begun) else None
