@@ -1,7 +1,7 @@
 """The seam between a network and its answers: what its logits mean, and what a training makes of labels."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -48,9 +48,6 @@ class Head(Protocol):
     def objective(self, config: TrainConfig, sets: Ragged) -> TrainingLoss:
         """`sets` are those of the training rows."""
 
-    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        """Logits of both models together; `ranked` are those of words, of the same rows."""
-
     def read(self, logits: torch.Tensor, alternatives: int) -> Tensors:
         """What is kept of a batch, on the device: tensors whose rows are those of the logits."""
 
@@ -70,6 +67,13 @@ class Head(Protocol):
         """
 
 
+class Joining(Head, Protocol):
+    """A head whose answers words can give as well."""
+
+    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
+        """Logits of both models together; `ranked` are those of words, of the same rows."""
+
+
 HEADS: Mapping[str, type[Head]] = {ONE_CATEGORY: OneCategory, MANY_CATEGORIES: ManyCategories, TAGS: Tags}
 
 
@@ -78,6 +82,11 @@ def head_of(spec: Spec, device: torch.device | str) -> Head:
     if spec.others:
         return several_of(spec, device)  # type: ignore[return-value]  # but for what a validation asks of each of its parts
     return HEADS[spec.head](spec, device)
+
+
+def joining(head: Head) -> Joining:
+    """Of a model with words: a spec has them beside no other head."""
+    return cast(Joining, head)
 
 
 def several_of(spec: Spec, device: torch.device | str) -> Several:

@@ -10,8 +10,7 @@ import torch
 
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Together
-from cataloger.heads.ranked import Ranked
-from cataloger.spec import ONE_CATEGORY, TAGS, Spec, Words
+from cataloger.spec import ONE_CATEGORY, TAGS, Spec
 
 Tensors = tuple[torch.Tensor, ...]
 NOT_ALLOWED = -1e4
@@ -82,9 +81,6 @@ class Several:
             for part, own, known in zip(self.parts, sets.parts, self.known(sets), strict=True)
         ]
         return WeighedLoss(self, losses, config.answer_weights)
-
-    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        raise NotImplementedError("a model of several answers has no words beside its network")
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[Tensors, ...]:
         return tuple(part.read(own, alternatives) for part, own in zip(self.parts, self.sensible(logits), strict=True))

@@ -14,8 +14,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.data.spans import HIDDEN, names_in
 from cataloger.heads.one_category import NEVER
-from cataloger.heads.ranked import Ranked
-from cataloger.spec import Spec, Words
+from cataloger.spec import Spec
 
 # What stands for words beyond the end of a row: nothing is learnt of them.
 BEYOND = -2
@@ -52,9 +51,6 @@ class Tags:
 
     def objective(self, config: TrainConfig, sets: Ragged) -> "TagLoss":
         return TagLoss(self, float(np.count_nonzero(sets.flat >= 0)) / max(1, len(sets)), config.label_smoothing)
-
-    def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
-        raise NotImplementedError("the linear model of words gives no tags; plans have none beside them")
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         """(name of each word, -1 for none; whether a tag begins there; the logarithm of its probability), each [rows, words]."""

@@ -14,7 +14,7 @@ from cataloger.bundle import network_shape, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import Batch, IntArray, most_rows, pack
 from cataloger.data.inputs import Encoded, Input, input_of
-from cataloger.heads.base import head_of
+from cataloger.heads.base import head_of, joining
 from cataloger.heads.category_columns import BY_BOTH
 from cataloger.heads.columns import by, seen
 from cataloger.model.engines import load_engine
@@ -101,7 +101,7 @@ class Predictor:
         for rows, logits in self.logits(encoded):
             order.append(rows)
             if self.spec.words:
-                logits = self._head.with_words(logits, encoded.ranked.take(rows), self.spec.words)  # type: ignore[attr-defined]
+                logits = joining(self._head).with_words(logits, encoded.ranked.take(rows), self.spec.words)  # type: ignore[attr-defined]
             batches.append(self._head.read(logits, alternatives))
         place = np.empty(len(encoded), np.int64)
         place[np.concatenate(order)] = np.arange(len(encoded))

@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Together, most_rows, pack
 from cataloger.data.inputs import Encoded
-from cataloger.heads.base import Arrays, head_of, joined, several_of
+from cataloger.heads.base import Arrays, head_of, joined, joining, several_of
 from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import Certificate, certify
@@ -121,9 +121,9 @@ class Validation:
         for batch, found in logits():
             ranked, sets = heard.ranked.take(batch), self.rows.sets.take(batch)
             distinct = {"distinct": heard.distinct[batch]}
-            judged.append(head.judge(head.with_words(found, ranked, words), sets) | distinct)
+            judged.append(head.judge(joining(head).with_words(found, ranked, words), sets) | distinct)
             of_network.append(network.judge(found, sets))
-            labels = [head.with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
+            labels = [joining(head).with_words(found, ranked, other).argmax(dim=1).cpu().numpy() for other in others]
             unseen.append(
                 {"row": batch, "label": np.where(heard.half[batch], labels[1], labels[0]) if tiers else batch}
             )
@@ -175,7 +175,7 @@ class Validation:
         words, alone = spec.words, self._confidence(heard) >= np.float32(spec.words.alone_from)
 
         def joined_logits(batch: IntArray, found: torch.Tensor) -> torch.Tensor:
-            return fit.head.with_words(found, heard.ranked.take(batch), words)
+            return joining(fit.head).with_words(found, heard.ranked.take(batch), words)
 
         head = head_of(replace(spec, temperature=fit.temperature(joined_logits, ~alone)), device)
         mixed = []
@@ -253,7 +253,7 @@ class _Fit:
         return bool(gain - 1 > student_t.ppf(CONFIDENCE, rows - 1) * deviation)
 
     def _joined_by(self, heard: Heard, words: Words) -> Change:
-        return lambda batch, found: self.head.with_words(found, heard.ranked.take(batch), words)
+        return lambda batch, found: joining(self.head).with_words(found, heard.ranked.take(batch), words)
 
     def _loss(self, change: Change, rows: BoolArray | None = None) -> float:
         """The summed loss of the logits, changed; of these rows, or of all."""
