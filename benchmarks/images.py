@@ -62,7 +62,7 @@ def main() -> None:
         for rows in (64, len(table) // 2, len(table)):
             catalog, output = room / f"{rows}.parquet", tempfile.mkdtemp(dir=room)
             pq.write_table(table.slice(0, rows), catalog, row_group_size=1_000)
-            about = LabelConfig(catalog=str(catalog), output=output, model=str(bundle), max_reject_fraction=1)
+            about = LabelConfig(catalog=str(catalog), output=output, model=(str(bundle),), max_reject_fraction=1)
             took.append(seconds(lambda about=about: results.append(label(about))))  # type: ignore[misc]
         steady = (len(table) - len(table) // 2) / (took[2] - took[1])
         forward = (forward + forward_rate(bundle, sample)) / 2  # the machine may have changed its speed meanwhile

@@ -158,7 +158,7 @@ def score(name: str, bundle: Path, room: Path, tiers: Literal["auto", "off"] = "
     return evaluate(
         EvaluateConfig(
             catalog=str(test if official else file_of(name)),
-            model=str(bundle),
+            model=(str(bundle),),
             label_column=SETTINGS[name].get("label_column", ("category_path",)),
             split="all" if official else "test",
             tiers=tiers,

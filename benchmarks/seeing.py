@@ -112,7 +112,7 @@ def half_blind(table: pa.Table) -> pa.Table:
 def answers(bundle: Path, catalog: Path, room: Path) -> Any:
     """What a model says of the test rows, in the order of the catalog."""
     said = str(room / "said.parquet")
-    evaluate(EvaluateConfig(catalog=str(catalog), model=str(bundle), split="test", predictions=said))
+    evaluate(EvaluateConfig(catalog=str(catalog), model=(str(bundle),), split="test", predictions=said))
     return (
         pq.read_table(said, columns=["row", "true_category", "category"])
         .to_pandas()

@@ -83,7 +83,7 @@ def score(way: LongTail, seed: int, config: Config, room: Path, rare: set[str]) 
     )
     predictions = room / "predictions.parquet"
     found = evaluate(
-        EvaluateConfig(catalog=str(room / "scored.parquet"), model=trained.model_uri, predictions=str(predictions))
+        EvaluateConfig(catalog=str(room / "scored.parquet"), model=(trained.model_uri,), predictions=str(predictions))
     )
     answers = pq.read_table(predictions)
     true, predicted = answers.column("true_category").to_pylist(), answers.column("category").to_pylist()

@@ -60,7 +60,7 @@ def answers(name: str) -> tuple[Array, npt.NDArray[np.bool_]]:
     evaluate(
         EvaluateConfig(
             catalog=str(scored),
-            model=trained.model_uri,
+            model=(trained.model_uri,),
             split="all" if official else "test",
             predictions=f"{name}-predictions.parquet",
         )
@@ -90,7 +90,7 @@ def published(name: str, target: float) -> dict[str, object]:
             test_start=number / SPLITS,
         )
         file = f"{name}-{number}.parquet"
-        evaluate(EvaluateConfig(catalog=catalog, model=train(config).model_uri, split="test", predictions=file))
+        evaluate(EvaluateConfig(catalog=catalog, model=(train(config).model_uri,), split="test", predictions=file))
         found = pq.read_table(file).to_pandas()
         trusted = found[~found["needs_review"]]
         precisions.append(float(_right(trusted).mean()) if len(trusted) else math.nan)

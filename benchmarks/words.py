@@ -49,7 +49,9 @@ def measure(name: str, room: Path) -> dict[str, float]:
     trained = train(config)
     took = time.perf_counter() - started
     scored = REAL / name / "test.parquet" if official else catalog
-    found = evaluate(EvaluateConfig(catalog=str(scored), model=trained.model_uri, split="all" if official else "test"))
+    found = evaluate(
+        EvaluateConfig(catalog=str(scored), model=(trained.model_uri,), split="all" if official else "test")
+    )
     tiers = Tiers(fetch_model(trained.model_uri).folder)
     texts = tiers.input.read(pq.read_table(catalog)).values.drop_null()
     ours, theirs = rates(tiers, texts)

@@ -96,7 +96,7 @@ def forward_rate(folder: Path, tokens: Tokens, device: str = "cpu", precision: P
 
 def run(bundle: Path, catalog: Path, output: Path) -> LabelResult:
     """The labelling job as a user runs it, Ray's start-up included."""
-    return label(LabelConfig(catalog=str(catalog), output=str(output), model=str(bundle), text_columns=("title",)))
+    return label(LabelConfig(catalog=str(catalog), output=str(output), model=(str(bundle),), text_columns=("title",)))
 
 
 def steady_state(bundle: Path, table: pa.Table, room: Path) -> tuple[float, float, LabelResult]:

@@ -12,6 +12,9 @@ from cataloger.spec import FORMAT, MANY_CATEGORIES, ONE_CATEGORY, READABLE, Answ
 
 SPEC = "cataloger.json"
 WEIGHTS, WORDS = "model.safetensors", "words.safetensors"
+MEMBERS = "members"  # of several models that answer as one: a folder of their bundles
+# OpenVINO's form of the network in whole numbers of eight bits, in bundles that have one, and its weights.
+INT8, INT8_WEIGHTS = "int8.xml", "int8.bin"
 WITH_HEAD = 4  # the first format that says `head`; words came with 5
 
 
@@ -89,10 +92,12 @@ def _with_head(stored: dict[str, Any]) -> dict[str, Any]:
 def digest(folder: Path) -> str:
     """SHA-256 over the files that decide a label, 16 hex digits."""
     total = hashlib.sha256()
-    files = ("config.json", WEIGHTS, "tokenizer.json", SPEC, WORDS)
+    files = ("config.json", WEIGHTS, "tokenizer.json", SPEC, WORDS, INT8, INT8_WEIGHTS)
     for name in [file for file in files if (folder / file).exists()]:
         with open(folder / name, "rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
+    for member in sorted((folder / MEMBERS).glob("*")):
+        total.update(digest(member).encode())
     return total.hexdigest()[:16]
 
 

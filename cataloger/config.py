@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Pooling = Literal["auto", "cls", "mean"]
-Precision = Literal["auto", "fp32", "bf16"]
+TrainingPrecision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "int8"]
 Metric = Literal[
     "accuracy",
     "weighted-f1",
@@ -17,6 +18,7 @@ Metric = Literal[
     "coverage-at-95",
     "value-f1",
     "span-f1",
+    "speed",
 ]
 Tiers = Literal["auto", "off"]
 Augmentation = Literal["off", "light", "strong"]
@@ -52,8 +54,8 @@ class TrainConfig:
     group_column: str | None = None
     """Column with the same value for products that belong together, such as variants; no split separates them."""
     base_model: str = "minilm"
-    """Model to start from: minilm (bundled), a Hugging Face hub name, or a local folder; none trains a linear model of words and
-    characters alone, in seconds."""
+    """Model to start from: minilm (bundled, English), e5 (many languages), a Hugging Face hub name, or a folder; none trains a linear model
+    of words and characters alone, in seconds."""
     image_model: str = "efficientnet-lite0"
     """Network that sees, with --image-column: efficientnet-lite0 (bundled), a Hugging Face hub name such as timm/resnet50.a1_in1k, or a
     local folder."""
@@ -95,7 +97,7 @@ class TrainConfig:
     tier_agreement: float | None = None
     """In place of --tier-risk: share of the rows answered by words alone that must have the same category otherwise, with 95%
     confidence."""
-    precision: Precision = "auto"
+    precision: TrainingPrecision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
     fine_tune: str = "all"
     """What is trained: all, head (the head alone), a number (the head and that many layers below it), or lora (small adapters, merged into
@@ -148,8 +150,9 @@ class LabelConfig:
     """Parquet to label: a file, a folder or an s3:// prefix."""
     output: str
     """Folder or s3:// prefix for the labels; readers follow its _latest.json."""
-    model: str = "models:/product-category@champion"
-    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    model: tuple[str, ...] = ("models:/product-category@champion",)
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. Of several the mean of what their networks
+    say counts, at the cost of all."""
     id_column: str = "id"
     """Column that identifies a product; copied to the labels as it is."""
     text_columns: tuple[str, ...] | None = None
@@ -161,7 +164,7 @@ class LabelConfig:
     tiers: Tiers = "auto"
     """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    """Arithmetic of the forward pass; auto is int8 where the model has it and the chip is a CPU, else bf16 where the chip has it."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     max_reject_fraction: float = 0.01
@@ -184,8 +187,9 @@ class EvaluateConfig:
 
     catalog: str
     """Labelled Parquet: a file, a folder or an s3:// prefix."""
-    model: str = "models:/product-category@champion"
-    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    model: tuple[str, ...] = ("models:/product-category@champion",)
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. Of several the mean of what their networks
+    say counts, at the cost of all."""
     id_column: str = "id"
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
@@ -205,7 +209,7 @@ class EvaluateConfig:
     tiers: Tiers = "auto"
     """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    """Arithmetic of the forward pass; auto is int8 where the model has it and the chip is a CPU, else bf16 where the chip has it."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     experiment: str = "cataloger"
@@ -231,7 +235,7 @@ class AuditConfig:
     label_column: str = "category_path"
     """Column with the category path to check."""
     precision: Precision = "auto"
-    """Arithmetic of the forward pass; auto is bf16 where the chip has it."""
+    """Arithmetic of the forward pass; auto is int8 where the model has it and the chip is a CPU, else bf16 where the chip has it."""
     use_gpu: bool = False
     """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
     experiment: str = "cataloger"
@@ -257,7 +261,7 @@ class CompareConfig:
     rollback: bool = False
     """Give the alias champion back to the version that had it before."""
     metric: Metric = "accuracy"
-    """Score in which a challenger must be better to be promoted."""
+    """What a challenger must be better in to be promoted: a score, or speed, for models that jobs/compress.py made."""
     max_slowdown: float = 1.5
     """How many times the champion's time per text a promoted model may take."""
     id_column: str = "id"
@@ -314,3 +318,46 @@ class VerifyConfig:
 
     output: str
     """Folder or s3:// prefix that label.py writes to."""
+
+
+@dataclass(frozen=True)
+class CompressConfig:
+    """Make a cheaper model out of one or several, and register it in MLflow as challenger.
+
+    Without --layers, --prune-vocabulary and --precision it does what pays on this machine: a smaller vocabulary, and eight bits where they
+    are faster.
+    """
+
+    catalog: str
+    """Parquet with the texts that the model will read; with categories, which --layers needs, the new model is scored against them."""
+    model: tuple[str, ...] = ("models:/product-category@champion",)
+    """Model to make cheaper: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. Several are teachers of one
+    model, which has the layers of the first."""
+    layers: int | None = None
+    """Train a student of so many of the model's layers to answer as it does, and as the categories of --catalog say."""
+    prune_vocabulary: bool = False
+    """Keep the tokens that --catalog's texts are made of, and some of the most frequent ones."""
+    precision: Literal["int8"] | None = None
+    """int8 has the network's linear maps in whole numbers of eight bits, for CPUs with OpenVINO."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns the model reads; by default those it was trained on."""
+    image_column: str | None = None
+    """Column with the pictures; by default the one that the model was trained on, if it sees."""
+    label_column: str = "category_path"
+    """Column with the category path, or list of paths; where the catalog has none, only the agreement with the model is measured."""
+    epochs: int | None = None
+    """Passes over the rows for --layers; by default as many as train.py chooses."""
+    num_workers: str = "1"
+    """DDP workers for --layers: one per GPU, or several that share the CPUs."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""
+    seed: int = 0
+    """Seed of the row order and dropout."""
+    storage: str = "checkpoints"
+    """Folder or s3:// prefix for what the model answered, and for checkpoints; on several nodes, one that all of them reach."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+    model_name: str = "product-category"
+    """Name under which the new model is registered in MLflow."""

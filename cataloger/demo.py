@@ -50,13 +50,13 @@ def demo() -> DemoResult:
         from cataloger.labeling import job as labeling
 
         _say(f"jobs/evaluate.py --catalog {labelled} --split test --model {by_words.model_uri}")
-        words = evaluate.evaluate(EvaluateConfig(catalog=labelled, split="test", model=by_words.model_uri))
+        words = evaluate.evaluate(EvaluateConfig(catalog=labelled, split="test", model=(by_words.model_uri,)))
         _say(f"jobs/train.py {shared} --epochs 2 --adversarial 0")
         trained = training.train(replace(config, epochs=2, adversarial=0.0))
         _say(f"jobs/evaluate.py --catalog {labelled} --split test --model {trained.model_uri}")
-        scores = evaluate.evaluate(EvaluateConfig(catalog=labelled, split="test", model=trained.model_uri))
+        scores = evaluate.evaluate(EvaluateConfig(catalog=labelled, split="test", model=(trained.model_uri,)))
         _say(f"jobs/label.py --catalog {unlabelled} --output {FOLDER}/labels --model {trained.model_uri}")
-        labels = labeling.label(LabelConfig(catalog=unlabelled, output=f"{FOLDER}/labels", model=trained.model_uri))
+        labels = labeling.label(LabelConfig(catalog=unlabelled, output=f"{FOLDER}/labels", model=(trained.model_uri,)))
     return DemoResult(words, trained, scores, labels)
 
 

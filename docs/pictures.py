@@ -54,7 +54,7 @@ def make_pages() -> tuple[Path, Path]:
             LabelConfig(
                 catalog=f"{demo.FOLDER}/unlabelled-2",
                 output=f"{demo.FOLDER}/labels",
-                model=first.training.model_uri,
+                model=(first.training.model_uri,),
             )
         )
         compare(

@@ -16,6 +16,7 @@ import tyro
 from cataloger.config import (
     AuditConfig,
     CompareConfig,
+    CompressConfig,
     EvaluateConfig,
     LabelConfig,
     PublishConfig,
@@ -64,6 +65,11 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "promotion": ("metric", "max_slowdown", "rollback"),
         "data": ("id_column", "text_columns", "image_column", "label_column", "slice_columns"),
         "run": ("report", "use_gpu", "experiment"),
+    },
+    CompressConfig: {
+        "common": ("catalog", "model", "layers", "prune_vocabulary", "precision", "model_name"),
+        "data": ("id_column", "text_columns", "image_column", "label_column"),
+        "run": ("epochs", "num_workers", "use_gpu", "seed", "storage", "experiment"),
     },
     SampleConfig: {"common": ("rows", "output", "labelled", "images", "seed")},
     PublishConfig: {"common": ("output", "run", "prune")},

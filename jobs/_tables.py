@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cataloger.compression.job import Compressed
     from cataloger.evaluation.comparison import Comparison, Pair
     from cataloger.evaluation.report import Evaluation
     from cataloger.heads.metrics import Scores
@@ -138,3 +139,17 @@ def show_sweep(result: "SweepResult") -> None:
         for trial in result.trials
     ]
     show(f"the best is {result.model_uri} (MLflow run {result.run_id})", ("trial", "epochs", "validation F1", ""), rows)
+
+
+def show_compressed(result: "Compressed") -> None:
+    """The model as it was, beside what was made of it."""
+    before, after = result.before, result.after
+    rows = [
+        ("megabytes", f"{before.megabytes:,.0f}", f"{after.megabytes:,.0f}"),
+        ("texts per second", f"{before.texts_per_second:,.0f}", f"{after.texts_per_second:,.0f}"),
+        ("needs review", f"{before.needs_review:.1%}", f"{after.needs_review:.1%}"),
+    ]
+    if before.accuracy is not None and after.accuracy is not None:
+        rows.insert(2, ("accuracy", f"{before.accuracy:.4f}", f"{after.accuracy:.4f}"))
+    title = f"{result.model_uri}: {', '.join(result.done)}; the same answer to {result.agreement:.2%} of {result.rows:,} products"
+    show(title, ("", "before", "now"), rows)

@@ -53,7 +53,7 @@ def night(tmp_path_factory: pytest.TempPathFactory, ray_session: None, bundle: P
     pq.write_table(pa.concat_tables([products, empty], promote_options="default"), folder / "catalog" / "part.parquet")
     label(
         config.LabelConfig(
-            catalog=str(folder / "catalog"), output=str(folder / "labels"), model=str(bundle), experiment="docs"
+            catalog=str(folder / "catalog"), output=str(folder / "labels"), model=(str(bundle),), experiment="docs"
         )
     )
     return folder

@@ -32,7 +32,7 @@ with runtime.session():
         TrainConfig(catalog="labelled", base_model=sys.argv[1], epochs=1, max_tokens=16, experiment="wheel", model_name="wheel")
     )
     labels = label(
-        LabelConfig(catalog="catalog", output="labels", model=trained.model_uri, experiment="wheel", max_reject_fraction=1)
+        LabelConfig(catalog="catalog", output="labels", model=(trained.model_uri,), experiment="wheel", max_reject_fraction=1)
     )
 print(json.dumps({"library": cataloger.__file__, "run": labels.run, "rows": labels.rows}))
 """

@@ -51,7 +51,8 @@ def _compare(config: CompareConfig) -> Comparison:
             reason = f"not promoted: {found[-1].name} is the champion already"
             return Comparison(names[:1], side_by_side(found[:1]), decision=Decision(None, (reason,)))
     check_writable(locate(config.report).parent)
-    needs_models = bool(config.evaluate or config.catalog or config.promote)
+    races = config.promote or config.metric == promotion.SPEED
+    needs_models = bool(config.evaluate or config.catalog or races)
     for one in found:
         if needs_models and one.model is None:
             raise ConfigError(f"{one.name}: this run has no model; name one that does")
@@ -72,6 +73,7 @@ def _compare(config: CompareConfig) -> Comparison:
             sources = [registry.fetch_model(str(one.model)) for one in found] if needs_models else []
             if config.promote:
                 promotion.check_rows(said, names)
+            if races:
                 first, *others = seconds_per_text(
                     sources, said[0].about, config.text_columns, config.image_column, use_gpu=config.use_gpu
                 )
@@ -109,7 +111,7 @@ def _evaluate(contender: Contender, catalog: str, config: CompareConfig) -> Cont
     result = evaluate(
         EvaluateConfig(
             catalog=catalog,
-            model=str(contender.model),
+            model=(str(contender.model),),
             id_column=config.id_column,
             text_columns=config.text_columns,
             image_column=image_column,

@@ -29,6 +29,7 @@ from cataloger.infra.storage import check_writable, locate
 from cataloger.labeling.predict import predict_rows
 from cataloger.labeling.reading import TEXT
 from cataloger.model import registry
+from cataloger.model.ensemble import fetch_models
 from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 def evaluate(config: EvaluateConfig) -> Evaluation:
     """Predict every labelled row of the catalog and score it. Raises CatalogerError."""
     tracking_uri = tracking.connect()
-    source = registry.fetch_model(config.model)
+    source = fetch_models(config.model)
     spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     if config.split == "test" and not spec.test_fraction:
         raise ConfigError(f"--split test: model {source.uri} was trained without --test-fraction; leave the flag out")

@@ -9,6 +9,8 @@ from cataloger.evaluation.predictions import Predictions
 from cataloger.evaluation.significance import LOWER_IS_BETTER, Difference
 from cataloger.model import registry
 
+# In place of a score: how long a text takes, for models that were made to be cheaper.
+SPEED = "speed"
 GUARDS = ("accuracy", "tail-macro-f1", "calibration-error")
 
 
@@ -86,7 +88,7 @@ def carry_out(decision: Decision, found: Sequence[Contender], pairs: Sequence[Pa
 
 def check_metric(pairs: Sequence[Pair], metric: str) -> None:
     """Raises ConfigError where the models have no such score."""
-    for pair in pairs:
+    for pair in pairs if metric != SPEED else ():
         keys = [difference.key for difference in pair.differences]
         if metric not in keys:
             raise ConfigError(f"--metric {metric}: these models have no such score; choose one of {', '.join(keys)}")
@@ -94,6 +96,8 @@ def check_metric(pairs: Sequence[Pair], metric: str) -> None:
 
 def gain(pair: Pair, metric: str) -> float:
     """By how much the challenger is better."""
+    if metric == SPEED:
+        return 1 - (pair.slowdown or 1.0)
     (chosen,) = (difference for difference in pair.differences if difference.key == metric)
     return -chosen.by if chosen.name in LOWER_IS_BETTER else chosen.by
 
@@ -101,18 +105,17 @@ def gain(pair: Pair, metric: str) -> float:
 def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
     """Every condition, the metric first."""
     by_key = {difference.key: difference for difference in pair.differences}
-    chosen = by_key[metric]
-    checks = [
-        Check(
-            gain(pair, metric) > 0,
-            f"{chosen.name}: {_shown(chosen)}" + ("" if chosen.better or chosen.worse else ", which may be chance"),
-        )
-    ]
+    if metric == SPEED:
+        checks = [Check(gain(pair, metric) > 0, f"speed: {pair.slowdown or 1.0:.2f} times the time per text")]
+    else:
+        chosen = by_key[metric]
+        by_chance = "" if chosen.better or chosen.worse else ", which may be chance"
+        checks = [Check(gain(pair, metric) > 0, f"{chosen.name}: {_shown(chosen)}{by_chance}")]
     checks += [
         Check(not by_key[name].worse, f"guard {by_key[name].name}: {_shown(by_key[name])}, {by_key[name].verdict}")
         for name in GUARDS
     ]
-    if pair.slowdown is None:
+    if pair.slowdown is None or metric == SPEED:
         return checks
     speed = f"guard speed: {pair.slowdown:.2f} times the time per text, the limit is {max_slowdown:g}"
     return [*checks, Check(pair.slowdown <= max_slowdown, speed)]

@@ -75,7 +75,7 @@ def question_of(number: int, spec: Spec, column: str, catalog: Catalog, config: 
     kind = catalog.schema.field(column)
     if not columns_of(spec).fits(kind):
         raise CatalogError(
-            f"catalog {config.catalog}: column {column!r} has {label_kind(kind.type)}, but model {config.model} gives a product "
+            f"catalog {config.catalog}: column {column!r} has {label_kind(kind.type)}, but model {' '.join(config.model)} gives a product "
             f"{ANSWERS[spec.head]}; name another --label-column"
         )
     counts = count_labels(catalog, column, config.id_column)

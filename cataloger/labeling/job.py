@@ -25,6 +25,7 @@ from cataloger.labeling.result import LabelResult
 from cataloger.labeling.reuse import Published
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
+from cataloger.model.ensemble import fetch_models
 from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
@@ -45,7 +46,7 @@ def label(config: LabelConfig) -> LabelResult:
     _check(config)
     output = locate(places.place(config.output, "--output"))
     tracking_uri = _connect(config.model)
-    source = registry.fetch_model(config.model)
+    source = fetch_models(config.model)
     spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     spec = spec if config.tiers == "auto" else spec.without_tiers()
     catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
@@ -171,12 +172,12 @@ def _check(config: LabelConfig) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
 
 
-def _connect(model: str) -> str | None:
-    """The tracking store, or None where it does not answer and the model is at hand without it: labels come first."""
+def _connect(models: Sequence[str]) -> str | None:
+    """The tracking store, or None where it does not answer and the models are at hand without it: labels come first."""
     try:
         return tracking.connect()
     except TrackingError as error:
-        if model.startswith(("models:/", "runs:/")):
+        if any(model.startswith(("models:/", "runs:/")) for model in models):
             raise
         log.warning("labelling goes on without MLflow: %s", error)
         return None

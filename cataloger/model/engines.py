@@ -1,7 +1,7 @@
 """Ways to run a bundle's network, behind one seam: the arguments of a network in, logits out.
 
-PyTorch on GPUs, OpenVINO on CPUs where it is installed (`pip install 'cataloger[openvino]'`): benchmarks/engines.py has
-the figures. OpenVINO's form of a network is made once per node and kept there; starting from it needs no transformers.
+PyTorch on GPUs, OpenVINO on CPUs where it is installed (`pip install 'cataloger[openvino]'`), in eight bits where the bundle has
+such a network (`quantised`): benchmarks/engines.py and compress.py have the figures. OpenVINO's form of a network is made once per node and kept there; starting from it needs no transformers.
 """
 
 import importlib.util
@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cataloger.bundle import digest, read_spec
+from cataloger.bundle import INT8, MEMBERS, digest, read_spec
 from cataloger.config import Precision
 from cataloger.data.batching import Batch
 from cataloger.errors import ConfigError
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
+from cataloger.spec import MANY_CATEGORIES
 
 NETWORK = "network.xml"
 
@@ -48,9 +49,18 @@ def load_engine(folder: Path, device: str, precision: Precision) -> Engine:
     # oneDNN, in PyTorch and OpenVINO alike, keeps the kernels of 1,024 batch shapes, megabytes each, if it is not told before
     # its first one; batches have thousands of shapes.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    dtype = resolve_dtype(precision, device)
-    if device == "cpu" and importlib.util.find_spec("openvino"):
-        return OpenVino(folder, dtype)
+    if (folder / MEMBERS).exists():
+        return Ensemble(folder, device, precision)
+    there = (folder / INT8).exists()
+    if precision == "int8" and not there:
+        raise ConfigError("--precision int8: the model has no network in eight bits; make one with jobs/compress.py")
+    on_cpu = device == "cpu" and importlib.util.find_spec("openvino") is not None
+    if precision == "int8" and not on_cpu:
+        raise ConfigError("--precision int8: needs a CPU and the package openvino; leave the flag out")
+    int8 = there and on_cpu and precision in ("auto", "int8")
+    dtype = resolve_dtype("auto" if int8 else precision, device)
+    if on_cpu:
+        return OpenVino(folder, dtype, int8)
     return Torch(folder, device, dtype)
 
 
@@ -113,10 +123,10 @@ class OpenVino:
 
     token_budget = 4_096
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        openvino = _openvino()
-        hint = "bf16" if dtype == torch.bfloat16 else "f32"
-        self.name = f"OpenVINO {hint}"
+    def __init__(self, folder: Path, dtype: torch.dtype, int8: bool = False) -> None:
+        openvino = openvino_module()
+        hint = "bf16" if dtype == torch.bfloat16 else "f32"  # of int8, for what is not quantised
+        self.name = f"OpenVINO {'int8' if int8 else hint}"
         self.streams = torch.get_num_threads()
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -127,15 +137,17 @@ class OpenVino:
             # OpenVINO itself would keep those of 5,000; to make them anew takes no time that can be measured.
             "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
-        # Made once per node; starting from it needs no transformers.
-        kept = once_per_node(
-            "openvino", f"{digest(folder)}-{deciding.digest()}", lambda aside: _convert(folder, aside / NETWORK)
-        )
-        self.network = openvino.Core().compile_model(str(kept / NETWORK), "CPU", settings)
+        if int8:
+            file = folder / INT8
+        else:
+            # Made once per node; starting from it needs no transformers.
+            key = f"{digest(folder)}-{deciding.digest()}"
+            file = once_per_node("openvino", key, lambda aside: convert(folder, aside / NETWORK)) / NETWORK
+        self.network = openvino.Core().compile_model(str(file), "CPU", settings)
         self.own = threading.local()
-        self.arguments = list(_example(folder))
+        self.arguments = list(example_of(folder))
         # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
-        self({name: tensor.numpy() for name, tensor in _example(folder).items()})
+        self({name: tensor.numpy() for name, tensor in example_of(folder).items()})
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         if not hasattr(self.own, "request"):
@@ -146,10 +158,29 @@ class OpenVino:
         return torch.from_numpy(logits)
 
 
-def _convert(folder: Path, target: Path) -> None:
+class Ensemble:
+    """The engines of several bundles: the mean of their calibrated probabilities, as logits."""
+
+    def __init__(self, folder: Path, device: str, precision: Precision) -> None:
+        members = sorted((folder / MEMBERS).glob("*"), key=lambda member: int(member.name))
+        self.specs = [read_spec(member) for member in members]
+        self.engines = [load_engine(member, device, precision) for member in members]
+        self.name = " + ".join(engine.name for engine in self.engines)
+        self.token_budget = min(engine.token_budget for engine in self.engines)
+        self.streams = min(engine.streams for engine in self.engines)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        found = [engine(batch) / spec.temperature for engine, spec in zip(self.engines, self.specs, strict=True)]
+        if self.specs[0].head == MANY_CATEGORIES:
+            return torch.stack([torch.sigmoid(logits) for logits in found]).mean(dim=0).logit(eps=1e-7)
+        return torch.stack([torch.log_softmax(logits, dim=1) for logits in found]).logsumexp(dim=0)
+
+
+def convert(folder: Path, target: Path) -> None:
+    """Write OpenVINO's form of a bundle's network, in float32."""
     from cataloger.model.network import load_network, quiet_transformers
 
-    example = _example(folder)
+    example = example_of(folder)
 
     class Logits(torch.nn.Module):
         """Tensors in, one out."""
@@ -161,7 +192,7 @@ def _convert(folder: Path, target: Path) -> None:
         def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
             return self.network(**dict(zip(example, tensors, strict=True))).logits  # type: ignore[no-any-return]
 
-    openvino = _openvino()
+    openvino = openvino_module()
     # Rows, tokens and pictures of any number; those have one size.
     shapes = [
         openvino.PartialShape([-1, *tensor.shape[1:]] if tensor.ndim > 2 else [-1] * tensor.ndim)
@@ -173,7 +204,7 @@ def _convert(folder: Path, target: Path) -> None:
     openvino.save_model(converted, str(target), compress_to_fp16=False)
 
 
-def _example(folder: Path) -> dict[str, torch.Tensor]:
+def example_of(folder: Path) -> dict[str, torch.Tensor]:
     """What the network takes: different numbers of rows, tokens and pictures, some masked, so that nothing becomes a constant."""
     spec, example = read_spec(folder), {}
     if spec.text_columns:
@@ -188,7 +219,7 @@ def _example(folder: Path) -> dict[str, torch.Tensor]:
     return example
 
 
-def _openvino() -> Any:
+def openvino_module() -> Any:
     # OpenVINO's converter would report its use to its makers; a shop's nightly job does not.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino

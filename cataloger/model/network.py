@@ -1,6 +1,7 @@
 """The network of a bundle: make it from a base model, save it, load it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from cataloger.bundle import read_spec, write_spec
+from cataloger.bundle import SPEC, read_spec, write_spec
 from cataloger.errors import ModelError
 from cataloger.model.fusion import FusionConfig, FusionForSequenceClassification, width_of
 from cataloger.model.mean_pooling import MeanPoolingConfig, MeanPoolingForSequenceClassification
@@ -16,6 +17,7 @@ from cataloger.model.several import SeveralConfig, SeveralForTokenClassification
 from cataloger.model.sight import Sight, load_sight
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Picture, Spec
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 # For pipelines elsewhere: softmax or sigmoid.
 PROBLEM_TYPES = {ONE_CATEGORY: "single_label_classification", MANY_CATEGORIES: "multi_label_classification"}
 
@@ -90,7 +92,7 @@ def without_weights(folder: Path) -> PreTrainedModel:
 
 
 def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) -> None:
-    """Write the bundle; `base` is the folder the tokenizer comes from. No file in it is a pickle."""
+    """Write the bundle; `base` is the folder the tokenizer comes from, of a base model or of a bundle. No file in it is a pickle."""
     if spec.picture:
         FusionConfig.register_for_auto_class()
         FusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
@@ -102,13 +104,22 @@ def save_bundle(folder: Path, model: PreTrainedModel, base: Path, spec: Spec) ->
         MeanPoolingForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
     with quiet_transformers():
         model.save_pretrained(folder)
-        if spec.text_columns:
+        if (base / SPEC).exists():
+            copy_tokenizer(base, folder)
+        elif spec.text_columns:
             tokenizer = AutoTokenizer.from_pretrained(base, use_fast=True)
             tokenizer.model_max_length = spec.max_tokens
             tokenizer.save_pretrained(folder)
     if spec.picture:
         (folder / "preprocessor_config.json").write_text(json.dumps(_processor(spec.picture), indent=1))
     write_spec(folder, spec)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """That of one bundle, or base model, to another: transformers would want to run the code of the first to read it."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copy(source / name, target / name)
 
 
 def _processor(picture: Picture) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cataloger.errors import ModelError
-from cataloger.model.pretrained import base_model_folder, sha256_of
+from cataloger.infra.storage import sha256_of
+from cataloger.model.pretrained import base_model_folder
 from cataloger.spec import MOST_SIDE, Picture
 
 EMBEDDED = "efficientnet-lite0"

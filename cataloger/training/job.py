@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
 from cataloger.training.plan import Plan, plan
 from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT, ingest, seen_rows, tags_left_out
+from cataloger.training.tokens import smaller_base
 
 log = logging.getLogger(__name__)
 # Machines that may be lost; preempted ones, that the cloud announces, don't count.
@@ -104,6 +105,7 @@ def fitted(
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
         told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
+        told += [planned.lessons.path.rpartition("/")[2]] if planned.lessons else []
         while True:
             with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values(), *told]) as claim:
                 begun = claim.note
@@ -182,6 +184,9 @@ def _fit(
 ) -> tuple[ray.train.Checkpoint, dict[str, float]]:
     """(the checkpoint of the best epoch, its metrics)"""
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
+    if spec.network and spec.text_columns:
+        catalogs = [source.catalog for source in sources]
+        config = replace(config, base_model=smaller_base(config, catalogs, folder / "base"))
     log.info("reading %s rows", f"{sum(source.catalog.rows for source in sources):,}")
     blocks = ingest(sources, config)
     wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else []), *([TAGS_LEFT_OUT] if spec.tags else [])]
@@ -251,7 +256,8 @@ def _fit(
             watcher.validated(found)
 
     assert config.epochs, "chosen by the plan"
-    total = config.epochs * rows + config.pretrain_epochs * (rows + unlabelled)
+    taught = unlabelled if planned.lessons else 0
+    total = config.epochs * (rows + taught) + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:
 
         def stop(reason: str) -> None:
@@ -270,6 +276,7 @@ def _fit(
                 "blocks": blocks,
                 "saw": saw,
                 "words": fitted_words,
+                "lessons": planned.lessons,
             },
             scaling_config=ray.train.ScalingConfig(
                 num_workers=workers[0] if workers[0] == workers[1] else workers,  # type: ignore[arg-type]  # (min, max)

@@ -24,6 +24,7 @@ from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
 from cataloger.infra.progress import StepMetric
+from cataloger.infra.storage import Location
 from cataloger.model.engines import resolve_dtype, without_plans
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import checked_base_model
@@ -40,9 +41,11 @@ from cataloger.training.checkpoint import (
     rank_of,
     restoring,
 )
+from cataloger.training.distilling import Distillation
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
 from cataloger.training.hearing import FittedWords
+from cataloger.training.lessons import Lessons
 from cataloger.training.pretraining import MaskedWords
 from cataloger.training.rows import training_input
 from cataloger.training.stages import FineTuning, Machine, Result, Stage
@@ -57,7 +60,13 @@ COUNTERS = ("number", "epoch", "batch", "step", "best", "stale")
 
 
 def stages_of(
-    config: TrainConfig, spec: Spec, blocks: Sequence[Any], base: Path, machine: Machine, words: FittedWords | None
+    config: TrainConfig,
+    spec: Spec,
+    blocks: Sequence[Any],
+    base: Path,
+    machine: Machine,
+    words: FittedWords | None,
+    lessons: Location | None,
 ) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
     heard = words.hear(blocks, spec) if words else None
@@ -65,6 +74,9 @@ def stages_of(
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
     set_dropout(network, config.dropout, machine.device.type)
+    if lessons:
+        taught = Lessons.read(lessons)
+        return [Distillation(config, spec, network, rows, base, machine, heard, taught, blocks)]
     stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine, heard)]
     if config.pretrain_epochs:
         labelled, _, unlabelled = rows
@@ -77,7 +89,14 @@ class Loop:
     """One worker's share of a training run; rank 0 posts progress and metrics on `board`."""
 
     def __init__(
-        self, config: TrainConfig, spec: Spec, board: Any, blocks: list[Any], saw: Seen, words: FittedWords | None
+        self,
+        config: TrainConfig,
+        spec: Spec,
+        board: Any,
+        blocks: list[Any],
+        saw: Seen,
+        words: FittedWords | None,
+        lessons: Location | None,
     ) -> None:
         self.config, self.board, self.saw, self.words = config, board, saw, words
         context = ray.train.get_context()
@@ -89,7 +108,7 @@ class Loop:
         self.base = checked_base_model(config.base_model) if spec.text_columns else Path()
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, self.rank, self.world)
-        self.stages = stages_of(config, spec, blocks, self.base, machine, words)
+        self.stages = stages_of(config, spec, blocks, self.base, machine, words, lessons)
         self.number, self.epoch, self.batch, self.step = 0, 0, 0, 0
         self.best, self.stale = -1.0, 0
         self.saved = time.monotonic()

@@ -39,6 +39,8 @@ class Plan:
     spec: Spec
     sources: tuple[Source, ...]
     storage: Location
+    lessons: Location | None = None
+    """What teachers answered to the rows, where there are some."""
 
 
 def plan(config: TrainConfig) -> Plan:

@@ -33,6 +33,7 @@ from cataloger.infra import runtime
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.spec import FORMAT, NO_NETWORK
+from cataloger.training import lessons
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training
 
@@ -55,6 +56,9 @@ class Source:
     label_ids: dict[str, int]
     use: int
     others: tuple[dict[str, int], ...] = ()
+    taught: bool = False
+    """Whether a teacher has answered its rows (`lessons`): those without a category are of use then, and all have the hash of what is
+    read."""
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
@@ -84,6 +88,7 @@ def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
         use=source.use,
         config=config,
         base=source.catalog.base,
+        taught=source.taught,
     )
     rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
@@ -97,15 +102,22 @@ def _encode_units(
     use: int,
     config: TrainConfig,
     base: str,
+    taught: bool,
 ) -> Iterator[pa.Table]:
     tags = any(is_tags(schema.field(name).type) for name in config.label_column if name in schema.names)
     given = training_input(config, base, tags)
     for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
-        yield _encode(unit, table, ids_of, use, config, given)
+        yield _encode(unit, table, ids_of, use, config, given, taught)
 
 
 def _encode(
-    unit: Unit, table: pa.Table, ids_of: Sequence[dict[str, int]], use: int, config: TrainConfig, given: Input
+    unit: Unit,
+    table: pa.Table,
+    ids_of: Sequence[dict[str, int]],
+    use: int,
+    config: TrainConfig,
+    given: Input,
+    taught: bool,
 ) -> pa.Table:
     texts_and_group = [*config.text_columns, *filter(None, [config.group_column])]
     bad = np.any([np.zeros(len(table), bool), *(undecodable(table.column(name)) for name in texts_and_group)], axis=0)
@@ -116,7 +128,8 @@ def _encode(
     answers = [_written(table, *pair, use) for pair in zip(config.label_column, ids_of, strict=False)]
     labelled = np.any([np.zeros(len(table), bool), *(answer.told for answer in answers)], axis=0)
     own = given.identity(values)
-    uses = _uses(split_keys(table, own, config.group_column), labelled, use, config)
+    unlabelled = UNLABELLED if taught or wants_unlabelled(config) else UNUSED
+    uses = _uses(split_keys(table, own, config.group_column), labelled, use, unlabelled, config)
     usable = pc.and_(pa.array(uses != UNUSED), read.reasons.is_null())
     keys = pa.array(seen.keys(table, own, config.group_column))
     columns = {"use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
@@ -125,6 +138,9 @@ def _encode(
     texts = given.texts(values)
     columns["text"] = pc.if_else(pc.not_equal(columns["use"], UNLABELLED), texts, pa.scalar(None, texts.type))
     encoded = pa.table({}) if config.base_model == NO_NETWORK else kept_for_training(given, values)
+    if taught:
+        distinct = given.distinct(values)
+        columns[lessons.HASH] = pa.array(lessons.keys(distinct.keys.take(distinct.place)))
     answers = [answer.filter(usable) for answer in answers]
     if isinstance(given, TagInput):
         columns[TAGS_LEFT_OUT] = _teach(given, values, given.from_arrow(encoded), answers)
@@ -220,13 +236,16 @@ def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -
     return list(dict.fromkeys(label_ids[path] for path in paths if path in label_ids))
 
 
-def _uses(keys: pa.Array, labelled: npt.NDArray[np.bool_], use: int, config: TrainConfig) -> npt.NDArray[np.int8]:
-    """What each row is used for. What falls on the test or validation side is not even used without its label."""
+def _uses(
+    keys: pa.Array, labelled: npt.NDArray[np.bool_], use: int, unlabelled: int, config: TrainConfig
+) -> npt.NDArray[np.int8]:
+    """What each row is used for, those without a category as `unlabelled`. What falls on the test or validation side is not even used
+    without its label."""
     if use == VALIDATION:
         return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
     position = split_position(split_hash(keys, FORMAT), config.test_start)
     validation = 0.0 if config.eval_catalog else config.validation_fraction
-    uses = np.where(labelled, TRAINING, UNLABELLED if wants_unlabelled(config) else UNUSED)
+    uses = np.where(labelled, TRAINING, unlabelled)
     held_out = position < config.test_fraction + validation * (1 - config.test_fraction)
     uses = np.where(held_out, np.where(labelled, VALIDATION, UNUSED), uses)
     return np.where(position < config.test_fraction, UNUSED, uses).astype(np.int8)

@@ -39,7 +39,7 @@ def test_a_process_that_cannot_load_its_model_is_gone(
     monkeypatch.setattr(stream, "Labeler", Labeler)
     pq.write_table(pa.table({"id": [1], "title": ["tea"]}), "c.parquet")
     with pytest.raises(RayError, match="the weights cannot be read"):
-        label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+        label(LabelConfig(catalog="c.parquet", output="labels", model=(str(bundle),), text_columns=("title",)))
     processes = [psutil.Process(pid) for pid in map(int, marker.read_text().split()) if psutil.pid_exists(pid)]
     _, alive = psutil.wait_procs(processes, timeout=30)
     assert not alive
@@ -73,7 +73,7 @@ def label_where_processes_break(marker: Path, how_many: int, bundle: Path, patch
     pq.write_table(
         pa.table({"id": range(ROWS), "title": [f"product {i} of {i % 97}" for i in range(ROWS)]}), "c.parquet"
     )
-    return label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+    return label(LabelConfig(catalog="c.parquet", output="labels", model=(str(bundle),), text_columns=("title",)))
 
 
 def test_a_process_whose_device_breaks_is_replaced_and_no_row_is_rejected(

@@ -80,7 +80,7 @@ def test_a_killed_actor_or_task_costs_nothing_but_time(
 
     hunter = threading.Thread(target=kill_the_first)
     hunter.start()
-    result = label(LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), text_columns=("title",)))
+    result = label(LabelConfig(catalog=str(catalog), output="labels", model=(str(bundle),), text_columns=("title",)))
     stop.set()
     hunter.join()
     assert killed, "nothing was killed, so nothing was shown"

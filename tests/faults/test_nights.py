@@ -38,7 +38,7 @@ def a_night(ray_session: None, bundle: Path, tmp_path_factory: pytest.TempPathFa
     room = tmp_path_factory.mktemp("night")
     with contextlib.chdir(room):
         shop(range(ROWS))
-        run_label(LabelConfig(catalog="c", output="labels", model=str(bundle), text_columns=("title",)))
+        run_label(LabelConfig(catalog="c", output="labels", model=(str(bundle),), text_columns=("title",)))
     return room
 
 

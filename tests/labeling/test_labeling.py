@@ -42,7 +42,7 @@ def catalog(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle: Path) -> None:
     result = label(
-        LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku", precision="fp32")
+        LabelConfig(catalog=str(catalog), output="labels", model=(str(bundle),), id_column="sku", precision="fp32")
     )
     assert (result.rows, result.labelled, result.rejects) == (900, 894, 6)
     labels = published()
@@ -78,7 +78,7 @@ def test_every_row_is_labelled_once_as_a_plain_loop_would(catalog: Path, bundle:
 
 
 def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> None:
-    result = label(LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku"))
+    result = label(LabelConfig(catalog=str(catalog), output="labels", model=(str(bundle),), id_column="sku"))
     rejects = pq.read_table(f"labels/run={result.run}/_rejects")
     assert rejects.column("id").to_pylist() == list(range(0, 900, 150))
     assert set(rejects.column("reason").to_pylist()) == {NO_TEXT}
@@ -88,7 +88,7 @@ def test_rejects_are_listed_with_their_reason(catalog: Path, bundle: Path) -> No
 
 
 def test_the_same_command_again_costs_nothing_and_another_setting_is_another_run(catalog: Path, bundle: Path) -> None:
-    config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
+    config = LabelConfig(catalog=str(catalog), output="labels", model=(str(bundle),), id_column="sku")
     first = label(config)
     again = label(config)
     assert (again.run, again.cost.forwarded, again.mlflow_run) == (first.run, 0, None)
@@ -99,7 +99,7 @@ def test_the_same_command_again_costs_nothing_and_another_setting_is_another_run
 
 
 def test_a_resumed_run_keeps_finished_parts(catalog: Path, bundle: Path) -> None:
-    config = LabelConfig(catalog=str(catalog), output="labels", model=str(bundle), id_column="sku")
+    config = LabelConfig(catalog=str(catalog), output="labels", model=(str(bundle),), id_column="sku")
     first = label(config)
     folder = Path("labels") / f"run={first.run}"
     kept = folder / "part-00000.parquet"
@@ -118,14 +118,14 @@ def test_numeric_and_null_columns_are_text_too(working_folder: Path, bundle: Pat
         pa.table({"id": ["a", "b"], "title": [1.5, None], "brand": pa.nulls(2), "description": [True, None]}),
         "c.parquet",
     )
-    result = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), max_reject_fraction=1.0))
+    result = label(LabelConfig(catalog="c.parquet", output="labels", model=(str(bundle),), max_reject_fraction=1.0))
     assert (result.labelled, result.rejects) == (1, 1)
     assert published().column("id").to_pylist() == ["a"]
 
 
 def test_a_catalog_without_any_text_gives_rejects_only(working_folder: Path, bundle: Path) -> None:
     pq.write_table(pa.table({"id": [1], "title": [""], "brand": [" "], "description": ["\n"]}), "c.parquet")
-    result = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), max_reject_fraction=1.0))
+    result = label(LabelConfig(catalog="c.parquet", output="labels", model=(str(bundle),), max_reject_fraction=1.0))
     assert (result.labelled, result.rejects) == (0, 1)
     assert "category" in published().column_names
 

@@ -72,7 +72,7 @@ def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw
     found = evaluate(
         EvaluateConfig(
             catalog=str(catalog),
-            model=model.model_uri,
+            model=(model.model_uri,),
             label_column=("category_paths",),
             split="test",
             predictions="predictions.parquet",
@@ -95,7 +95,7 @@ def test_a_model_of_many_categories_is_trained_and_scored_on_groups_it_never_saw
 
 
 def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult, catalog: Path) -> None:
-    first = label(LabelConfig(catalog=str(catalog), output="labels", model=model.model_uri))
+    first = label(LabelConfig(catalog=str(catalog), output="labels", model=(model.model_uri,)))
     labels = pd.read_parquet(f"labels/run={first.run}")
     assert first.labelled == len(labels) == 1_500
     spec = read_spec(registry.fetch_model(model.model_uri).folder)
@@ -108,7 +108,7 @@ def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult
 
     more = pq.read_table(catalog)
     pq.write_table(pa.concat_tables([more, more.slice(0, 5)]), "catalog-2.parquet")
-    second = label(LabelConfig(catalog="catalog-2.parquet", output="labels", model=model.model_uri))
+    second = label(LabelConfig(catalog="catalog-2.parquet", output="labels", model=(model.model_uri,)))
     assert second.cost.forwarded == 0, "every text was labelled the night before"
     again = pd.read_parquet(f"labels/run={second.run}")
     pd.testing.assert_frame_equal(again.iloc[:1_500], labels, check_like=True)
@@ -126,7 +126,7 @@ def test_labels_have_lists_of_categories_and_are_carried_over(model: TrainResult
 
 
 def test_mlflow_answers_as_the_labels(model: TrainResult, catalog: Path) -> None:
-    found = label(LabelConfig(catalog=str(catalog), output="labels", model=model.model_uri))
+    found = label(LabelConfig(catalog=str(catalog), output="labels", model=(model.model_uri,)))
     labels = pd.read_parquet(f"labels/run={found.run}")
     frame = pd.read_parquet(catalog)[["title", "brand", "description"]].iloc[:50]
     frame.loc[len(frame)] = [None, None, None]
@@ -180,9 +180,9 @@ def test_lists_and_single_categories_do_not_mix(model: TrainResult, catalog: Pat
     assert code == 2
     assert "both need" in err
     with pytest.raises(CatalogError, match="lists of paths"):
-        evaluate(EvaluateConfig(catalog=str(catalog), model=str(bundle), label_column=("category_paths",)))
+        evaluate(EvaluateConfig(catalog=str(catalog), model=(str(bundle),), label_column=("category_paths",)))
     with pytest.raises(CatalogError, match="any number"):
-        evaluate(EvaluateConfig(catalog=str(catalog), model=model.model_uri))
+        evaluate(EvaluateConfig(catalog=str(catalog), model=(model.model_uri,)))
     code, _, err = job("audit", "--catalog", catalog, "--models", model.model_uri, "--output", "suspects.parquet")
     assert code == 2
     assert "any number of categories" in err

@@ -106,7 +106,7 @@ def odd(write: Callable[..., Path]) -> Path:
 
 def test_odd_pictures_cost_no_label_where_there_is_text(trained: tuple[Path, dict[str, float]], odd: Path) -> None:
     result = label(
-        LabelConfig(catalog=str(odd), output="labels", model=str(trained[0]), tiers="off", max_reject_fraction=1)
+        LabelConfig(catalog=str(odd), output="labels", model=(str(trained[0]),), tiers="off", max_reject_fraction=1)
     )
     found = {row["id"]: row for row in labels_of().to_pylist()}
     status = {name: row["image_status"] for name, row in found.items()}
@@ -142,7 +142,7 @@ def test_a_night_later_only_what_is_new_is_asked(
 ) -> None:
     rows = shop(40, 2)
     config = LabelConfig(
-        catalog=str(write("shop.parquet", **rows)), output="labels", model=str(trained[0]), tiers="off"
+        catalog=str(write("shop.parquet", **rows)), output="labels", model=(str(trained[0]),), tiers="off"
     )
     first = label(config)
     before = {row["id"]: row for row in labels_of().to_pylist()}
@@ -164,7 +164,7 @@ def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], writ
     rows = shop(30, 3)
     rows["image"][0] = None
     catalog = write("shop.parquet", **rows)
-    label(LabelConfig(catalog=str(catalog), output="labels", model=str(trained[0]), precision="fp32"))
+    label(LabelConfig(catalog=str(catalog), output="labels", model=(str(trained[0]),), precision="fp32"))
     published = labels_of().sort_by("id").to_pandas().set_index("id")
     served = Categorizer(trained[0]).predict(pd.DataFrame(rows).set_index("id"))
     assert served.loc[published.index, "category"].tolist() == published["category"].tolist()
@@ -173,7 +173,9 @@ def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], writ
     assert again.loc[published.index, "category"].tolist() == published["category"].tolist()
     from cataloger.evaluation.evaluate import evaluate
 
-    evaluate(EvaluateConfig(catalog=str(catalog), model=str(trained[0]), predictions="said.parquet", precision="fp32"))
+    evaluate(
+        EvaluateConfig(catalog=str(catalog), model=(str(trained[0]),), predictions="said.parquet", precision="fp32")
+    )
     said = pq.read_table("said.parquet").to_pandas().set_index("id")
     assert said.loc[published.index, "category"].tolist() == published["category"].tolist()
     # Titles say nothing of colours: without the picture most rows would have another category.
@@ -276,13 +278,13 @@ def test_pictures_that_lie_elsewhere(
         *("pictures/6.jpg", f"{shelf}/gone.jpg"),
     ]
     catalog = write("shop.parquet", **rows)
-    config = LabelConfig(catalog=str(catalog), output="labels", model=str(trained[0]), tiers="off")
+    config = LabelConfig(catalog=str(catalog), output="labels", model=(str(trained[0]),), tiers="off")
     label(config)
     first = {row["id"]: row for row in labels_of().to_pylist()}
     assert [first[f"P5-{row}"]["image_status"] for row in range(8)] == [OK, OK, OK, OK, TOO_LARGE, BROKEN, OK, MISSING]
     # Bytes and the same picture elsewhere have the same label.
     write("bytes.parquet", **{**rows, "image": [*pictures[:4], None, None, pictures[6], None]})
-    label(LabelConfig(catalog="bytes.parquet", output="by-bytes", model=str(trained[0]), tiers="off"))
+    label(LabelConfig(catalog="bytes.parquet", output="by-bytes", model=(str(trained[0]),), tiers="off"))
     second = {row["id"]: row for row in labels_of("by-bytes").to_pylist()}
     decided = ("category", "confidence", "alternatives")
     assert [[first[name][column] for column in decided] for name in first] == [
@@ -311,7 +313,7 @@ def test_a_server_that_is_down_holds_the_night_back(
     rows["title"][15] = None
     pq.write_table(pa.table(rows), "shop.parquet")
     monkeypatch.setattr(job, "plan_units", functools.partial(plan_units, unit_rows=10))
-    config = LabelConfig(catalog="shop.parquet", output="labels", model=str(trained[0]), tiers="off")
+    config = LabelConfig(catalog="shop.parquet", output="labels", model=(str(trained[0]),), tiers="off")
     Shelf.down = {f"/{row}.jpg" for row in range(10, 17)}
     with pytest.raises(
         PublishError, match=r"pictures of 7 of 40 rows could not be reached \(17\.5%, the limit is 1\.0%\)"
@@ -383,7 +385,7 @@ def test_a_model_that_only_sees_labels_a_catalog(
     photos = [*rows["image"], None, b"<html>", rows["image"][0]]
     catalog = write("shop.parquet", id=[str(row) for row in range(12)], photo=photos)
     result = label(
-        LabelConfig(catalog=str(catalog), output="labels", model="bundle", max_reject_fraction=1, precision="fp32")
+        LabelConfig(catalog=str(catalog), output="labels", model=("bundle",), max_reject_fraction=1, precision="fp32")
     )
     assert (result.labelled, result.cost.forwarded) == (10, 10)  # a broken one is asked, and its answer not used
     assert rejects_of() == {"9": "the picture is missing", "10": "the picture is broken"}

@@ -82,7 +82,7 @@ def test_a_category_has_the_attributes_that_its_products_had(model: TrainResult)
 
 def test_labels_have_a_column_for_each_answer(model: TrainResult, working_folder: Path) -> None:
     pq.write_table(shop(150, seed=1).select(["id", "title", "description"]), "shop.parquet")
-    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri, alternatives=1))
+    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,), alternatives=1))
     part = pq.read_table(f"labels/run={result.run}/part-00000.parquet")
     assert part.column_names == [
         *("id", "category", "confidence", "level_confidences", "alternatives", "trusted_category", "needs_review"),
@@ -111,7 +111,7 @@ def test_the_second_night_carries_all_answers_over(model: TrainResult, s3: str, 
     products = shop(300, seed=2).select(["id", "title", "description"])
     pq.write_table(products.slice(0, 200), "a/shop.parquet") if Path("a").mkdir() is None else None
     upload(Path("a"), f"{s3}/several/catalog")
-    about = {"catalog": f"{s3}/several/catalog", "output": f"{s3}/several/labels", "model": model.model_uri}
+    about = {"catalog": f"{s3}/several/catalog", "output": f"{s3}/several/labels", "model": (model.model_uri,)}
     assert label(LabelConfig(**about)).cost.forwarded == 200
     pq.write_table(products, "a/shop.parquet")
     upload(Path("a"), f"{s3}/several/catalog")
@@ -137,7 +137,9 @@ def test_the_second_night_carries_all_answers_over(model: TrainResult, s3: str, 
 
 
 def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, catalog: Path, job: Job) -> None:
-    result = evaluate(EvaluateConfig(catalog=str(catalog), model=model.model_uri, label_column=COLUMNS, split="test"))
+    result = evaluate(
+        EvaluateConfig(catalog=str(catalog), model=(model.model_uri,), label_column=COLUMNS, split="test")
+    )
     assert [one.answer for one in (result, *result.others)] == ["category", "seasons", "tags"]
     assert all(one.overall.micro_f1 > 0.75 for one in (result, *result.others))
     metrics = mlflow.get_run(result.mlflow_run).data.metrics
@@ -169,7 +171,7 @@ def test_models_are_compared_answer_by_answer(
 def test_the_served_model_gives_the_published_answers(model: TrainResult, catalog: Path) -> None:
     rows = pq.read_table(catalog).slice(0, 20)
     pq.write_table(rows.select(["id", "title", "description"]), "shop.parquet")
-    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri))
+    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,)))
     labels = pq.read_table(f"labels/run={result.run}", partitioning=None).sort_by("id").to_pylist()
     served = mlflow.pyfunc.load_model(model.model_uri)
     answers = served.predict(rows.select(["title", "description"]).to_pandas())

@@ -92,7 +92,7 @@ def test_values_without_places_teach_the_same(
 def test_labels_are_tags_in_the_products_own_characters(model: TrainResult, working_folder: Path) -> None:
     new = table(200, seed=1).drop_columns(["tags", "attributes"])
     pq.write_table(new, "shop.parquet")
-    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri))
+    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,)))
     part = pq.read_table(f"labels/run={result.run}/part-00000.parquet")
     assert part.column_names == ["id", "tags", "needs_review", "text_hash"]
     assert part.schema.field("tags").type == pa.list_(PUBLISHED)
@@ -115,14 +115,14 @@ def test_labels_are_tags_in_the_products_own_characters(model: TrainResult, work
 def test_the_second_night_answers_what_is_new_and_publishes_the_same(model: TrainResult, working_folder: Path) -> None:
     shop = table(300, seed=2)
     pq.write_table(shop.slice(0, 200), "shop.parquet")
-    first = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri))
+    first = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,)))
     # Another spelling with white space is another product: what it reads is the same, but not where it stands.
     respelt = shop.slice(0, 1).set_column(1, "title", pa.array(["  " + shop.column("title")[0].as_py()]))
     pq.write_table(pa.concat_tables([shop, respelt.set_column(0, "id", pa.array([999]))]), "shop.parquet")
-    second = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri))
+    second = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,)))
     assert first.cost.forwarded == 200
     assert (second.cost.carried, second.cost.forwarded) == (200, 101)
-    anew = label(LabelConfig(catalog="shop.parquet", output="anew", model=model.model_uri))
+    anew = label(LabelConfig(catalog="shop.parquet", output="anew", model=(model.model_uri,)))
 
     def read(folder: str, run: str) -> list[Any]:
         rows = pq.read_table(f"{folder}/run={run}", partitioning=None).sort_by("id").to_pylist()
@@ -144,7 +144,7 @@ def test_evaluation_scores_values_and_places(model: TrainResult, catalog: Path, 
     said = "said.parquet"
     result = evaluate(
         EvaluateConfig(
-            catalog=str(catalog), model=model.model_uri, label_column=("tags",), split="test", predictions=said
+            catalog=str(catalog), model=(model.model_uri,), label_column=("tags",), split="test", predictions=said
         )
     )
     assert 90 < result.rows < 150, "a fifth"
@@ -182,7 +182,7 @@ def test_two_models_of_tags_are_compared_row_by_row(
 def test_the_served_model_gives_the_published_tags(model: TrainResult, catalog: Path) -> None:
     rows = pq.read_table(catalog).slice(0, 20)
     pq.write_table(rows, "shop.parquet")
-    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=model.model_uri))
+    result = label(LabelConfig(catalog="shop.parquet", output="labels", model=(model.model_uri,)))
     published = pq.read_table(f"labels/run={result.run}", partitioning=None).sort_by("id").column("tags").to_pylist()
     served = mlflow.pyfunc.load_model(model.model_uri)
     answers = served.predict(rows.select(["title", "description"]).to_pandas())
@@ -216,4 +216,4 @@ def test_a_column_without_a_tag_is_refused(write: Callable[..., Path], tiny_mode
 
 def test_an_evaluation_needs_the_kind_of_label_that_the_model_gives(model: TrainResult, labelled: Path) -> None:
     with pytest.raises(CatalogError, match="one path per row, but model .* gives a product tags"):
-        evaluate(EvaluateConfig(catalog=str(labelled), model=model.model_uri, label_column=("brand",)))
+        evaluate(EvaluateConfig(catalog=str(labelled), model=(model.model_uri,), label_column=("brand",)))

@@ -71,7 +71,7 @@ def catalog(labelled: Path, working_folder: Path) -> pa.Table:
 
 
 def night(model: Path, output: str = "labels", **changes: object) -> LabelResult:
-    settings = {"catalog": "c.parquet", "output": output, "model": str(model), "precision": "fp32"}
+    settings = {"catalog": "c.parquet", "output": output, "model": (str(model),), "precision": "fp32"}
     return label(LabelConfig(**{**settings, **changes}))  # type: ignore[arg-type]
 
 
@@ -139,7 +139,7 @@ def test_a_night_whose_words_and_network_disagree_is_held_back(
 
 def test_an_evaluation_scores_what_would_be_published(model: Path, labelled: Path) -> None:
     with_tiers, without = (
-        evaluate(EvaluateConfig(catalog=str(labelled), model=str(model), tiers=tiers, experiment="tests"))
+        evaluate(EvaluateConfig(catalog=str(labelled), model=(str(model),), tiers=tiers, experiment="tests"))
         for tiers in ("auto", "off")
     )
     assert with_tiers.rows == without.rows
@@ -162,7 +162,9 @@ def test_words_alone_make_a_model_that_is_used_like_any_other(
     expected = Tiers(folder).label(catalog, alternatives=3)
     for name in COLUMNS:
         assert found.column(name).equals(expected.column(name)), name
-    held_out = evaluate(EvaluateConfig(catalog=str(labelled), model=words.model_uri, split="test", experiment="tests"))
+    held_out = evaluate(
+        EvaluateConfig(catalog=str(labelled), model=(words.model_uri,), split="test", experiment="tests")
+    )
     assert 0.5 < held_out.overall.accuracy < 1
     manifest = json.loads(next(Path("labels").glob("run=*/_manifest.json")).read_text())
     assert manifest["labelled"] == len(catalog)

@@ -37,7 +37,7 @@ def published(trained, labelled: Path, tmp_path_factory: pytest.TempPathFactory)
     table = table.set_column(table.column_names.index("brand"), "brand", brands)
     pq.write_table(table, room / "shop.parquet")
     result = label(
-        LabelConfig(catalog=str(room / "shop.parquet"), output=str(room / "labels"), model=trained.model_uri)
+        LabelConfig(catalog=str(room / "shop.parquet"), output=str(room / "labels"), model=(trained.model_uri,))
     )
     labels = pq.read_table(f"{result.output}/run={result.run}", partitioning=None).to_pandas()
     products = table.to_pandas().merge(labels[["id", "category", "confidence"]], on="id", suffixes=("_true", ""))

@@ -49,7 +49,11 @@ def night(bundle: Path) -> tuple[LabelResult, str]:
     """One run of the job, and its page as text."""
     result = label(
         LabelConfig(
-            catalog="shop.parquet", output="labels", model=str(bundle), experiment="nights", max_changed_fraction=1
+            catalog="shop.parquet",
+            output="labels",
+            model=(str(bundle),),
+            experiment="nights",
+            max_changed_fraction=1,
         )
     )
     page = Path(result.output, f"run={result.run}", "_report.html").read_text()
@@ -265,7 +269,7 @@ def test_a_catalog_that_makes_the_look_up_fail_costs_no_page(
 
     monkeypatch.setattr(doubts, "products", fail)
     pq.write_table(pa.table({"id": [1, 2], "title": ["tea", "shoes"]}), "c.parquet")
-    done = label(LabelConfig(catalog="c.parquet", output="labels", model=str(bundle), text_columns=("title",)))
+    done = label(LabelConfig(catalog="c.parquet", output="labels", model=(str(bundle),), text_columns=("title",)))
     page = Path(f"labels/run={done.run}/_report.html").read_text()
     assert "They could not be looked up" in page
     assert Path("labels/_latest.json").exists()

@@ -192,7 +192,7 @@ def test_words_alone_answer_with_any_number_of_categories(labelled: Path, workin
         TrainConfig(catalog="sets.parquet", label_column=("category_paths",), base_model=NO_NETWORK, model_name="sets")
     )
     assert trained.metrics["val_micro_f1"] > 0.7
-    label(LabelConfig(catalog="sets.parquet", output="labels", model=trained.model_uri))
+    label(LabelConfig(catalog="sets.parquet", output="labels", model=(trained.model_uri,)))
     model = Tiers(fetch_model(trained.model_uri).folder)
     assert model.spec.head == MANY_CATEGORIES
     expected = model.label(table, alternatives=3)

@@ -67,7 +67,7 @@ def test_any_number_of_categories(ray_session: None, tiny_model: Path, tiny_sigh
     fresh["category_path"] = [path.split(" > ") for path in fresh["category_path"]]
     fresh["image"][0] = None
     pq.write_table(pa.table(fresh), "shop.parquet")
-    asked = {"catalog": "shop.parquet", "model": str(bundle), "precision": "fp32"}
+    asked = {"catalog": "shop.parquet", "model": (str(bundle),), "precision": "fp32"}
     label(LabelConfig(**asked, output="labels"))  # type: ignore[arg-type]
     labels = {row["id"]: row for row in published().to_pylist()}
     right = [

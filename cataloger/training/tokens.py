@@ -1,0 +1,79 @@
+"""Which tokens a catalog's texts are made of, and base models with so many that a training takes those along that it needs."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray.data
+
+from cataloger.bundle import network_shape
+from cataloger.config import TrainConfig
+from cataloger.data.catalog import Catalog
+from cataloger.data.inputs import Input
+from cataloger.data.texts import TextInput
+from cataloger.data.units import Read, plan_reads, plan_units, read_units
+from cataloger.infra import runtime
+from cataloger.infra.node_cache import working_folder
+from cataloger.infra.storage import Location
+from cataloger.model.pretrained import base_model_folder
+
+log = logging.getLogger(__name__)
+# Of a larger vocabulary, of many languages, most is never read, and would be two thirds of what every step moves.
+MOST_TOKENS = 65_536
+
+
+def used_tokens(catalog: Catalog, reader: Callable[[], Input], vocabulary: int) -> npt.NDArray[np.bool_]:
+    """[vocabulary] which tokens there are in any of the texts, as `reader` makes what reads them. Needs a running Ray."""
+    reads = plan_reads(plan_units(catalog))
+    count = functools.partial(
+        _used,
+        filesystem=catalog.location.filesystem,
+        schema=catalog.schema,
+        reader=reader,
+        vocabulary=vocabulary,
+    )
+    rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
+    rows.context.enable_progress_bars = False
+    found = np.zeros(vocabulary, bool)
+    with runtime.errors_of_tasks():
+        for row in rows.map(count, num_cpus=runtime.TASK_CPUS).iter_rows():
+            found |= np.unpackbits(np.frombuffer(row["used"], np.uint8), count=vocabulary).astype(bool)
+    return found
+
+
+def _used(
+    row: dict[str, Any], filesystem: Any, schema: pa.Schema, reader: Callable[[], Input], vocabulary: int
+) -> dict[str, bytes]:
+    given, found = reader(), np.zeros(vocabulary, bool)
+    for _, table in read_units(filesystem, Read.from_dict(row).units, schema):
+        found[given.encode(given.distinct(given.read(table).values).values).flat] = True
+    return {"used": np.packbits(found).tobytes()}
+
+
+def smaller_base(config: TrainConfig, catalogs: list[Catalog], place: Location) -> str:
+    """The base model to train from: the one that is named, or what `place` has of it, made of the tokens of these catalogs."""
+    folder = base_model_folder(config.base_model)
+    _, vocabulary = network_shape(folder)
+    if vocabulary <= MOST_TOKENS:
+        return config.base_model
+    # Imported here: the driver needs torch for this alone.
+    from cataloger.model.vocabulary import can_be_cut, cut_base_model
+
+    if not can_be_cut(folder):
+        return config.base_model
+    if not (place / "config.json").exists():
+        reader = functools.partial(_reader, config)
+        used = np.any([used_tokens(catalog, reader, vocabulary) for catalog in catalogs], axis=0)
+        with working_folder("smaller") as aside:
+            cut = cut_base_model(folder, aside / "base", used)
+            place.write_folder(aside / "base", last="config.json")
+        log.info("%s of the %s tokens of %s are of use here", f"{cut.after:,}", f"{cut.before:,}", config.base_model)
+    return place.path if place.is_local else place.uri
+
+
+def _reader(config: TrainConfig) -> Input:
+    return TextInput(base_model_folder(config.base_model), config.text_columns, config.max_tokens)

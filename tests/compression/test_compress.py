@@ -1,0 +1,196 @@
+"""The compression job from the command line."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from cataloger.bundle import INT8, network_shape, read_spec, write_spec
+from cataloger.compression import job as compression
+from cataloger.compression import precision, teachers
+from cataloger.config import CompressConfig
+from cataloger.infra.storage import locate
+from cataloger.model.registry import fetch_model
+from cataloger.training.lessons import Lessons
+
+Job = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def teacher(ray_session: None, tiny_model: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registered model of words and a tiny network, the champion of its name."""
+    from cataloger.config import TrainConfig
+    from cataloger.training.job import train
+
+    return train(
+        TrainConfig(
+            catalog=str(labelled),
+            base_model=str(tiny_model),
+            epochs=2,
+            adversarial=0.0,
+            max_tokens=16,
+            test_fraction=0.2,
+            storage=str(tmp_path_factory.mktemp("teacher")),
+            model_name="teacher",
+        )
+    ).model_uri
+
+
+def metrics_of(name: str) -> dict[str, float]:
+    newest = max(mlflow.MlflowClient().search_model_versions(f"name = '{name}'"), key=lambda one: int(one.version))
+    return dict(mlflow.get_run(str(newest.run_id)).data.metrics)
+
+
+def layers_of(folder: Path) -> int:
+    return int(json.loads((folder / "config.json").read_text())["num_hidden_layers"])
+
+
+def test_a_student_answers_nearly_as_its_teacher(job: Job, teacher: str, labelled: Path, s3: str) -> None:
+    catalog, storage = locate(f"{s3}/students/catalog.parquet"), f"{s3}/students/storage"
+    catalog.write(next(labelled.glob("*.parquet")).read_bytes())
+    flags = ("--catalog", catalog, "--model", teacher, "--layers", 1, "--epochs", 2, "--storage", storage)
+    code, out, err = job("compress", *flags, "--model-name", "small")
+    assert code == 0, err
+    assert "models:/small/1: 1 layers; the same answer to" in out
+    folder, found = fetch_model("models:/small/1").folder, metrics_of("small")
+    assert layers_of(folder) == 1
+    assert read_spec(folder).categories == read_spec(fetch_model(teacher).folder).categories
+    assert read_spec(folder).words is not None
+    assert found["agreement"] > 0.8
+    assert found["after_megabytes"] < found["before_megabytes"]
+    assert found["compressed_rows"] == pytest.approx(300, abs=60)  # those that neither has seen
+
+
+def test_without_flags_it_does_what_pays(job: Job, teacher: str, labelled: Path) -> None:
+    code, out, err = job("compress", "--catalog", labelled, "--model", teacher, "--model-name", "cut")
+    assert code == 0, err
+    before, after = fetch_model(teacher).folder, fetch_model("models:/cut/1").folder
+    assert network_shape(after)[1] < network_shape(before)[1] / 2
+    assert "the same answer to 100.00%" in out or (after / INT8).exists()
+    assert {file.name for file in before.iterdir()} <= {file.name for file in after.iterdir()}
+
+
+def test_eight_bits(job: Job, teacher: str, labelled: Path, tmp_path: Path) -> None:
+    """Labelled by, carried over, served, compared, and promoted by speed or not."""
+    flags = ("--catalog", labelled, "--model", teacher, "--precision", "int8", "--model-name", "teacher")
+    code, out, err = job("compress", *flags)
+    assert code == 0, err
+    assert ": int8" in out
+    labels = {}
+    for way in ("auto", "int8", "fp32", "auto"):
+        said = (
+            "--model",
+            "models:/teacher@challenger",
+            "--output",
+            tmp_path / way,
+            "--precision",
+            way,
+            "--tiers",
+            "off",
+        )
+        code, _, err = job("label", "--catalog", labelled, *said)
+        assert code == 0, err
+        run = json.loads((tmp_path / way / "_latest.json").read_text())["run"]
+        labels[way] = pq.read_table(tmp_path / way / f"run={run}")
+    confidence = {way: table.column("confidence").to_numpy() for way, table in labels.items()}
+    np.testing.assert_array_equal(confidence["auto"], confidence["int8"])
+    assert (confidence["int8"] != confidence["fp32"]).any()
+    same = pc.equal(labels["int8"].column("category"), labels["fp32"].column("category"))
+    assert pc.mean(same).as_py() > 0.98
+    served = mlflow.pyfunc.load_model("models:/teacher@challenger").predict(pq.read_table(labelled).to_pandas())
+    code, _, err = job(
+        "label", "--catalog", labelled, "--model", "models:/teacher@challenger", "--output", tmp_path / "n"
+    )
+    assert code == 0, err
+    night = pq.read_table(tmp_path / "n" / json.loads((tmp_path / "n" / "_latest.json").read_text())["path"])
+    assert served["category"].tolist() == night.column("category").to_pylist()
+    compared = ("compare", "champion", "challenger", "--model-name", "teacher", "--promote", "--metric", "speed")
+    code, out, err = job(*compared, "--evaluate", labelled, "--split", "test")
+    assert code in (0, 1), err
+    assert "times the time per text" in out
+
+
+def test_a_killed_job_does_not_ask_its_teacher_again(
+    teacher: str, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = CompressConfig(str(labelled), (teacher,), layers=1, epochs=1, storage=str(tmp_path), model_name="killed")
+    with monkeypatch.context() as patch:
+        patch.setattr(compression, "fitted", killed)
+        with pytest.raises(KeyboardInterrupt):
+            compression.compress(config)
+    (lessons,) = tmp_path.glob("lessons-*.parquet")
+    rows = Lessons.read(locate(str(lessons)))
+    assert len(rows.keys) > 1_000
+    np.testing.assert_array_less(rows.probabilities.sum(axis=1), 1.001)
+    monkeypatch.setattr(teachers, "ask", killed)
+    assert compression.compress(config).agreement > 0.5
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_several_teachers_become_one_model_of_the_same_size(job: Job, teacher: str, labelled: Path) -> None:
+    flags = ("--catalog", labelled, "--model", teacher, "models:/teacher/1", "--epochs", 1, "--model-name", "together")
+    code, out, err = job("compress", *flags)
+    assert code == 0, err
+    assert "a student of all" in out
+    assert layers_of(fetch_model("models:/together/1").folder) == layers_of(fetch_model(teacher).folder)
+
+
+def test_eight_bits_that_change_too_much_are_refused(
+    job: Job, teacher: str, labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "AGREEMENT", 1.01)
+    code, _, err = job("compress", "--catalog", labelled, "--model", teacher, "--precision", "int8")
+    assert code == 2
+    assert "error: --precision int8: eight bits change" in err
+    assert err.rstrip().endswith("leave the flag out")
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (("--layers", 0), "--layers 0: must be at least 1"),
+        (("--layers", 2), "--layers 2: model .* has 2; name fewer"),
+        (
+            ("--layers", 1, "--label-column", "kind"),
+            "has no column 'kind'; a student is judged by rows whose category is known",
+        ),
+        (("--text-columns", "heading"), "'heading'"),
+    ],
+)
+def test_bad_input_gets_one_sentence(
+    job: Job, teacher: str, labelled: Path, flags: tuple[object, ...], sentence: str
+) -> None:
+    code, _, err = job("compress", "--catalog", labelled, "--model", teacher, *flags)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert re.search(sentence, line), line
+
+
+def test_models_that_cannot_be_made_cheaper_so_are_refused(
+    job: Job, teacher: str, labelled: Path, tmp_path: Path, seeing: Callable[..., Path]
+) -> None:
+    folder = fetch_model(teacher).folder
+    words = shutil.copytree(folder, tmp_path / "words")
+    write_spec(words, replace(read_spec(words), pooling="none", thresholds=()))
+    code, _, err = job("compress", "--catalog", labelled, "--model", words)
+    assert (code, "words alone have no network to make cheaper" in err) == (2, True)
+    other = shutil.copytree(folder, tmp_path / "other")
+    spec = read_spec(other)
+    write_spec(other, replace(spec, categories=("Z", *spec.categories[1:])))
+    code, _, err = job("compress", "--catalog", labelled, "--model", teacher, other)
+    assert (code, "answers with other categories than" in err) == (2, True)
+    code, _, err = job("compress", "--catalog", labelled, "--model", seeing("title"), "--layers", 1)
+    assert (code, "--layers: is for models that read texts alone" in err) == (2, True)
+    code, _, err = job("compress", "--catalog", labelled, "--model", seeing(), "--prune-vocabulary")
+    assert (code, "--prune-vocabulary: the model reads no text" in err) == (2, True)
