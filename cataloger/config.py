@@ -333,6 +333,8 @@ class CompressConfig:
     model: tuple[str, ...] = ("models:/product-category@champion",)
     """Model to make cheaper: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. Several are teachers of one
     model, which has the layers of the first."""
+    average_models: tuple[str, ...] = ()
+    """In place of --model: models that were trained from the same base model, whose weights are averaged."""
     layers: int | None = None
     """Train a student of so many of the model's layers to answer as it does, and as the categories of --catalog say."""
     prune_vocabulary: bool = False

@@ -67,7 +67,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "run": ("report", "use_gpu", "experiment"),
     },
     CompressConfig: {
-        "common": ("catalog", "model", "layers", "prune_vocabulary", "precision", "model_name"),
+        "common": ("catalog", "model", "average_models", "layers", "prune_vocabulary", "precision", "model_name"),
         "data": ("id_column", "text_columns", "image_column", "label_column"),
         "run": ("epochs", "num_workers", "use_gpu", "seed", "storage", "experiment"),
     },

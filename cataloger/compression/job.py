@@ -54,7 +54,7 @@ def compress(config: CompressConfig) -> Compressed:
     The same call after a crash goes on where it was. Raises CatalogerError.
     """
     tracking_uri = tracking.connect()
-    sources = [registry.fetch_model(uri) for uri in config.model]
+    sources = [registry.fetch_model(uri) for uri in config.average_models or config.model]
     spec = read_spec(sources[0].folder).reading(config.text_columns, config.image_column)
     _check(config, spec, sources)
     storage = locate(places.place(config.storage, "--storage"))
@@ -67,7 +67,7 @@ def compress(config: CompressConfig) -> Compressed:
         if config.layers or len(sources) > 1:
             planned = _planned(config, spec, sources, storage)
             found = stack.enter_context(fitted(planned, about))
-            run_id, done = found.run_id, [f"{config.layers} layers" if config.layers else "a student of all"]
+            run_id, done = found.run_id, [_trained(config)]
             checkpoint = ray.train.Checkpoint(found.checkpoint.path, found.checkpoint.filesystem)
             with checkpoint.as_directory() as folder:
                 shutil.copytree(Path(folder) / "bundle", bundle)
@@ -81,8 +81,17 @@ def compress(config: CompressConfig) -> Compressed:
         return _finish(config, catalog, sources[0], spec, bundle, run_id, done)
 
 
+def _trained(config: CompressConfig) -> str:
+    if config.average_models:
+        return f"the mean of {len(config.average_models)} models"
+    return f"{config.layers} layers" if config.layers else "a student of all"
+
+
 def _check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) -> None:
-    names = " ".join(config.model)
+    names = " ".join(config.average_models or config.model)
+    if len(config.average_models) == 1 or (config.average_models and config.layers):
+        reason = "is of several models; name more" if not config.layers else "has no layers fewer; leave out --layers"
+        raise ConfigError(f"--average-models {names}: {reason}")
     if not spec.network:
         raise ConfigError(f"model {names}: words alone have no network to make cheaper")
     for other in sources[1:]:
@@ -94,7 +103,7 @@ def _check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) -
     if config.layers is not None and config.layers < 1:
         raise ConfigError(f"--layers {config.layers}: must be at least 1")
     if config.layers or len(sources) > 1:
-        what = "--layers" if config.layers else "several models"
+        what = "--average-models" if config.average_models else "--layers" if config.layers else "several models"
         if spec.tags or spec.others:
             raise ConfigError(f"{what}: is for models that answer with categories alone; leave it out")
         if spec.picture:
@@ -111,7 +120,7 @@ def _open(config: CompressConfig, spec: Spec) -> Catalog:
     catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
     names = set(catalog.files[0].schema.names)
     labels = (config.label_column,) if config.label_column in names else ()
-    if (config.layers or len(config.model) > 1) and not labels:
+    if (config.layers or len(config.average_models or config.model) > 1) and not labels:
         raise ConfigError(
             f"--layers: catalog {config.catalog} has no column {config.label_column!r}; a student is judged by rows whose category is "
             "known: name another --label-column"
@@ -121,9 +130,9 @@ def _open(config: CompressConfig, spec: Spec) -> Catalog:
 
 
 def _planned(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource], storage: Location) -> Plan:
-    """The training of a student: its first weights and its lessons lie in the storage, by what they are made from."""
-    layers = config.layers or precision.layers_of(sources[0].folder)
-    base = _student(sources[0].folder, layers, len(sources) > 1, storage)
+    """The training of a student: its first weights and its lessons lie in the storage, by what they are made from. A mean of several
+    models is not trained; what goes with its weights is fitted."""
+    base = _first_weights(config, sources, storage)
     planned = plan(
         TrainConfig(
             catalog=config.catalog,
@@ -150,18 +159,20 @@ def _planned(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource],
         raise ConfigError(
             f"--label-column {config.label_column}: the model has another kind of answer than this column"
         )
+    numbered = replace(planned.spec, categories=spec.categories)
+    if config.average_models:
+        settings = replace(planned.config, epochs=0)
+        return replace(planned, config=settings, spec=numbered, sources=_by(planned, spec, taught=False))
     asked = planned.sources[0].catalog
     place = storage / f"lessons-{teachers.digest_of(sources, asked.fingerprint)}.parquet"
     if not place.exists():
         specs = [read_spec(one.folder).reading(config.text_columns, None) for one in sources]
         given = [teachers.ask(one, own, config, storage) for one, own in zip(sources, specs, strict=True)]
         Lessons.mean(given).write(place)
-    return replace(
-        planned, spec=replace(planned.spec, categories=spec.categories), sources=_by(planned, spec), lessons=place
-    )
+    return replace(planned, spec=numbered, sources=_by(planned, spec, taught=True), lessons=place)
 
 
-def _by(planned: Plan, spec: Spec) -> tuple[Source, ...]:
+def _by(planned: Plan, spec: Spec, taught: bool) -> tuple[Source, ...]:
     """The catalog by the model's numbers of categories; rows of one that it does not know have only its answers to learn from."""
     number = {path: label for label, path in enumerate(spec.categories)}
     own = planned.spec.categories
@@ -178,20 +189,28 @@ def _by(planned: Plan, spec: Spec) -> tuple[Source, ...]:
                 for written, label in source.label_ids.items()
                 if label >= 0 and own[label] in number
             },
-            taught=True,
+            taught=taught,
         )
         for source in planned.sources
     )
 
 
-def _student(folder: Path, layers: int, all_of_them: bool, storage: Location) -> str:
-    """The place of the student's first weights."""
-    from cataloger.model.student import write_student
+def _first_weights(config: CompressConfig, sources: Sequence[ModelSource], storage: Location) -> str:
+    """The place of what the training begins with."""
+    from cataloger.model.student import write_average, write_student
 
-    place = storage / f"student-{layers}-of-{digest(folder)}"
+    folders = [one.folder for one in sources]
+    layers = config.layers or precision.layers_of(folders[0])
+    if config.average_models:
+        place = storage / f"mean-of-{teachers.digest_of(sources, '')}"
+    else:
+        place = storage / f"student-{layers}-of-{digest(folders[0])}"
     if not (place / "config.json").exists():
         with working_folder("student") as aside:
-            write_student(folder, aside / "base", layers, all_of_them)
+            if config.average_models:
+                write_average(folders, aside / "base")
+            else:
+                write_student(folders[0], aside / "base", layers, len(folders) > 1)
             place.write_folder(aside / "base", last="config.json")
     return place.path if place.is_local else place.uri
 
@@ -208,7 +227,7 @@ def _finish(
     """Cut, quantise, measure, register."""
     from cataloger.model.vocabulary import cut_vocabulary
 
-    asked_for = bool(config.layers or config.prune_vocabulary or config.precision or len(config.model) > 1)
+    asked_for = bool(done or config.prune_vocabulary or config.precision)
     if config.prune_vocabulary or (not asked_for and spec.text_columns):
         own = read_spec(bundle).reading(config.text_columns, config.image_column)
         shared = Model(own, digest(bundle), [runtime.share_folder(bundle)])
@@ -243,7 +262,9 @@ def _finish(
     tracking.log_metrics(metrics)
     uri, _ = registry.register(bundle, config.model_name, run_id)
     made = ModelSource(bundle, uri, uri.removeprefix("models:/"))
-    registry.tag_version(made, {"compressed_from": " ".join(config.model), "compressed_to": ", ".join(done)})
+    registry.tag_version(
+        made, {"compressed_from": " ".join(config.average_models or config.model), "compressed_to": ", ".join(done)}
+    )
     log.info("registered %s: %s", uri, ", ".join(done))
     return Compressed(uri, run_id, tuple(done), before, after, agreement, rows)
 

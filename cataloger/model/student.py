@@ -1,6 +1,7 @@
-"""A smaller network out of a trained one: some of its layers, to begin a training with."""
+"""A base model out of trained ones, to begin a training with: some layers of one, or the mean of several."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def write_student(folder: Path, target: Path, layers: int, all_of_them: bool = F
 
     Raises ConfigError where there are not more than that, unless it may have `all_of_them`, or where they cannot be told apart.
     """
-    spec, network = read_spec(folder), load_network(folder, torch.float32)
+    network = load_network(folder, torch.float32)
     encoder = network.base_model
     stack = _stack(encoder)
     if stack is None:
@@ -36,9 +37,39 @@ def write_student(folder: Path, target: Path, layers: int, all_of_them: bool = F
     del stack[:]
     stack.extend(kept)
     encoder.config.num_hidden_layers = layers
+    _write(network, folder, target)
+
+
+def write_average(folders: Sequence[Path], target: Path) -> None:
+    """A base model in `target`: the mean of the weights of bundles that were trained from the same one (Wortsman et al. 2022), with the
+    tokenizer of the first, and the mean of their heads. Raises ConfigError where they have other shapes or tokens.
+    """
+    first, *others = folders
+    network = load_network(first, torch.float32)
+    total = network.state_dict()
+    for folder in others:
+        theirs = load_network(folder, torch.float32).state_dict()
+        same = (folder / "tokenizer.json").read_bytes() == (first / "tokenizer.json").read_bytes()
+        shapes = [{name: tensor.shape for name, tensor in one.items()} for one in (total, theirs)]
+        if not same or shapes[0] != shapes[1]:
+            raise ConfigError(
+                f"--average-models: model {folder} was not trained from the same base model as {first}; leave it out"
+            )
+        total = {
+            name: tensor + theirs[name] if tensor.is_floating_point() else tensor for name, tensor in total.items()
+        }
+    network.load_state_dict(
+        {name: tensor / len(folders) if tensor.is_floating_point() else tensor for name, tensor in total.items()}
+    )
+    _write(network, first, target)
+
+
+def _write(network: Any, folder: Path, target: Path) -> None:
+    """The network of the bundle in `folder`, changed, as a base model with its head."""
     with quiet_transformers():
-        encoder.save_pretrained(target)
+        network.base_model.save_pretrained(target)
     copy_tokenizer(folder, target)
+    spec = read_spec(folder)
     (target / "1_Pooling").mkdir()
     (target / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": spec.pooling == "mean"}))
     head = getattr(network, "classifier", None)

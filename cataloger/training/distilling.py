@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Encoded
-from cataloger.model.student import with_head
 from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.examples import TRAINING, UNLABELLED, Examples
 from cataloger.training.hearing import Heard
@@ -46,7 +45,6 @@ class Distillation(FineTuning):
         labels, probabilities = lessons.of(keys)
         self.taught, self.shares = torch.from_numpy(labels), torch.from_numpy(probabilities)
         self.rows = len(self.everything)
-        with_head(network, base)
 
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
         self.epoch_rows = self.everything

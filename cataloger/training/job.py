@@ -255,7 +255,7 @@ def _fit(
         if watcher and found:
             watcher.validated(found)
 
-    assert config.epochs, "chosen by the plan"
+    assert config.epochs is not None, "chosen by the plan"
     taught = unlabelled if planned.lessons else 0
     total = config.epochs * (rows + taught) + config.pretrain_epochs * (rows + unlabelled)
     with progress.remote_meter("train", total, take) as board:

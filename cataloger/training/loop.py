@@ -29,6 +29,7 @@ from cataloger.model.engines import resolve_dtype, without_plans
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import checked_base_model
 from cataloger.model.sight import sight_of
+from cataloger.model.student import with_head
 from cataloger.spec import Spec
 from cataloger.training import checkpoint
 from cataloger.training.checkpoint import (
@@ -73,6 +74,7 @@ def stages_of(
     rows = load_examples(blocks, spec, training_input(config, tags=spec.tags))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
+    with_head(network, base)
     set_dropout(network, config.dropout, machine.device.type)
     if lessons:
         taught = Lessons.read(lessons)
@@ -164,6 +166,8 @@ class Loop:
         self.model.train()
         rng = np.random.default_rng(seeds)
         encoded, drawn = self.stage.begin_epoch(rng)
+        if not len(drawn):
+            return  # weights that are as they shall be
         assert self.config.batch_size
         costs = encoded.costs
         batches = shuffled_batches(costs, drawn, self.config.batch_size, rng)

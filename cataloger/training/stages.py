@@ -106,8 +106,9 @@ class FineTuning:
     ) -> None:
         self.config, self.spec, self.network, self.machine, self.base = config, spec, network, machine, base
         self.train, held_out, self.unlabelled = rows
-        assert config.epochs, "chosen by the plan where nobody asked for a number"
-        self.epochs, self.rows = config.epochs, len(self.train)
+        assert config.epochs is not None, "chosen by the plan where nobody asked for a number"
+        # Without an epoch the weights are as they shall be: they are judged, and what goes with them is fitted.
+        self.epochs, self.rows = max(1, config.epochs), len(self.train) if config.epochs else 0
         self.head = head_of(spec, machine.device)
         self.loss = self.head.objective(config, self.train.sets)
         self.weighs_by_itself = bool(spec.others) and not config.answer_weights
@@ -139,6 +140,8 @@ class FineTuning:
         return {"pseudo_labelled_rows": float(len(self.own_labels))}
 
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
+        if not self.config.epochs:
+            return self.train.inputs, np.empty(0, np.int64)
         rows = self.train.and_these(self.own_labels) if len(self.own_labels) else self.train
         self.epoch_rows, order = draw(
             rows, len(self.spec.categories), self.config.long_tail, rng, lambda text, rng: self.augmenter(text, rng)

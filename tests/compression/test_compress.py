@@ -12,12 +12,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cataloger.bundle import INT8, network_shape, read_spec, write_spec
 from cataloger.compression import job as compression
 from cataloger.compression import precision, teachers
 from cataloger.config import CompressConfig
 from cataloger.infra.storage import locate
+from cataloger.model.network import load_network
 from cataloger.model.registry import fetch_model
 from cataloger.training.lessons import Lessons
 
@@ -146,6 +148,17 @@ def test_several_teachers_become_one_model_of_the_same_size(job: Job, teacher: s
     assert layers_of(fetch_model("models:/together/1").folder) == layers_of(fetch_model(teacher).folder)
 
 
+def test_a_mean_of_models_is_judged_and_not_trained(job: Job, teacher: str, labelled: Path) -> None:
+    flags = ("--catalog", labelled, "--average-models", teacher, teacher, "--model-name", "mean")
+    code, out, err = job("compress", *flags)
+    assert code == 0, err
+    assert "the mean of 2 models" in out
+    before, after = (load_network(fetch_model(uri).folder, torch.float32) for uri in (teacher, "models:/mean/1"))
+    for name, tensor in after.state_dict().items():
+        torch.testing.assert_close(tensor, before.state_dict()[name])
+    assert read_spec(fetch_model("models:/mean/1").folder).words is not None
+
+
 def test_eight_bits_that_change_too_much_are_refused(
     job: Job, teacher: str, labelled: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,6 +179,10 @@ def test_eight_bits_that_change_too_much_are_refused(
             "has no column 'kind'; a student is judged by rows whose category is known",
         ),
         (("--text-columns", "heading"), "'heading'"),
+        (
+            ("--average-models", "models:/teacher/1"),
+            "--average-models models:/teacher/1: is of several models; name more",
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence(

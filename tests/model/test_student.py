@@ -1,14 +1,17 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from cataloger.bundle import read_spec
 from cataloger.errors import ConfigError
 from cataloger.model.network import load_network, new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder, resolve_pooling
-from cataloger.model.student import with_head, write_student
+from cataloger.model.student import with_head, write_average, write_student
 from cataloger.spec import Spec
 
 
@@ -61,3 +64,20 @@ def test_a_student_has_fewer_layers(teacher: Path, tmp_path: Path, layers: int) 
 def test_of_several_teachers_it_may_have_all(teacher: Path, tmp_path: Path) -> None:
     write_student(teacher, tmp_path / "student", 6, all_of_them=True)
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 6
+
+
+def test_the_mean_of_several(teacher: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(teacher, tmp_path / "other")
+    weights = {name: tensor + 1 for name, tensor in load_file(other / "model.safetensors").items()}
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    write_average([teacher, other, teacher], tmp_path / "mean")
+    spec = read_spec(teacher)
+    found, first = new_classifier(tmp_path / "mean", spec), load_network(teacher, torch.float32).state_dict()
+    with_head(found, tmp_path / "mean")
+    for name, tensor in found.state_dict().items():
+        torch.testing.assert_close(tensor, first[name] + 1 / 3)
+
+
+def test_models_of_other_shapes_have_no_mean(teacher: Path, bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--average-models: model .* was not trained from the same base model as"):
+        write_average([teacher, bundle], tmp_path / "mean")
