@@ -351,6 +351,11 @@ class CompressConfig:
     """Column with the category path, or list of paths; where the catalog has none, only the agreement with the model is measured."""
     epochs: int | None = None
     """Passes over the rows for --layers; by default as many as train.py chooses."""
+    target_precision: float = 0.95
+    """Precision that a category needs to be trusted, where its thresholds are fitted anew: with --layers, --average-models or several models."""
+    tiers: Tiers = "auto"
+    """auto lets words answer alone where validation certifies it, off has words and network answer together about every row; for the same
+    models."""
     num_workers: str = "1"
     """DDP workers for --layers: one per GPU, or several that share the CPUs."""
     use_gpu: bool = False

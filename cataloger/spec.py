@@ -109,6 +109,9 @@ class Spec:
     catalog_fingerprint: str
     test_fraction: float = 0.0
     test_start: float = 0.0
+    validation_fraction: float | None = None
+    """Share of the other texts that its network has not learnt from either; 0 where it was validated on another catalog, and null where
+    that was not written down."""
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
     """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Where a product has
@@ -233,6 +236,7 @@ class Spec:
             ),
             ("test_fraction", 0 <= self.test_fraction < 1, "at least 0 and below 1"),
             ("test_start", 0 <= self.test_start < 1, "at least 0 and below 1"),
+            ("validation_fraction", 0 <= (self.validation_fraction or 0) < 1, "at least 0 and below 1, or null"),
             ("temperature", 1e-3 <= self.temperature <= 1e3, "from 0.001 to 1,000"),
             ("thresholds", _thresholds(self.thresholds, levels), f"none, or {levels} numbers from 0 on"),
             (

@@ -69,7 +69,8 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     CompressConfig: {
         "common": ("catalog", "model", "average_models", "layers", "prune_vocabulary", "precision", "model_name"),
         "data": ("id_column", "text_columns", "image_column", "label_column"),
-        "run": ("epochs", "num_workers", "use_gpu", "seed", "storage", "experiment"),
+        "training": ("epochs", "target_precision", "tiers", "num_workers", "seed"),
+        "run": ("use_gpu", "storage", "experiment"),
     },
     SampleConfig: {"common": ("rows", "output", "labelled", "images", "seed")},
     PublishConfig: {"common": ("output", "run", "prune")},

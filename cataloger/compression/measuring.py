@@ -11,6 +11,7 @@ from cataloger.compression.precision import wholes
 from cataloger.config import CompressConfig, TrainConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.truth import count_labels, normalise_labels
+from cataloger.errors import CatalogError
 from cataloger.heads.columns import columns_of
 from cataloger.labeling.predict import Predicted, predict_rows
 from cataloger.model.registry import ModelSource
@@ -56,6 +57,8 @@ def measure(
     )
     _, *places = np.intersect1d(*(one.labels.column("row").to_numpy() for one in (before, after)), return_indices=True)
     first, second = (one.labels.take(pa.array(place)) for one, place in zip((before, after), places, strict=True))
+    if not len(first):
+        raise CatalogError(f"catalog {config.catalog}: has no row that the model can read; check --text-columns")
     same, true = wholes(first, spec) == wholes(second, spec), _true(config, catalog, first, spec)
     return (
         _figures(source.folder, before, first, spec, true),
@@ -74,7 +77,7 @@ def _asked(config: CompressConfig, catalog: Catalog, source: ModelSource, spec: 
     trained = read_spec(source.folder)
     alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
     told = config.label_column in catalog.schema.names
-    held_out = spec.test_fraction or TrainConfig.validation_fraction
+    held_out = spec.test_fraction or spec.validation_fraction or TrainConfig.validation_fraction
     kept = {"id": config.id_column, **({WRITTEN: config.label_column} if told else {})}
     found: Predicted | None = None
     if alike and (not spec.group_column or spec.group_column in catalog.schema.names):

@@ -1,6 +1,5 @@
 """Whether eight bits are as good as the model's own arithmetic, and faster here: asked of some of the catalog's rows."""
 
-import json
 import logging
 import time
 from collections import deque
@@ -15,15 +14,21 @@ from cataloger.compression.texts import some_rows
 from cataloger.config import CompressConfig, Precision
 from cataloger.data.batching import Batch, pack
 from cataloger.data.catalog import Catalog
+from cataloger.data.inputs import input_of
 from cataloger.errors import ConfigError
 from cataloger.heads.columns import answer_in, columns_of
-from cataloger.model.quantised import attempts, check_installed, quantise
+from cataloger.infra import runtime
+from cataloger.model.quantised import ATTEMPTS, missing_package, quantise
 from cataloger.model.tiers import Tiers
 from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
-# Of the rows that are looked at, the ranges of numbers go by the first and what they do to the answers is seen in the others.
-ROWS, CALIBRATING, BATCHES = 4_096, 1_024, 64
+# Rows that are looked at; of these, as many for the ranges of numbers and to see what they do to the answers, at most.
+LOOKED_AT, CALIBRATING, JUDGED = 32_768, 1_024, 3_072
+# Of rows that training held out, enough to judge by; and rows without which nothing can be said.
+ENOUGH, LEAST_ROWS = 500, 16
+# Batches that the ranges go by.
+BATCHES = 64
 AGREEMENT = 0.995
 # How much faster eight bits must be to be worth their while, where nobody asked for them.
 PAYS = 1.1
@@ -31,13 +36,10 @@ PAYS = 1.1
 
 def check_possible() -> None:
     """Raises ConfigError."""
-    check_installed()
-
-
-def layers_of(folder: Path) -> int:
-    """Of the network in a bundle."""
-    config = json.loads((folder / "config.json").read_text())
-    return int((config.get("encoder") or config).get("num_hidden_layers") or 0)
+    if package := missing_package():
+        raise ConfigError(
+            f"--precision int8: needs the package {package}; pip install 'cataloger[int8]', or leave the flag out"
+        )
 
 
 def quantised(bundle: Path, catalog: Catalog, config: CompressConfig, insist: bool) -> str | None:
@@ -45,26 +47,28 @@ def quantised(bundle: Path, catalog: Catalog, config: CompressConfig, insist: bo
 
     Raises ConfigError where it would change too many answers.
     """
-    try:
-        check_installed()
-    except ConfigError as problem:
-        if insist:
-            raise
-        log.info("%s", problem)
+    if not insist and (package := missing_package()):
+        log.info("eight bits are not tried: they need the package %s (pip install 'cataloger[int8]')", package)
         return None
-    spec = read_spec(bundle).reading(config.text_columns, config.image_column)
-    spec = spec.without_tiers()
-    values = some_rows(catalog, spec, bundle, ROWS)
-    known, judged = (
-        values.slice(0, min(CALIBRATING, len(values) // 2)),
-        values.slice(min(CALIBRATING, len(values) // 2)),
-    )
+    if not insist and runtime.capacity("GPU"):
+        log.info("eight bits are not tried: they are for CPUs, and the cluster has GPUs")
+        return None
+    spec = read_spec(bundle).reading(config.text_columns, config.image_column).without_tiers()
+    values, held_out = some_rows(catalog, spec, bundle, LOOKED_AT)
+    if len(values) < LEAST_ROWS:
+        if not insist:
+            return None
+        raise ConfigError(
+            f"catalog {config.catalog}: has {len(values)} rows that the model can read; eight bits need {LEAST_ROWS}"
+        )
+    known, judged = _apart(values, held_out)
     _remove(bundle)  # of an earlier network
-    own, seconds = _asked(bundle, spec, judged, "auto")
+    base = catalog.base
+    own, seconds = _asked(bundle, spec, judged, "auto", base)
     best = 0.0
-    for pattern in attempts(layers_of(bundle)):
-        left = quantise(bundle, _batches(bundle, spec, known), pattern)
-        found, own_seconds = _asked(bundle, spec, judged, "int8")
+    for pattern in ATTEMPTS:
+        left = quantise(bundle, _batches(bundle, spec, known, base), pattern)
+        found, own_seconds = _asked(bundle, spec, judged, "int8", base)
         agreement = float(np.mean(found == own))
         log.info(
             "eight bits: the same answer to %.2f%% of %s rows, %.2f times as fast%s",
@@ -87,21 +91,32 @@ def quantised(bundle: Path, catalog: Catalog, config: CompressConfig, insist: bo
     return None
 
 
+def _apart(values: pa.Array, held_out: npt.NDArray[np.bool_]) -> tuple[pa.Array, pa.Array]:
+    """(rows for the ranges of numbers, rows to judge by): the latter are such as the model has not learnt from, of which it is less sure,
+    where there are enough."""
+    draw = np.random.default_rng(0).permutation(len(values))
+    judged = draw[held_out[draw]] if held_out.sum() >= ENOUGH else draw[: len(draw) * 3 // 4]
+    others = np.setdiff1d(draw, judged, assume_unique=True)
+    others = others[np.random.default_rng(1).permutation(len(others))] if len(others) else draw
+    return values.take(pa.array(others[:CALIBRATING])), values.take(pa.array(judged[:JUDGED]))
+
+
 def _remove(bundle: Path) -> None:
     for name in (INT8, INT8_WEIGHTS):
         (bundle / name).unlink(missing_ok=True)
 
 
-def _batches(bundle: Path, spec: Spec, values: pa.Array) -> list[Batch]:
-    tiers = Tiers(bundle, spec=spec, precision="fp32")
-    encoded = tiers.input.encode(values)
+def _batches(bundle: Path, spec: Spec, values: pa.Array, base: str) -> list[Batch]:
+    encoded = input_of(spec, bundle, base).encode(values)
     groups = list(pack(encoded.costs, max(64, int(encoded.costs.sum()) // BATCHES), 64))
     return [encoded.batch(rows) for rows in groups]
 
 
-def _asked(bundle: Path, spec: Spec, values: pa.Array, precision: Precision) -> tuple[npt.NDArray[np.object_], float]:
+def _asked(
+    bundle: Path, spec: Spec, values: pa.Array, precision: Precision, base: str
+) -> tuple[npt.NDArray[np.object_], float]:
     """(the answer to each row, as one string, the seconds of the network alone)"""
-    tiers = Tiers(bundle, spec=spec, precision=precision)
+    tiers = Tiers(bundle, spec=spec, precision=precision, base=base)
     encoded = tiers.encode(values)
     answers = tiers.answer(values, encoded=encoded)
     started = time.perf_counter()

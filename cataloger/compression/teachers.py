@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 
 from cataloger.bundle import digest
 from cataloger.config import CompressConfig, LabelConfig
-from cataloger.data.batching import IntArray
 from cataloger.heads.arrays import FloatArray
 from cataloger.heads.columns import columns_of
+from cataloger.infra import deciding
 from cataloger.infra.storage import Location
 from cataloger.labeling.job import label
 from cataloger.model.registry import ModelSource
@@ -73,12 +73,13 @@ def read(run: Location, spec: Spec) -> Lessons:
     return Lessons(distinct, _stacked(labels, width)[first], _stacked(shares, width)[first])
 
 
-def digest_of(teachers: Sequence[ModelSource], fingerprint: str) -> str:
-    """16 hex digits of what the lessons are made from."""
-    return hashlib.sha256(repr([fingerprint, *(digest(one.folder) for one in teachers)]).encode()).hexdigest()[:16]
+def digest_of(teachers: Sequence[ModelSource], what: str, text_columns: Sequence[str]) -> str:
+    """16 hex digits of what something is made from: teachers, and the code that makes it."""
+    told = [what, ALTERNATIVES, list(text_columns), deciding.digest(), *(digest(one.folder) for one in teachers)]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
-def _side_by_side(answers: pa.Table) -> tuple[IntArray, FloatArray]:
+def _side_by_side(answers: pa.Table) -> tuple[npt.NDArray[np.int32], FloatArray]:
     """(labels, probabilities), each [rows, K]: those that were given, and those beside them; 0 where a row has fewer."""
     one = "label" in answers.column_names
     given = ("label", "confidence") if one else ("labels", "probabilities")
@@ -89,7 +90,7 @@ def _side_by_side(answers: pa.Table) -> tuple[IntArray, FloatArray]:
         )
         for own, other in zip(given, others, strict=True)
     )
-    return labels.astype(np.int64), shares.astype(np.float32)
+    return labels.astype(np.int32), shares.astype(np.float32)
 
 
 def _matrix(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

@@ -3,6 +3,8 @@
 A catalog that was copied, shuffled or exported anew is another one by its files, and the same one by its rows.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +40,13 @@ class Seen:
     def of(cls, keys: Keys, wanted: int = KEPT) -> "Seen":
         """About `wanted` of these, chosen by the keys themselves: so the rows of any catalog are sampled alike."""
         every = ids.sample_every(len(keys), wanted)
+        return cls(np.unique(keys[keys % np.uint64(every) == 0]), every)
+
+    @classmethod
+    def union(cls, samples: Sequence["Seen"]) -> "Seen":
+        """Rows that any of several trainings saw, of those that all samples speak of."""
+        every = math.lcm(*(one.every for one in samples))
+        keys = np.concatenate([one.keys for one in samples])
         return cls(np.unique(keys[keys % np.uint64(every) == 0]), every)
 
     def recognise(self, keys: Keys) -> pa.Array:

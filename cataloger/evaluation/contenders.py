@@ -118,7 +118,7 @@ def _of_version(name: str, version: ModelVersion) -> Contender:
 
 def _of_run(run: Run) -> Contender:
     name, job = str(run.info.run_name), run.data.tags.get("job")
-    if job == "train":
+    if job in ("train", "compress"):
         versions = MlflowClient().search_model_versions(f"run_id = '{run.info.run_id}'")
         if not versions:
             return Contender(name, None, run, (), run)

@@ -46,13 +46,12 @@ class Labeler:
         # Imported here: the driver and the reading tasks need no torch.
         import torch
 
-        from cataloger.model.engines import Torch
         from cataloger.model.predictor import Predictor
 
         torch.set_num_threads(shape.threads)
         self.out_of_memory = torch.OutOfMemoryError
         self.predictor = Predictor(model.folder(), shape.device, precision, model.spec)
-        if not isinstance(self.predictor.engine, Torch):
+        if self.predictor.engine.owns_threads:
             # What is left to PyTorch is little, and its threads, while they wait, take the cores from the engine's.
             torch.set_num_threads(1)
 

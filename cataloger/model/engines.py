@@ -35,6 +35,8 @@ class Engine(Protocol):
     token_budget: int
     # How many batches to give it at once, each from a thread of its own.
     streams: int
+    # Whether it computes in threads of its own, and not in PyTorch's.
+    owns_threads: bool
 
     def __call__(self, batch: Batch) -> torch.Tensor:
         """Logits, float32 [rows, categories] on the device.
@@ -92,7 +94,7 @@ def resolve_dtype(precision: Precision, device: str) -> torch.dtype:
 class Torch:
     """PyTorch, eager."""
 
-    streams = 1
+    streams, owns_threads = 1, False
 
     def __init__(self, folder: Path, device: str, dtype: torch.dtype) -> None:
         from cataloger.model.network import load_network
@@ -121,7 +123,7 @@ class OpenVino:
     Threads that share a batch wait for each other at every layer, and for whatever else the core does meanwhile.
     """
 
-    token_budget = 4_096
+    token_budget, owns_threads = 4_096, True
 
     def __init__(self, folder: Path, dtype: torch.dtype, int8: bool = False) -> None:
         openvino = openvino_module()
@@ -168,12 +170,19 @@ class Ensemble:
         self.name = " + ".join(engine.name for engine in self.engines)
         self.token_budget = min(engine.token_budget for engine in self.engines)
         self.streams = min(engine.streams for engine in self.engines)
+        self.owns_threads = all(engine.owns_threads for engine in self.engines)
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        found = [engine(batch) / spec.temperature for engine, spec in zip(self.engines, self.specs, strict=True)]
-        if self.specs[0].head == MANY_CATEGORIES:
-            return torch.stack([torch.sigmoid(logits) for logits in found]).mean(dim=0).logit(eps=1e-7)
-        return torch.stack([torch.log_softmax(logits, dim=1) for logits in found]).logsumexp(dim=0)
+        many = self.specs[0].head == MANY_CATEGORIES
+        total: torch.Tensor | None = (
+            None  # one after the other: with many categories, all at once would fill the memory
+        )
+        for engine, spec in zip(self.engines, self.specs, strict=True):
+            logits = engine(batch) / spec.temperature
+            found = torch.sigmoid(logits) if many else torch.log_softmax(logits, dim=1)
+            total = found if total is None else total + found if many else torch.logaddexp(total, found)
+        assert total is not None
+        return (total / len(self.engines)).logit(eps=1e-7) if many else total
 
 
 def convert(folder: Path, target: Path) -> None:

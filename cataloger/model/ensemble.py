@@ -9,10 +9,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cataloger.bundle import MEMBERS, WEIGHTS, WORDS, read_spec, write_spec
+from cataloger.data import seen
+from cataloger.data.seen import Seen
 from cataloger.errors import ConfigError
 from cataloger.infra.node_cache import working_folder
 from cataloger.model.registry import ModelSource, fetch_model
 from cataloger.spec import Spec
+
+# What decides which rows of a catalog a training leaves out.
+SPLIT = ("test_fraction", "test_start", "group_column", "format_version")
 
 
 def fetch_models(uris: Sequence[str]) -> ModelSource:
@@ -37,6 +42,10 @@ def _together(sources: Sequence[ModelSource]) -> ModelSource:
         member = folder / MEMBERS / str(number)
         shutil.copytree(one.folder, member, ignore=lambda _, names: [name for name in names if name == WORDS])
         write_spec(member, of_network(read_spec(one.folder)))
+    samples = [seen.read(one.folder) for one in sources]
+    (folder / seen.FILE).unlink(missing_ok=True)
+    if all(samples):
+        seen.write(folder, Seen.union([one for one in samples if one]))
     # What a certificate says of the first one's tiers, nobody has seen of all together.
     own = spec.without_tiers()
     words = replace(own.words, network_temperature=1.0) if own.words else None
@@ -54,6 +63,10 @@ def _check(one: ModelSource, first: ModelSource, spec: Spec) -> None:
     for name, said in (("categories", "other categories"), ("head", "another kind of answer")):
         if getattr(theirs, name) != getattr(spec, name):
             raise ConfigError(f"{what}: has {said} than {first.uri}; name one of them")
+    if one.uri != first.uri and any(getattr(theirs, name) != getattr(spec, name) for name in SPLIT):
+        raise ConfigError(
+            f"{what}: was trained with other rows held out than {first.uri} (--test-fraction, --test-start, --group-column); name one of them"
+        )
     alike = ("text_columns", "max_tokens")
     same = all(getattr(theirs, name) == getattr(spec, name) for name in alike)
     if not same or (one.folder / "tokenizer.json").read_bytes() != (first.folder / "tokenizer.json").read_bytes():

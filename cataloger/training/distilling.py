@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Encoded
+from cataloger.errors import TrainingError
 from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.examples import TRAINING, UNLABELLED, Examples
 from cataloger.training.hearing import Heard
@@ -22,6 +23,8 @@ from cataloger.training.stages import FineTuning, Machine
 
 # The temperature of both sides, and the weight of the teachers beside that of a label, where a row has both.
 TEMPERATURE, TEACHING = 2.0, 0.7
+# Rows that no model could read have no answer; where many have none, the answers are of other rows.
+LEAST_ANSWERED = 0.5
 
 
 class Distillation(FineTuning):
@@ -43,6 +46,11 @@ class Distillation(FineTuning):
         self.everything = self.train.and_these(self.unlabelled)
         keys = np.concatenate([keys_of(blocks, use) for use in (TRAINING, UNLABELLED)])
         labels, probabilities = lessons.of(keys)
+        answered = float((probabilities.sum(axis=1) > 0).mean())
+        if answered < LEAST_ANSWERED:
+            raise TrainingError(
+                f"the models have answered {answered:.1%} of the rows to learn from; remove the lessons in --storage, and run again"
+            )
         self.taught, self.shares = torch.from_numpy(labels), torch.from_numpy(probabilities)
         self.rows = len(self.everything)
 
@@ -60,7 +68,7 @@ class Distillation(FineTuning):
             has_label, self.loss(logits[has_label], self.head.targets(labelled))
         )
         shares = self.shares[rows].to(logits.device)
-        by_teachers = softened(self.spec, logits, self.taught[rows].to(logits.device), shares)
+        by_teachers = softened(self.spec, logits, self.taught[rows].long().to(logits.device), shares)
         has_answer = shares.sum(dim=1) > 0
         teaching = torch.where(has_label, TEACHING, 1.0) * has_answer
         return teaching * by_teachers + torch.where(has_answer, 1 - TEACHING, 1.0) * by_label

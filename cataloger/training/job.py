@@ -186,7 +186,7 @@ def _fit(
     config, spec, sources, folder = planned.config, planned.spec, planned.sources, claim.folder
     if spec.network and spec.text_columns:
         catalogs = [source.catalog for source in sources]
-        config = replace(config, base_model=smaller_base(config, catalogs, folder / "base"))
+        config = replace(config, base_model=smaller_base(config, catalogs, folder / "base", spec.tags))
     log.info("reading %s rows", f"{sum(source.catalog.rows for source in sources):,}")
     blocks = ingest(sources, config)
     wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else []), *([TAGS_LEFT_OUT] if spec.tags else [])]

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 
-from cataloger.data.batching import IntArray
 from cataloger.data.text import hash_words
 from cataloger.heads.arrays import FloatArray
 from cataloger.infra.storage import Location
@@ -28,7 +27,7 @@ class Lessons:
 
     keys: npt.NDArray[np.uint64]
     """[N], ascending."""
-    labels: IntArray
+    labels: npt.NDArray[np.int32]
     """[N, K]"""
     probabilities: FloatArray
     """[N, K]; 0 where a teacher said nothing more."""
@@ -56,11 +55,11 @@ class Lessons:
         best = np.argsort(-shares, axis=1, kind="stable")[:, :width]
         return cls(keys, np.take_along_axis(labels, best, 1), np.take_along_axis(shares, best, 1))
 
-    def of(self, keys: npt.NDArray[np.uint64]) -> tuple[IntArray, FloatArray]:
+    def of(self, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int32], FloatArray]:
         """(labels, probabilities), each [rows, K], of rows by their keys; all probabilities are 0 of a row that nobody answered."""
         place = np.minimum(np.searchsorted(self.keys, keys), max(0, len(self.keys) - 1))
         if not len(self.keys):
-            return np.zeros((len(keys), 1), np.int64), np.zeros((len(keys), 1), np.float32)
+            return np.zeros((len(keys), 1), np.int32), np.zeros((len(keys), 1), np.float32)
         known = self.keys[place] == keys
         return self.labels[place], np.where(known[:, None], self.probabilities[place], np.float32(0))
 
@@ -79,7 +78,7 @@ class Lessons:
             column.flatten().to_numpy().reshape(len(table), -1)
             for column in (table.column(name).combine_chunks() for name in ("labels", "probabilities"))
         )
-        return cls(table.column("key").to_numpy(), labels.astype(np.int64), probabilities)
+        return cls(table.column("key").to_numpy(), labels, probabilities)
 
 
 def keys(hashes: pa.Array) -> npt.NDArray[np.uint64]:

@@ -94,6 +94,7 @@ def plan(config: TrainConfig) -> Plan:
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
+        validation_fraction=0.0 if config.eval_catalog else config.validation_fraction,
         head=heads[0],
         label_column=config.label_column[0] if heads[0] == TAGS else "",
         group_column=config.group_column,

@@ -2,7 +2,8 @@
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,27 @@ from cataloger.bundle import network_shape
 from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
-from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, plan_reads, plan_units, read_units
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.pretrained import base_model_folder
+from cataloger.training.rows import training_input
 
 log = logging.getLogger(__name__)
 # Of a larger vocabulary, of many languages, most is never read, and would be two thirds of what every step moves.
 MOST_TOKENS = 65_536
 
 
-def used_tokens(catalog: Catalog, reader: Callable[[], Input], vocabulary: int) -> npt.NDArray[np.bool_]:
-    """[vocabulary] which tokens there are in any of the texts, as `reader` makes what reads them. Needs a running Ray."""
+def used_tokens(
+    catalog: Catalog, text_columns: Sequence[str], reader: Callable[[], Input], vocabulary: int
+) -> npt.NDArray[np.bool_]:
+    """[vocabulary] which tokens there are in any of the texts, as `reader` makes what reads these columns. Needs a running Ray."""
     reads = plan_reads(plan_units(catalog))
     count = functools.partial(
         _used,
         filesystem=catalog.location.filesystem,
-        schema=catalog.schema,
+        schema=pa.schema([catalog.schema.field(name) for name in text_columns]),
         reader=reader,
         vocabulary=vocabulary,
     )
@@ -54,7 +57,7 @@ def _used(
     return {"used": np.packbits(found).tobytes()}
 
 
-def smaller_base(config: TrainConfig, catalogs: list[Catalog], place: Location) -> str:
+def smaller_base(config: TrainConfig, catalogs: Sequence[Catalog], place: Location, tags: bool = False) -> str:
     """The base model to train from: the one that is named, or what `place` has of it, made of the tokens of these catalogs."""
     folder = base_model_folder(config.base_model)
     _, vocabulary = network_shape(folder)
@@ -66,14 +69,10 @@ def smaller_base(config: TrainConfig, catalogs: list[Catalog], place: Location) 
     if not can_be_cut(folder):
         return config.base_model
     if not (place / "config.json").exists():
-        reader = functools.partial(_reader, config)
-        used = np.any([used_tokens(catalog, reader, vocabulary) for catalog in catalogs], axis=0)
+        reader = functools.partial(training_input, replace(config, image_column=None), "", tags)
+        used = np.any([used_tokens(one, config.text_columns, reader, vocabulary) for one in catalogs], axis=0)
         with working_folder("smaller") as aside:
             cut = cut_base_model(folder, aside / "base", used)
             place.write_folder(aside / "base", last="config.json")
         log.info("%s of the %s tokens of %s are of use here", f"{cut.after:,}", f"{cut.before:,}", config.base_model)
     return place.path if place.is_local else place.uri
-
-
-def _reader(config: TrainConfig) -> Input:
-    return TextInput(base_model_folder(config.base_model), config.text_columns, config.max_tokens)

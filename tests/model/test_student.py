@@ -57,12 +57,12 @@ def test_it_begins_with_the_head_of_its_teacher(teacher: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("layers", [0, 6, 7])
 def test_a_student_has_fewer_layers(teacher: Path, tmp_path: Path, layers: int) -> None:
-    with pytest.raises(ConfigError, match=f"--layers {layers}: model .* has 6; name fewer"):
+    with pytest.raises(ConfigError, match=f"--layers {layers}: the model has 6; name fewer"):
         write_student(teacher, tmp_path / "student", layers)
 
 
 def test_of_several_teachers_it_may_have_all(teacher: Path, tmp_path: Path) -> None:
-    write_student(teacher, tmp_path / "student", 6, all_of_them=True)
+    write_student(teacher, tmp_path / "student", None)
     assert json.loads((tmp_path / "student" / "config.json").read_text())["num_hidden_layers"] == 6
 
 
@@ -79,5 +79,7 @@ def test_the_mean_of_several(teacher: Path, tmp_path: Path) -> None:
 
 
 def test_models_of_other_shapes_have_no_mean(teacher: Path, bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--average-models: model .* was not trained from the same base model as"):
+    with pytest.raises(
+        ConfigError, match="--average-models: not all of these models were trained from the same base model"
+    ):
         write_average([teacher, bundle], tmp_path / "mean")

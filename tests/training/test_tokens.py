@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 def test_every_token_of_every_text_is_counted(tiny_model: Path, write: Callable[..., Path]) -> None:
     titles = ["leather belt", None, "belt of steel", "steel"]
     catalog = open_catalog(str(write("c.parquet", id=[1, 2, 3, 4], title=titles)), "id", ("title",))
-    found = tokens.used_tokens(catalog, functools.partial(TextInput, tiny_model, ("title",), 16), 30_522)
+    found = tokens.used_tokens(catalog, ("title",), functools.partial(TextInput, tiny_model, ("title",), 16), 30_522)
     tokenizer = load_tokenizer(tiny_model, 16)
     assert set(np.flatnonzero(found)) == {number for title in titles if title for number in tokenizer.encode(title).ids}
 
