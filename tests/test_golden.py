@@ -125,6 +125,7 @@ def test_what_a_bundle_says_of_itself(working_folder: Path) -> None:
  "catalog_fingerprint": "0123456789abcdef",
  "test_fraction": 0.2,
  "test_start": 0.0,
+ "validation_fraction": null,
  "temperature": 1.25,
  "thresholds": [
   0.4

@@ -19,6 +19,7 @@ NOT_DECIDING = {
     "infra.storage",
     "labeling.cost",
     "labeling.packed",
+    "model.e5",
     "model.pretrained",
     "model.sight",
     "publishing.parts",
