@@ -117,7 +117,7 @@ def _encode(
     use: int,
     config: TrainConfig,
     given: Input,
-    taught: bool,
+    taught: bool = False,
 ) -> pa.Table:
     texts_and_group = [*config.text_columns, *filter(None, [config.group_column])]
     bad = np.any([np.zeros(len(table), bool), *(undecodable(table.column(name)) for name in texts_and_group)], axis=0)
