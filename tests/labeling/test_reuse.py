@@ -27,7 +27,13 @@ def write_catalog(folder: str, titles: list[str | None]) -> None:
 
 
 def run(bundle: Path, output: str, **changes: object):  # type: ignore[no-untyped-def]
-    settings = {"catalog": "c", "output": output, "model": str(bundle), "text_columns": ("title",), "precision": "fp32"}
+    settings = {
+        "catalog": "c",
+        "output": output,
+        "model": (str(bundle),),
+        "text_columns": ("title",),
+        "precision": "fp32",
+    }
     return label(LabelConfig(**{**settings, "max_changed_fraction": 1.0, **changes}))  # type: ignore[arg-type]
 
 
