@@ -18,10 +18,11 @@ from cataloger.bundle import INT8
 from cataloger.data.batching import Batch
 from cataloger.model.engines import NETWORK, convert, example_of, openvino_module
 
-# What is left in floating point, one after the other, where whole numbers change too many answers: nothing; what brings a layer's
-# widest vectors back to its width, whose few large values cost all others their precision; the layers beside the head; those as well.
-LAYER = re.compile(r"layers?\.(\d+)\.")
-ATTEMPTS = ("", r"output\.dense|ffn\.lin2|wo/", r"layers?\.{last}\.", r"output\.dense|ffn\.lin2|wo/|layers?\.{last}\.")
+# What is left in floating point, step by step, where whole numbers change too many answers: nothing; what brings a layer's widest
+# vectors back to its width, whose few large values cost all others their precision; attention as well. (To leave the last layer, alone
+# or with the first of these, helped less.)
+WIDE, ATTENTION = r"output\.dense|ffn\.lin2|wo/", r"query|key|value|[qkv]_lin|attn"
+ATTEMPTS = ("", WIDE, f"{WIDE}|{ATTENTION}")
 
 
 def missing_package() -> str | None:
@@ -42,9 +43,7 @@ def quantise(folder: Path, batches: Sequence[Batch], kept: str = "") -> list[str
         convert(folder, Path(aside, NETWORK))
         network = openvino.Core().read_model(str(Path(aside, NETWORK)))
         names = [node.get_friendly_name() for node in network.get_ops() if node.get_type_name() == "MatMul"]
-        layers = [int(found[1]) for name in names if (found := LAYER.search(name))]
-        pattern = kept.replace("{last}", str(max(layers, default=0)))
-        left = [name for name in names if kept and re.search(pattern, name)]
+        left = [name for name in names if kept and re.search(kept, name)]
         arguments = list(example_of(folder))
         given = nncf.Dataset([[batch[name] for name in arguments] for batch in batches], _arrays)
         # It shows bars of its own, which say nothing of how long the job takes.
