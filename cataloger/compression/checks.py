@@ -44,12 +44,11 @@ def check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) ->
         raise ConfigError("--epochs: nothing is trained; add --layers, or leave it out")
     if config.prune_vocabulary and not spec.text_columns:
         raise ConfigError("--prune-vocabulary: the model reads no text; leave it out")
-    from cataloger.model.vocabulary import KINDS, kind_of_tokenizer
+    if config.prune_vocabulary:
+        # Imported here: nothing else that is checked needs torch.
+        from cataloger.model.vocabulary import check_can_be_cut
 
-    if config.prune_vocabulary and (kind := kind_of_tokenizer(sources[0].folder)) not in KINDS:
-        raise ConfigError(
-            f"--prune-vocabulary: the model's tokenizer is of the kind {kind}, which is not cut; leave the flag out"
-        )
+        check_can_be_cut(sources[0].folder)
     if config.precision == "int8":
         precision.check_possible()
 

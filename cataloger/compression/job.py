@@ -100,11 +100,11 @@ def _finish(
     done: list[str],
 ) -> Compressed:
     """Cut, quantise, measure, register."""
-    from cataloger.model.vocabulary import KINDS, cut_vocabulary, kind_of_tokenizer
+    from cataloger.model.vocabulary import can_be_cut, cut_vocabulary
 
     source = sources[0]
     asked_for = bool(done or config.prune_vocabulary or config.precision)
-    if config.prune_vocabulary or (not asked_for and spec.text_columns and kind_of_tokenizer(bundle) in KINDS):
+    if config.prune_vocabulary or (not asked_for and spec.text_columns and can_be_cut(bundle)):
         own = read_spec(bundle).reading(config.text_columns, config.image_column)
         shared = Model(own, digest(bundle), [runtime.share_folder(bundle)])
         reads = functools.partial(reader, shared, catalog.base)

@@ -70,16 +70,25 @@ def cut_base_model(folder: Path, target: Path, used: npt.NDArray[np.bool_]) -> C
 
 def can_be_cut(folder: Path) -> bool:
     """Whether its tokenizer is of a kind that can."""
-    return kind_of_tokenizer(folder) in KINDS
+    return _kind(folder) in KINDS
 
 
-def kind_of_tokenizer(folder: Path) -> str | None:
+def check_can_be_cut(folder: Path) -> None:
+    """Raises ConfigError."""
+    if not can_be_cut(folder):
+        raise ConfigError(
+            f"--prune-vocabulary: the model's tokenizer is of the kind {_kind(folder)}, which is not cut; leave the flag out"
+        )
+
+
+def _kind(folder: Path) -> str | None:
     file = folder / TOKENIZER
     return json.loads(file.read_text())["model"].get("type") if file.exists() else None
 
 
 def _chosen(folder: Path, used: npt.NDArray[np.bool_]) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
     """(the tokenizer, which of its tokens stay)"""
+    check_can_be_cut(folder)
     tokenizer = json.loads((folder / TOKENIZER).read_text())
     return tokenizer, _kept(_pieces(tokenizer), used, _specials(tokenizer), network_shape(folder)[0])
 
@@ -102,10 +111,6 @@ def _numbers(kept: npt.NDArray[np.bool_]) -> dict[int, int]:
 def _pieces(tokenizer: dict[str, Any]) -> list[str]:
     """Of each token, what it is written as."""
     kind, vocabulary = tokenizer["model"].get("type"), tokenizer["model"].get("vocab")
-    if kind not in KINDS:
-        raise ConfigError(
-            f"--prune-vocabulary: the model's tokenizer is of the kind {kind}, which is not cut; leave the flag out"
-        )
     numbered = (
         {number: piece for piece, number in vocabulary.items()}
         if kind == "WordPiece"
