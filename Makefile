@@ -1,6 +1,8 @@
 # make demo | make test | make check: each sets up what it needs in .venv (pip, pinned by constraints.txt).
 PYTHON ?= python3
 BIN := .venv/bin
+# Some machines say that no bytecode is to be kept. Every process of Ray would compile all that it imports, which takes longer than its work.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo test check clean
 .DEFAULT_GOAL := demo
