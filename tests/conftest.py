@@ -1,4 +1,4 @@
-"""One Ray, one MLflow store, one tiny model for all tests; every test has a working folder of its own."""
+"""One Ray, one MLflow store, one tiny model for all tests of a process; every test has a working folder of its own."""
 
 import json
 import os
@@ -18,9 +18,17 @@ from servers import free_port, seaweed
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared" / "data"
+# Several processes compute at once here. A thread that waits for others of its process would otherwise keep a core busy by waiting.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # How fast a busy machine makes up examples says nothing of the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: two processes then end at about the same time."""
+    long = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -259,6 +267,15 @@ def free_of_ray(**more: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("RAY_") or key == "RAY_TMPDIR"} | more
 
 
+@pytest.fixture(scope="module")
+def in_process() -> Iterator[None]:
+    """For modules whose trainings only make a model: see `in_process.py`."""
+    from in_process import trained_in_process
+
+    with trained_in_process():
+        yield
+
+
 @pytest.fixture(scope="session")
 def trained(
     ray_session: None,
@@ -266,22 +283,23 @@ def trained(
     tiny_model: Path,
     labelled: Path,
 ):  # type: ignore[no-untyped-def]
-    """A tiny model trained and registered by the real training code."""
+    """A tiny model trained and registered by the real training code, in this process."""
     from cataloger.config import TrainConfig
     from cataloger.training.job import train
+    from in_process import trained_in_process
 
-    return train(
-        TrainConfig(
-            catalog=str(labelled),
-            base_model=str(tiny_model),
-            pooling="mean",
-            epochs=3,
-            batch_size=16,
-            learning_rate=5e-3,
-            max_tokens=32,
-            test_fraction=0.2,
-            storage=str(tmp_path_factory.mktemp("checkpoints")),
-            experiment="tests",
-            model_name="tiny-mean",
-        )
+    config = TrainConfig(
+        catalog=str(labelled),
+        base_model=str(tiny_model),
+        pooling="mean",
+        epochs=3,
+        batch_size=16,
+        learning_rate=5e-3,
+        max_tokens=32,
+        test_fraction=0.2,
+        storage=str(tmp_path_factory.mktemp("checkpoints")),
+        experiment="tests",
+        model_name="tiny-mean",
     )
+    with trained_in_process():
+        return train(config)

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import ray
@@ -49,6 +50,8 @@ def watch(run_id: str) -> Iterator[None]:
     and go. The names of metrics are those of MLflow, with the node's address between where there is more than one.
     """
     stop = threading.Event()
+    # Of each node its name, and who measures it: this process its own, as another one would take longer to start than all of that takes.
+    own, here = ray.get_runtime_context().get_node_id(), cache(Probe)
     probes: dict[str, tuple[str, Any]] = {}
 
     def measure(step: int) -> None:
@@ -58,15 +61,16 @@ def watch(run_id: str) -> Iterator[None]:
             del probes[gone]
         for number, (node, name) in enumerate(nodes.items(), 1):
             if node not in probes:
-                here = NodeAffinitySchedulingStrategy(node, soft=False)
+                there = NodeAffinitySchedulingStrategy(node, soft=False)
+                actor = ray.remote(Probe).options(num_cpus=0, scheduling_strategy=there)
                 shown = f"{name}-{number}" if name in dict(probes.values()) else name
-                probes[node] = (shown, ray.remote(Probe).options(num_cpus=0, scheduling_strategy=here).remote())
-        asked = {node: probe.measure.remote() for node, (_, probe) in probes.items()}
+                probes[node] = (shown, None if node == own else actor.remote())
+        asked = {node: probe.measure.remote() if probe else None for node, (_, probe) in probes.items()}
         now, metrics = int(time.time() * 1000), []
         for node, answer in asked.items():
             with contextlib.suppress(ray.exceptions.RayError):  # lost meanwhile
                 between = f"{probes[node][0]}/" if len(nodes) > 1 else ""
-                found = ray.get(answer, timeout=SECONDS_BETWEEN)
+                found = ray.get(answer, timeout=SECONDS_BETWEEN) if answer else here().measure()
                 metrics += [(f"system/{between}{name}", value, now, step) for name, value in found.items()]
         tracking.log_steps(run_id, metrics)
 
@@ -90,4 +94,5 @@ def watch(run_id: str) -> Iterator[None]:
 
 def _end(probes: dict[str, tuple[str, Any]]) -> None:
     for _, probe in list(probes.values()):
-        ray.kill(probe)
+        if probe:
+            ray.kill(probe)

@@ -23,6 +23,7 @@ from cataloger.model.network import load_network
 from cataloger.model.registry import fetch_model
 from cataloger.training.lessons import Lessons
 
+pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
 
 

@@ -25,7 +25,8 @@ from test_kills import NOTICED_SOON, descendants, family
 from transformers import AutoTokenizer, BertConfig, BertModel, set_seed
 
 import tagged
-from cataloger.config import TrainConfig
+from cataloger.compression.job import compress
+from cataloger.config import CompressConfig, TrainConfig
 from cataloger.infra.storage import locate
 from cataloger.training.job import train
 from conftest import ROOT, losses, on_ray
@@ -108,6 +109,11 @@ def kept(storage: str = "checkpoints") -> set[str]:
 
 def train_and_kill_the_worker(options: dict[str, object], name: str) -> tuple[str, list[object]]:
     """(run id, what was killed) of a training with its checkpoints in `name`, whose worker is killed after the checkpoint of its first validation and another one."""
+    return kill_a_worker_of(lambda: train(TrainConfig(**options, storage=name)).run_id, name)  # type: ignore[arg-type]
+
+
+def kill_a_worker_of(training: Callable[[], str], name: str, another: bool = True) -> tuple[str, list[object]]:
+    """(run id, what was killed), `another` being whether to wait for a checkpoint after that of the first validation."""
     killed: list[object] = []
     over = threading.Event()
 
@@ -117,19 +123,19 @@ def train_and_kill_the_worker(options: dict[str, object], name: str) -> tuple[st
                 return
         before = kept(name)
         while not killed and not over.wait(0.01):
-            for worker in descendants("RayTrainWorker") if kept(name) - before else ():
+            for worker in descendants("RayTrainWorker") if kept(name) - before or not another else ():
                 worker.send_signal(signal.SIGKILL)
                 killed.append(worker)
 
     with ThreadPoolExecutor() as pool:
         hunter = pool.submit(hunt)
         try:
-            result = train(TrainConfig(**options, storage=name))  # type: ignore[arg-type]
+            run_id = training()
         finally:
             over.set()
     if error := hunter.exception():
         print("the hunt ended with", repr(error))
-    return result.run_id, killed
+    return run_id, killed
 
 
 def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undisturbed: dict[str, np.ndarray]) -> None:
@@ -167,6 +173,24 @@ def test_a_killed_worker_of_several_answers_goes_on_with_all_of_them(base: Path,
     for name in ("several-killed", "several-killed-again", "several-killed-at-last"):
         run_id, killed = train_and_kill_the_worker(several, name)
         np.testing.assert_allclose(losses(run_id), losses(calm.run_id), rtol=1e-4, atol=1e-4)
+        if killed:
+            return
+    raise AssertionError("nothing was killed, so nothing was shown")
+
+
+def test_a_killed_worker_of_a_student_goes_on_with_its_lessons(
+    base: Path, labelled: Path, working_folder: Path
+) -> None:
+    calm = {**settings(base, labelled, "teacher"), "epochs": 1, "checkpoint_minutes": 10.0, "storage": "calm"}
+    teacher = train(TrainConfig(**calm)).model_uri  # type: ignore[arg-type]
+
+    def student(name: str) -> str:
+        return compress(CompressConfig(str(labelled), (teacher,), layers=1, epochs=3, storage=name)).run_id
+
+    undisturbed = losses(student("calm"))
+    for name in ("student-killed", "student-killed-again", "student-killed-at-last"):
+        run_id, killed = kill_a_worker_of(lambda name=name: student(name), name, another=False)  # type: ignore[misc]
+        np.testing.assert_allclose(losses(run_id), undisturbed, rtol=1e-4)
         if killed:
             return
     raise AssertionError("nothing was killed, so nothing was shown")

@@ -23,7 +23,7 @@ from cataloger.model import registry
 from cataloger.spec import FORMAT, MANY_CATEGORIES
 from cataloger.training.job import TrainResult, train
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
 
 

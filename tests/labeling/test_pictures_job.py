@@ -36,7 +36,7 @@ from servers import answering
 
 @pytest.fixture(scope="module")
 def trained(
-    ray_session: None, tiny_model: Path, tiny_sight: Path, tmp_path_factory: pytest.TempPathFactory
+    ray_session: None, in_process: None, tiny_model: Path, tiny_sight: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, float]]:
     """(the bundle, its metrics)"""
     from cataloger.training.job import train

@@ -23,7 +23,7 @@ from cataloger.training.job import TrainResult, train
 from conftest import losses, refused, upload
 from tagged import shop
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
 COLUMNS = ("category_path", "seasons", "tags")
 

@@ -23,7 +23,7 @@ from cataloger.training.job import TrainResult, train
 from conftest import refused
 from tagged import STRETCHES, products, table
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
 
 

@@ -22,7 +22,7 @@ from cataloger.model.tiers import Tiers
 from cataloger.training.job import TrainResult, train
 from conftest import published, refused
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
 COLUMNS = ("category", "confidence", "alternatives", "trusted_category", "needs_review", "tier")
 
