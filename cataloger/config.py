@@ -368,3 +368,30 @@ class CompressConfig:
     """MLflow experiment of the run."""
     model_name: str = "product-category"
     """Name under which the new model is registered in MLflow."""
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """Answer over HTTP, product by product, with what label.py would publish."""
+
+    model: str = "models:/product-category@champion"
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. An alias is followed: who is promoted answers
+    within a minute."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0 is for everybody who can reach this machine."""
+    port: int = 8000
+    """Port to listen at."""
+    token_file: str | None = None
+    """File with a token; whoever asks must send it. Without one everybody who reaches the address is answered."""
+    id_column: str = "id"
+    """Field that identifies a product; copied to the answer as it is."""
+    alternatives: int = 3
+    """How many runner-up categories to give for each product."""
+    replicas: str = "1"
+    """How many processes answer: N, or MIN:MAX, as many as the load wants."""
+    max_wait_ms: float = 5.0
+    """How long a request may wait for others to be answered with, while the model is busy."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is int8 where the model has it and the chip is a CPU, else bf16 where the chip has it."""
+    use_gpu: bool = False
+    """Insist on GPUs: fail at once when the cluster has none (by default GPUs are used where there are any)."""

@@ -21,6 +21,7 @@ from cataloger.config import (
     LabelConfig,
     PublishConfig,
     SampleConfig,
+    ServeConfig,
     TrainConfig,
     VerifyConfig,
 )
@@ -43,6 +44,11 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "answer": ("answer_weights", "category_attributes"),
         "unlabelled_text": ("unlabelled_catalog", "pretrain_epochs", "pseudo_labels"),
         "run": ("use_gpu", "precision", "seed", "storage", "checkpoint_minutes", "experiment", "sweep"),
+    },
+    ServeConfig: {
+        "common": ("model", "port", "host", "token_file"),
+        "data": ("id_column", "alternatives"),
+        "run": ("replicas", "max_wait_ms", "use_gpu", "precision"),
     },
     LabelConfig: {
         "common": ("catalog", "output", "model"),

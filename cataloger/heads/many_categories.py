@@ -23,6 +23,8 @@ FloatArray = npt.NDArray[np.float32]
 FLOOR = 0.02
 # Of fewer validation rows a threshold would be chance; such a category takes the best common one.
 ENOUGH = 5
+# Between equal scores of neighbouring columns: far more than the last bit of a double, and nothing beside that of a float.
+APART = 1e-14
 
 
 class ManyCategories:
@@ -50,12 +52,12 @@ class ManyCategories:
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         logits = logits / self.spec.temperature
-        probabilities = torch.sigmoid(logits)
+        probabilities = sigmoid(logits)
         chosen = probabilities >= self.thresholds
         count = chosen.sum(dim=1)
         # Those that reach their threshold first, by probability; a more probable one may stay below its own.
         width = min(int(count.max()) + alternatives, logits.shape[1]) if len(logits) else 0
-        top = torch.topk(torch.where(chosen, probabilities, probabilities - 1), width, dim=1).indices
+        top = _highest(torch.where(chosen, probabilities, probabilities - 1), width)
         beyond = torch.arange(width, device=top.device) >= count.unsqueeze(1) + alternatives
         columns = top.masked_fill(beyond, -1), probabilities.gather(1, top), logits.gather(1, top)
         return *columns, count, _none(logits)
@@ -77,7 +79,7 @@ class ManyCategories:
         targets = self.targets(sets)
         loss = self.losses(logits, targets)
         logits = logits / self.spec.temperature
-        probability = torch.sigmoid(logits)
+        probability = sigmoid(logits)
         above = probability >= FLOOR
         judged = {
             "loss": loss,  # [N] before scaling
@@ -129,13 +131,25 @@ class ManyCategories:
         return metrics, replace(self.spec, thresholds=(min(threshold, NEVER),), category_thresholds=own)
 
 
+def sigmoid(logits: torch.Tensor) -> torch.Tensor:
+    """By way of double precision: PyTorch's arithmetic for many numbers and for the last few of an array differ in the last bit of a float,
+    and a row may stand anywhere in its batch."""
+    return torch.sigmoid(logits.double()).float()
+
+
+def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """[rows, count] columns of the highest scores, of equal ones the first column first, whatever else is in the batch."""
+    columns = torch.arange(scores.shape[1], dtype=torch.float64, device=scores.device)
+    return torch.topk(scores.double() - APART * columns, count, dim=1).indices
+
+
 def _none(logits: torch.Tensor) -> torch.Tensor:
     """float64 [rows] log of the probability that a row has none of the categories, of scaled logits.
 
     log(1 - p) is log sigmoid(|x|) - relu(x): the first is small; the second, which the logits of the row's own categories cancel
     later, is summed exactly.
     """
-    return F.logsigmoid(logits.abs()).sum(dim=1).double() - F.relu(logits).sum(dim=1, dtype=torch.float64)
+    return F.logsigmoid(logits.double().abs()).sum(dim=1) - F.relu(logits).sum(dim=1, dtype=torch.float64)
 
 
 def fit_thresholds(

@@ -10,6 +10,7 @@ import torch
 
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Together
+from cataloger.heads.many_categories import sigmoid
 from cataloger.spec import ONE_CATEGORY, TAGS, Spec
 
 Tensors = tuple[torch.Tensor, ...]
@@ -57,7 +58,7 @@ class Several:
         best: torch.Tensor = allowed[logits.argmax(dim=1)]
         if self.answers[0].head == ONE_CATEGORY:
             return best
-        chosen = torch.sigmoid(logits / self.answers[0].temperature) >= self.parts[0].thresholds
+        chosen = sigmoid(logits / self.answers[0].temperature) >= self.parts[0].thresholds
         found: torch.Tensor = best | (chosen.float() @ allowed.float() > 0)
         return found
 

@@ -148,16 +148,22 @@ def training_workers(num_workers: str, gpu: bool) -> tuple[int, int]:
 
     Raises ConfigError, and ResourceError when the cluster can never hold the least (1 GPU each, or 1 CPU each).
     """
-    least, _, most = num_workers.partition(":")
-    most = most or least
-    if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
-        raise ConfigError(f"--num-workers {num_workers}: must be a number such as 4, or a range such as 1:4")
+    least, most = span(num_workers, "--num-workers")
     resource = "GPU" if gpu else "CPU"
     room = int(capacity(resource))
-    if not 1 <= int(least) <= room:
+    if not 1 <= least <= room:
         raise ResourceError(
             f"--num-workers {num_workers}: each worker needs 1 {resource} and the cluster can hold {room}; ask for 1 to {room}"
         )
+    return least, most
+
+
+def span(text: str, flag: str) -> tuple[int, int]:
+    """(least, most) of `N` or `MIN:MAX`. Raises ConfigError."""
+    least, _, most = text.partition(":")
+    most = most or least
+    if not (least.isdecimal() and most.isdecimal() and int(least) <= int(most)):
+        raise ConfigError(f"{flag} {text}: must be a number such as 4, or a range such as 1:4")
     return int(least), int(most)
 
 
@@ -177,6 +183,17 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     fit = sum(int(node["Resources"].get("CPU", 0) / cpus) for node in ray.nodes() if node["Alive"])
     grown = int(capacity("CPU") / cores) * int(cores / cpus)
     return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, fit, grown))
+
+
+def serving_shape(use_gpu: bool, most: int) -> ActorShape:
+    """A replica per GPU, or on CPUs such that `most` of them share what there is."""
+    if wants_gpu(use_gpu):
+        return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=most)
+    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+    threads = min(MAX_THREADS_PER_ACTOR, cores, max(1, int(capacity("CPU") / most)))
+    # Never more than there is: with more replicas than cores, each declares its share of one.
+    cpus = min(threads - CPU_LEFT_BY_ACTOR, capacity("CPU") / most)
+    return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=most)
 
 
 def set_threads(processes_on_this_node: int) -> None:

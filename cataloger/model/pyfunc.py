@@ -1,6 +1,5 @@
 """The bundle as an MLflow pyfunc model: a DataFrame of catalog columns in, categories out."""
 
-import base64
 import importlib.util
 import json
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import AnyType, Array, Object, Property
 
 from cataloger.bundle import read_spec
+from cataloger.data.given import pictures, written
 from cataloger.heads.columns import columns_of
 from cataloger.model.tiers import Tiers
 from cataloger.spec import MANY_CATEGORIES, TAGS
@@ -56,7 +56,7 @@ class Categorizer:
 
         picture = self.predictor.spec.picture
         columns = {
-            name: (_pictures if picture and name == picture.column else _column)(frame[name])
+            name: (pictures if picture and name == picture.column else _column)(frame[name])
             if name in frame
             else pa.nulls(len(frame))
             for name in self.predictor.input.columns
@@ -75,28 +75,7 @@ def _column(values: Any) -> pa.Array:
     try:
         return pa.array(values, from_pandas=True)
     except (pa.ArrowException, OverflowError):
-        return pa.array(map(_written, values), pa.large_string())
-
-
-def _pictures(values: Any) -> pa.Array:
-    """As bytes; null where there are none."""
-
-    def one(value: Any) -> bytes | None:
-        if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value)
-        try:
-            return base64.b64decode(value.rpartition(";base64,")[2], validate=True) if isinstance(value, str) else None
-        except ValueError:
-            return None
-
-    return pa.array([one(value) for value in values], pa.large_binary())
-
-
-def _written(value: Any) -> str | None:
-    """As Arrow writes a column of this type; a whole number of any size."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return pa.array([value], from_pandas=True).cast(pa.large_string())[0].as_py()  # type: ignore[no-any-return]
+        return pa.array(map(written, values), pa.large_string())
 
 
 def _load_pyfunc(path: str) -> Categorizer:

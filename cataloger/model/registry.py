@@ -160,6 +160,17 @@ def _all_or_nothing(name: str) -> Iterator[None]:
         ) from error
 
 
+def is_alias(uri: str) -> bool:
+    """Whether what it names may be another version later."""
+    return uri.startswith("models:/") and "@" in uri
+
+
+def version_of(uri: str) -> str:
+    """`NAME/3`, for an alias of a registered model as it is now. Raises MlflowException."""
+    name, alias = uri.removeprefix("models:/").split("@", 1)
+    return f"{name}/{MlflowClient().get_model_version_by_alias(name, alias).version}"
+
+
 def fetch_model(uri: str) -> ModelSource:
     """Bring the bundle named by `models:/NAME@ALIAS`, `models:/NAME/VERSION`, `runs:/…` or a folder to this machine.
 
@@ -169,10 +180,8 @@ def fetch_model(uri: str) -> ModelSource:
         return ModelSource(_fetch_folder(uri), uri, None)
     version = None
     try:
-        if uri.startswith("models:/") and "@" in uri:
-            name, alias = uri.removeprefix("models:/").split("@", 1)
-            found = MlflowClient().get_model_version_by_alias(name, alias)
-            uri = f"models:/{name}/{found.version}"
+        if is_alias(uri):
+            uri = f"models:/{version_of(uri)}"
         if uri.startswith("models:/"):
             version = uri.removeprefix("models:/")
         folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_download_folder())))

@@ -113,6 +113,16 @@ def first_tier(folder: Path, spec: Spec) -> FirstTier:
     return FirstTier(folder, spec)
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Of N rows."""
+
+    labels: pa.Table
+    """The published columns but for the id, all null where there is no label."""
+    reasons: pa.Array
+    """Why there is none; null where there is one."""
+
+
 class Tiers:
     """A whole bundle in one process: words first, the network for what they leave.
 
@@ -138,32 +148,45 @@ class Tiers:
 
     def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
         """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read."""
+        return self.published(table, alternatives).labels.drop_columns(["text_hash"])
+
+    def published(self, table: pa.Table, alternatives: int = 0) -> Labelled:
+        """What a nightly job publishes of the rows of a table with the model's columns."""
         read = self.input.read(table)
         known = read.reasons.is_null().to_numpy(zero_copy_only=False)
         values = read.values.filter(pa.array(known))
-        answers, reasons = self._answer(values, alternatives)
-        known[known] = reasons.is_null().to_numpy(zero_copy_only=False)
-        labels = pa.table(self.columns.to_labels(answers.filter(reasons.is_null())))
-        return labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
+        answers, keys, reasons = self._answer(values, alternatives)
+        useful = reasons.is_null()
+        labels = pa.table(self.columns.to_labels(answers.filter(useful)))
+        labels = labels.append_column("text_hash", keys.filter(useful))
+        found_out = read.reasons.to_numpy(zero_copy_only=False)
+        found_out[known] = reasons.to_numpy(zero_copy_only=False)
+        known[known] = useful.to_numpy(zero_copy_only=False)
+        labels = labels.take(pa.array(np.cumsum(known) - 1, mask=~known))
+        return Labelled(labels, pa.array(found_out, pa.string()))
 
     def answer(self, values: pa.Array, alternatives: int = 0, encoded: Any = None) -> pa.Table:
         """Of what `input` has read, without nulls; `encoded` are those for the network, where they are encoded already."""
         return self._answer(values, alternatives, encoded)[0]
 
-    def _answer(self, values: pa.Array, alternatives: int, encoded: Any = None) -> tuple[pa.Table, pa.Array]:
-        """(answers, why one is of no use, null where it is)"""
-        nothing = pa.nulls(len(values), pa.string())
+    def _answer(self, values: pa.Array, alternatives: int, encoded: Any = None) -> tuple[pa.Table, pa.Array, pa.Array]:
+        """(answers, what is read of each as a hash, why one is of no use, null where it is)"""
+        distinct = self.input.distinct(values)
+        keys, nothing = distinct.keys.take(distinct.place), pa.nulls(len(values), pa.string())
         said = self.first.ask(self.input.texts(values), alternatives) if self.first else None
         if said and not self.network:
-            return said.answers, nothing
+            return said.answers, keys, nothing
         rest = self.encode(values, said) if encoded is None else encoded
         if said is None:
-            return self.network.answer(rest, alternatives), self.input.found_out(values, rest)[1]
+            others, reasons = self.input.found_out(values, rest)
+            return self.network.answer(rest, alternatives), pc.coalesce(others, keys), reasons
         first = unseen(said.answers, self.spec)
         answers = pa.concat_tables([first, self.network.answer(WithRanked(rest, said.ranked), alternatives)])
-        _, reasons = self.input.found_out(values.filter(pa.array(~said.alone)), rest)
-        reasons = pa.concat_arrays([nothing.slice(0, len(first)), reasons])
-        return answers.take(pa.array(said.place)), reasons.take(pa.array(said.place))
+        found_out = self.input.found_out(values.filter(pa.array(~said.alone)), rest)
+        others, reasons = (
+            pa.concat_arrays([nothing.slice(0, len(first)), found]).take(pa.array(said.place)) for found in found_out
+        )
+        return answers.take(pa.array(said.place)), pc.coalesce(others, keys), reasons
 
     def encode(self, values: pa.Array, said: Said | None = None) -> Any:
         """Those that go on to the network, `said` being what words say of them all."""

@@ -45,6 +45,17 @@ def test_a_row_has_the_categories_that_reach_their_own_thresholds(splits: list[i
     assert table.column("alternatives").to_pylist()[2] == []
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(size: int) -> None:
+    """To the last bit; many are equally probable, as they round to 1 or have the same logit."""
+    spec = replace(SPEC, categories=tuple(f"C{n}" for n in range(61)), category_thresholds=(0.5,) * 61, temperature=1.0)
+    logits = torch.randn(130, 61, generator=torch.Generator().manual_seed(0)) * 12
+    logits[:, 3] = logits[:, 50]
+    head = head_of(spec, "cpu")
+    whole = head.join([head.read(logits, 2)], np.arange(130))
+    assert head.join([head.read(part, 2) for part in logits.split(size)], np.arange(130)).equals(whole)
+
+
 def test_nothing_waits_for_the_numbers_of_a_batch() -> None:
     """Tensors of the device "meta" have none: whatever would need one raises."""
     one = replace(SPEC, categories=("A > x", "A > y", "B"), head=ONE_CATEGORY, thresholds=(), category_thresholds=())

@@ -1,0 +1,30 @@
+"""Values that a program hands over, as a catalog would have them."""
+
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+
+def written(value: Any) -> str | None:
+    """As Arrow writes a column of this type; a whole number of any size."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return pa.array([value], from_pandas=True).cast(pa.large_string())[0].as_py()  # type: ignore[no-any-return]
+
+
+def pictures(values: Iterable[Any]) -> pa.Array:
+    """Bytes, or the same in base64, as bytes; null where it is neither: nobody can have a service fetch what lies elsewhere."""
+
+    def one(value: Any) -> bytes | None:
+        if isinstance(value, bytes | bytearray | memoryview):
+            return bytes(value)
+        try:
+            return base64.b64decode(value.rpartition(";base64,")[2], validate=True) if isinstance(value, str) else None
+        except ValueError:
+            return None
+
+    return pa.array([one(value) for value in values], pa.large_binary())

@@ -1,0 +1,107 @@
+"""The model that answers now. Where an alias such as @champion names it, the one that the alias names now."""
+
+import logging
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from cataloger.bundle import digest
+from cataloger.config import Precision
+from cataloger.live import products
+from cataloger.live.products import Product
+from cataloger.model import pyfunc, registry
+from cataloger.model.registry import ModelSource
+from cataloger.model.tiers import Tiers
+from cataloger.spec import Spec
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_LOOKS = 15.0
+
+
+@dataclass(frozen=True)
+class Answering:
+    """How a service answers, whatever the model."""
+
+    id_column: str
+    alternatives: int
+    precision: Precision
+    device: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready."""
+
+    source: ModelSource
+    tiers: Tiers
+    answering: Answering
+    digest: str
+    example: tuple[dict[str, Any], dict[str, Any]] = field(init=False)
+    """A product, and its answer: that it has one shows that the model works."""
+
+    def __post_init__(self) -> None:
+        given = {name: values[0] for name, values in pyfunc.example(self.source.folder).items()}
+        product = {self.answering.id_column: "sku-1", **given}
+        object.__setattr__(self, "example", (product, self.answer([product])[0]))
+
+    @property
+    def spec(self) -> Spec:
+        return self.tiers.spec
+
+    def answer(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
+        """As `label.py` publishes them."""
+        labelled = self.tiers.published(products.table(asked, self.spec), self.answering.alternatives)
+        return products.answers(asked, labelled, self.answering.id_column)
+
+
+def load(source: ModelSource, answering: Answering) -> Loaded:
+    """Raises ModelError, and what a model raises that cannot answer."""
+    tiers = Tiers(source.folder, answering.device, answering.precision)
+    return Loaded(source, tiers, answering, digest(source.folder))
+
+
+class Followed:
+    """Looks for another version every quarter of a minute, loads it beside the one that answers, and puts it in its place.
+
+    A version that cannot be loaded is tried once, and leaves the one that answers.
+    """
+
+    def __init__(self, uri: str, first: ModelSource, answering: Answering) -> None:
+        self.uri, self.answering = uri, answering
+        self.now = load(first, answering)
+        self._refused: str | None = None
+        self._over = threading.Event()
+
+    def follow(self) -> None:
+        """From now on, in a thread of its own, where an alias names the model: it may be another version already."""
+        if registry.is_alias(self.uri):
+            self._look_or_say()
+            threading.Thread(target=self._keep_looking, daemon=True).start()
+
+    def end(self) -> None:
+        self._over.set()
+
+    def look(self) -> None:
+        """Once."""
+        version = registry.version_of(self.uri)
+        if version in (self.now.source.version, self._refused):
+            return
+        try:
+            found = load(registry.fetch_model(self.uri), self.answering)
+        except Exception as error:  # whatever is wrong with it
+            self._refused = version
+            log.warning("model %s: %s does not load, %s goes on: %s", self.uri, version, self.now.source.version, error)
+            return
+        log.info("model %s: %s answers from now on, in place of %s", self.uri, version, self.now.source.version)
+        self.now, self._refused = found, None
+
+    def _keep_looking(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
+            self._look_or_say()
+
+    def _look_or_say(self) -> None:
+        try:
+            self.look()
+        except Exception as error:  # MLflow may be away for a while
+            log.warning("model %s: cannot be looked after: %s", self.uri, error)

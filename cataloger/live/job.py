@@ -1,0 +1,162 @@
+"""The service on Ray Serve: replicas of a model behind one address, as many as the load wants."""
+
+import contextlib
+import hashlib
+import importlib.util
+import logging
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from cataloger.bundle import digest, read_spec
+from cataloger.config import ServeConfig
+from cataloger.errors import ConfigError, ResourceError
+from cataloger.infra import runtime, tracking
+from cataloger.labeling.packed import Model
+from cataloger.live.proxy import in_front
+from cataloger.model import registry
+from cataloger.model.registry import ModelSource
+from cataloger.spec import Spec
+
+log = logging.getLogger(__name__)
+NAME = "cataloger"
+# Requests that a replica takes at the same time; which of them wait, and which are refused, is for `Batches` to say.
+AT_ONCE = 1_000
+# What may wait for a replica, as a multiple of what it answers at the same time.
+BATCHES_WAITING = 8
+# What the proxy may take to find replicas that are ready.
+START_SECONDS = 60.0
+# A replica is added where so many requests are with each of them.
+BUSY = 32
+
+
+@contextlib.contextmanager
+def serving(config: ServeConfig) -> Iterator[str]:
+    """The address of a service that answers for as long as the block runs. Raises CatalogerError before anything is started."""
+    least, most = runtime.span(config.replicas, "--replicas")
+    token = _token(config.token_file)
+    if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
+        raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
+    tracking_uri = tracking.connect()
+    source = registry.fetch_model(config.model)
+    _check_free(config.host, config.port)
+    with in_front(), runtime.session():
+        tracking.check_nodes(tracking_uri)
+        from ray import serve
+
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+        shape = runtime.serving_shape(config.use_gpu, most)
+        spec = read_spec(source.folder)
+        shared = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
+        build = _builder(config, spec, shared, source, shape, token, tracking_uri)
+        quiet = {"log_level": "ERROR", "enable_access_log": False}
+        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
+        try:
+            deployment: Any = serve.deployment(
+                serve.ingress(build)(),
+                name=NAME,
+                max_ongoing_requests=AT_ONCE,
+                autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": BUSY},
+                ray_actor_options={"num_cpus": shape.cpus, "num_gpus": shape.gpus},
+                health_check_period_s=5,
+                logging_config=quiet,
+            )
+            serve.run(deployment.bind(), name=NAME, route_prefix="/")
+            address = f"http://{config.host}:{config.port}"
+            _wait_for(address)
+            yield address
+        finally:
+            serve.shutdown()
+
+
+def _wait_for(address: str) -> None:
+    """Raises ResourceError where nothing answers there, though replicas are ready."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{address}/health", timeout=5).ok:
+                return
+        time.sleep(0.2)
+    raise ResourceError(f"{address}: the service does not answer there; the log of its proxy is in Ray's log folder")
+
+
+def serve_until_stopped(config: ServeConfig) -> None:
+    """Serve until this process is told to end."""
+    with serving(config) as address:
+        log.info("serving %s at %s; what it takes is at %s/docs", config.model, address, address)
+        while True:
+            time.sleep(3600)
+
+
+def _builder(
+    config: ServeConfig,
+    spec: Spec,
+    shared: Model,
+    source: ModelSource,
+    shape: runtime.ActorShape,
+    token: str | None,
+    tracking_uri: str,
+) -> Any:
+    """Makes the service of a replica, in its process."""
+
+    def build() -> Any:
+        import mlflow
+        import torch
+
+        from cataloger.live.app import application
+        from cataloger.live.batches import Batches
+        from cataloger.live.following import Answering, Followed
+        from cataloger.live.measures import Measures
+
+        logging.getLogger("cataloger").setLevel(logging.INFO)
+        mlflow.set_tracking_uri(tracking_uri)
+        torch.set_num_threads(shape.threads)
+        answering = Answering(config.id_column, config.alternatives, config.precision, shape.device)
+        model = Followed(config.model, ModelSource(shared.folder(), source.uri, source.version), answering)
+        model.follow()
+        measures = Measures()
+        network: Any = model.now.tiers.network
+        turns, most = (network.engine.streams, network.engine.token_budget) if network else (shape.threads, 4_096)
+        if network and network.engine.owns_threads:
+            torch.set_num_threads(1)
+
+        def answer(asked: Sequence[Any]) -> list[dict[str, Any]]:
+            now = model.now
+            measures.model(now.source.version)
+            measures.batch(len(asked))
+            return now.answer(asked)
+
+        # One more than the engine has streams: what is asked is read and what is answered is written meanwhile.
+        batches = Batches(answer, turns + 1, most, config.max_wait_ms / 1000, BATCHES_WAITING * most)
+        return application(model, batches, measures, token)
+
+    return build
+
+
+def _token(file: str | None) -> str | None:
+    """The digest of the token in a file; the token itself goes nowhere. Raises ConfigError."""
+    if file is None:
+        return None
+    try:
+        token = Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--token-file {file}: cannot be read: {error}") from error
+    if not token:
+        raise ConfigError(f"--token-file {file}: is empty; write the token into it")
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises ResourceError where the port is taken here; Serve would wait for it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ResourceError(
+                f"--port {port}: cannot listen on {host}:{port}: {error.strerror}; choose another one"
+            ) from error

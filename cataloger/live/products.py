@@ -1,0 +1,95 @@
+"""Products as JSON, and the answers to them: what a request may say, and how the row of published labels is written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from cataloger.data.album import TOKENS_PER_PICTURE
+from cataloger.data.given import pictures, written
+from cataloger.model.tiers import Labelled
+from cataloger.spec import Spec
+
+Product = Mapping[str, Any]
+MOST_PRODUCTS = 1_000
+
+
+class BadRequest(Exception):
+    """What is wrong with a request, in one sentence, and its HTTP status."""
+
+    def __init__(self, sentence: str, status: int = 422) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+def parse(body: bytes, spec: Spec) -> tuple[list[Product], bool]:
+    """(products, whether it was a single one, not in a list). Raises BadRequest."""
+    try:
+        found = json.loads(body)
+    except ValueError as error:  # of encodings as well
+        raise BadRequest(f"the body is not JSON: {error}", 400) from error
+    single = not isinstance(found, list)
+    products = [found] if single else found
+    if not products:
+        raise BadRequest("the list is empty; send one product or more")
+    if len(products) > MOST_PRODUCTS:
+        raise BadRequest(
+            f"{len(products):,} products are too many for one request; send at most {MOST_PRODUCTS:,}", 413
+        )
+    for number, product in enumerate(products, 1):
+        _check(product, "the product" if single else f"product {number}", spec)
+    return products, single
+
+
+def _check(product: Any, who: str, spec: Spec) -> None:
+    if not isinstance(product, dict):
+        raise BadRequest(f"{who} is {_kind(product)}; send a JSON object with the fields {_columns(spec)}")
+    if not product.keys() & set(columns_of(spec)):
+        raise BadRequest(f"{who} has none of the fields that the model reads: {_columns(spec)}")
+    for name in columns_of(spec):
+        if isinstance(product.get(name), list | dict):
+            raise BadRequest(f"{who}: {name} is {_kind(product[name])}; send text or a number")
+    if spec.picture and not isinstance(product.get(spec.picture.column), str | None):
+        raise BadRequest(
+            f"{who}: {spec.picture.column} is {_kind(product[spec.picture.column])}; send the picture in base64"
+        )
+
+
+def columns_of(spec: Spec) -> tuple[str, ...]:
+    """What the model reads, in its order."""
+    return (*spec.text_columns, *([spec.picture.column] if spec.picture else []))
+
+
+def table(products: Sequence[Product], spec: Spec) -> pa.Table:
+    """[products] the columns that the model reads; further fields are left out."""
+    columns = {name: pa.array([written(one.get(name)) for one in products], pa.string()) for name in spec.text_columns}
+    if spec.picture:
+        columns[spec.picture.column] = pictures(one.get(spec.picture.column) for one in products)
+    return pa.table(columns)
+
+
+def answers(products: Sequence[Product], labelled: Labelled, id_column: str) -> list[dict[str, Any]]:
+    """As `label.py` publishes them; of a product without an answer its id and the reason, as among the rejects."""
+    reasons = labelled.reasons.to_pylist()
+    return [
+        {"id": product.get(id_column), **(label if reason is None else {"reason": reason})}
+        for product, label, reason in zip(products, labelled.labels.to_pylist(), reasons, strict=True)
+    ]
+
+
+def size_of(products: Sequence[Product], spec: Spec) -> int:
+    """About how many tokens they have: what a forward pass costs goes by those, and counting them exactly by asking the tokenizer."""
+    characters = (sum(len(str(one.get(name) or "")) for name in spec.text_columns) for one in products)
+    pictured = TOKENS_PER_PICTURE if spec.picture else 0
+    return sum(min(spec.max_tokens, 2 + letters // 4) + pictured for letters in characters)
+
+
+def _columns(spec: Spec) -> str:
+    return ", ".join(columns_of(spec))
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", dict: "an object", str: "text", bool: "true or false", type(None): "null"}.get(
+        type(value), "a number"
+    )

