@@ -14,13 +14,18 @@ from pathlib import Path
 
 from cataloger.infra import runtime
 
-# Ray 2.60 has HAProxy show its figures to everybody, whatever address the service listens at.
-LOCALLY = """#!/bin/sh
+# What Ray 2.60 cannot be told: to show HAProxy's figures to this machine alone, whatever address the service listens at, and to keep the
+# body of a request until it is answered, without which it cannot be asked again.
+STARTER = """#!/bin/sh
 for argument; do
-  case $argument in *.cfg) sed -i 's/bind .*:\\({ports}\\)$/bind 127.0.0.1:\\1/' "$argument" ;; esac
+  case $argument in
+    *.cfg) sed -i -e 's/bind .*:\\({ports}\\)$/bind 127.0.0.1:\\1/' -e 's/^ *option redispatch.*/&\\n    option http-buffer-request/' "$argument" ;;
+  esac
 done
 exec {binary} "$@"
 """
+# How often another replica is asked: one that has just gone has the fewest requests, and is asked again until that is noticed.
+RETRIES = 10
 
 
 @contextlib.contextmanager
@@ -36,11 +41,13 @@ def in_front() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="s", dir=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:
         binary = Path(folder, "haproxy")
         metrics, figures = _free_ports()  # two services may run on one machine
-        binary.write_text(LOCALLY.format(binary=get_haproxy_binary(), ports=f"{metrics}\\|{figures}"))
+        binary.write_text(STARTER.format(binary=get_haproxy_binary(), ports=f"{metrics}\\|{figures}"))
         binary.chmod(0o755)
         settings = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+            "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+            "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(binary),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",
             "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{folder}/admin.sock",
