@@ -375,8 +375,8 @@ class ServeConfig:
     """Answer over HTTP, product by product, with what label.py would publish."""
 
     model: str = "models:/product-category@champion"
-    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. An alias is followed: who is promoted answers
-    within a minute."""
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. An alias is followed: a
+    promoted version answers within a minute."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 is for everybody who can reach this machine."""
     port: int = 8000

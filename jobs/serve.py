@@ -1,7 +1,7 @@
 """Answer over HTTP, product by product, with what label.py would publish.
 
 python jobs/serve.py --model models:/product-category@champion
-ray job submit --working-dir . -- python jobs/serve.py --model models:/product-category@champion --host 0.0.0.0 --token-file token
+ray job submit --working-dir . -- python jobs/serve.py --model models:/product-category@champion --host 0.0.0.0 --token-file /home/ubuntu/token
 """
 
 from _entry import parse, run

@@ -16,15 +16,17 @@ def written(value: Any) -> str | None:
     return pa.array([value], from_pandas=True).cast(pa.large_string())[0].as_py()  # type: ignore[no-any-return]
 
 
+def picture(value: Any) -> bytes | None:
+    """Of bytes, or the same in base64; nothing where it is neither: nobody can have a service fetch what lies elsewhere."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        return bytes(value)
+    if not isinstance(value, str):
+        return None
+    try:
+        return base64.b64decode("".join(value.rpartition(";base64,")[2].split()), validate=True)
+    except ValueError:
+        return None
+
+
 def pictures(values: Iterable[Any]) -> pa.Array:
-    """Bytes, or the same in base64, as bytes; null where it is neither: nobody can have a service fetch what lies elsewhere."""
-
-    def one(value: Any) -> bytes | None:
-        if isinstance(value, bytes | bytearray | memoryview):
-            return bytes(value)
-        try:
-            return base64.b64decode(value.rpartition(";base64,")[2], validate=True) if isinstance(value, str) else None
-        except ValueError:
-            return None
-
-    return pa.array([one(value) for value in values], pa.large_binary())
+    return pa.array([picture(value) for value in values], pa.large_binary())

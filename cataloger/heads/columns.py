@@ -69,6 +69,7 @@ COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Ca
 OWN = {
     *("id", "text_hash", TIER, IMAGE_STATUS, "needs_review", "trusted_category"),
     *("row", "text", "seen", "written", "places"),  # of evaluations
+    "reason",  # of rejects
     *(name for kind in (Category, Categories) for name in kind.kept),
 }
 

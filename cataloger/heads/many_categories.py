@@ -57,7 +57,7 @@ class ManyCategories:
         count = chosen.sum(dim=1)
         # Those that reach their threshold first, by probability; a more probable one may stay below its own.
         width = min(int(count.max()) + alternatives, logits.shape[1]) if len(logits) else 0
-        top = _highest(torch.where(chosen, probabilities, probabilities - 1), width)
+        top = _highest(torch.where(chosen, probabilities.double(), probabilities.double() - 1), width)
         beyond = torch.arange(width, device=top.device) >= count.unsqueeze(1) + alternatives
         columns = top.masked_fill(beyond, -1), probabilities.gather(1, top), logits.gather(1, top)
         return *columns, count, _none(logits)
@@ -138,9 +138,9 @@ def sigmoid(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _highest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """[rows, count] columns of the highest scores, of equal ones the first column first, whatever else is in the batch."""
+    """[rows, count] columns of the highest scores, which are in double precision, of equal ones the first column first, whatever else is in the batch."""
     columns = torch.arange(scores.shape[1], dtype=torch.float64, device=scores.device)
-    return torch.topk(scores.double() - APART * columns, count, dim=1).indices
+    return torch.topk(scores - APART * columns, count, dim=1).indices
 
 
 def _none(logits: torch.Tensor) -> torch.Tensor:

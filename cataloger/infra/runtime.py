@@ -185,15 +185,20 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, fit, grown))
 
 
-def serving_shape(use_gpu: bool, most: int) -> ActorShape:
-    """A replica per GPU, or on CPUs such that `most` of them share what there is."""
+def serving_shape(use_gpu: bool, least: int, most: int) -> ActorShape:
+    """A replica per GPU, or on CPUs such that `most` of them share what there is. Raises ResourceError where `least` do not fit."""
     if wants_gpu(use_gpu):
-        return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=most)
+        if least > capacity("GPU"):
+            raise ResourceError(f"--replicas: each replica needs 1 GPU and the cluster can hold {capacity('GPU'):.0f}")
+        return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=least, max_actors=most)
     cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
     threads = min(MAX_THREADS_PER_ACTOR, cores, max(1, int(capacity("CPU") / most)))
-    # Never more than there is: with more replicas than cores, each declares its share of one.
-    cpus = min(threads - CPU_LEFT_BY_ACTOR, capacity("CPU") / most)
-    return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=most)
+    # With more replicas than cores, each declares its share of one.
+    cpus = min(threads - CPU_LEFT_BY_ACTOR, 0.99 * capacity("CPU") / most)
+    fit = sum(int(node["Resources"].get("CPU", 0) / cpus) for node in ray.nodes() if node["Alive"])
+    if least > max(fit, int(capacity("CPU") / cores) * int(cores / cpus)):
+        raise ResourceError(f"--replicas: {least} replicas of {threads} threads do not fit on the nodes, {fit} do")
+    return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=least, max_actors=most)
 
 
 def set_threads(processes_on_this_node: int) -> None:

@@ -54,6 +54,12 @@ def watch(run_id: str) -> Iterator[None]:
     own, here = ray.get_runtime_context().get_node_id(), cache(Probe)
     probes: dict[str, tuple[str, Any]] = {}
 
+    def measured_here() -> dict[str, float]:
+        try:
+            return here().measure()
+        except Exception as error:  # of any device; from another node it would come as one of Ray's
+            raise ray.exceptions.RayError(str(error)) from error
+
     def measure(step: int) -> None:
         """Once, on every node."""
         nodes = {node["NodeID"]: node["NodeName"] for node in ray.nodes() if node["Alive"]}
@@ -70,7 +76,7 @@ def watch(run_id: str) -> Iterator[None]:
         for node, answer in asked.items():
             with contextlib.suppress(ray.exceptions.RayError):  # lost meanwhile
                 between = f"{probes[node][0]}/" if len(nodes) > 1 else ""
-                found = ray.get(answer, timeout=SECONDS_BETWEEN) if answer else here().measure()
+                found = ray.get(answer, timeout=SECONDS_BETWEEN) if answer else measured_here()
                 metrics += [(f"system/{between}{name}", value, now, step) for name, value in found.items()]
         tracking.log_steps(run_id, metrics)
 

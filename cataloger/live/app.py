@@ -21,6 +21,7 @@ from cataloger.live.products import MOST_PRODUCTS, BadRequest, columns_of, parse
 
 # Bytes of a request: of texts, and of pictures in base64.
 MOST_BYTES, MOST_BYTES_WITH_PICTURES = 4 << 20, 64 << 20
+MOST_DISCARDED = 4
 # A caller that has not been answered by then is told so.
 SECONDS = 30.0
 # What anybody may ask.
@@ -35,8 +36,9 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
     async def categorize(request: Request) -> Response:
         """The category of one product, or of each product of a list, in its order. Further fields are ignored."""
         spec = model.now.spec
-        products, single = parse(await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES), spec)
-        found = await asyncio.wait_for(batches.ask(products, size_of(products, spec)), SECONDS)
+        body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
+        products, single = parse(body, spec, model.answering.id_column)
+        found = await asyncio.wait_for(batches.ask(products, size_of(products, spec, len(body))), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
         return _json(found[0] if single else found)
@@ -49,6 +51,7 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
             {
                 "model": model.uri,
                 "version": now.source.version,
+                "refused": model.refused,
                 "fingerprint": now.digest,
                 "columns": list(columns_of(now.spec)),
                 "answers": now.tiers.columns.answer,
@@ -88,21 +91,27 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
     for problem, handler in handlers.items():
         app.add_exception_handler(problem, handler)
     app.openapi = lambda: _openapi(app, model)  # type: ignore[method-assign]  # as FastAPI has it
-    return Guarded(Measured(app, measures), token_sha256)
+    return Measured(Guarded(app, token_sha256), measures)
 
 
 async def _body(request: Request, most: int) -> bytes:
-    """Raises BadRequest for one that is too large, before all of it is here."""
-    body = bytearray()
+    """Raises BadRequest for one that is too large; the rest of it is read, as callers listen when they have sent all, but not kept."""
+    body, size = bytearray(), 0
     async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise BadRequest(f"the body is larger than {most >> 20} MiB; send fewer products at a time", 413)
+        size += len(chunk)
+        if size <= most:
+            body += chunk
+        elif size > MOST_DISCARDED * most:
+            break
+    if size > most:
+        raise BadRequest(f"the body is larger than {most >> 20} MiB; send fewer products at a time", 413)
     return bytes(body)
 
 
 def _json(content: Any) -> Response:
-    return Response(json.dumps(content, ensure_ascii=False, separators=(",", ":")), media_type="application/json")
+    return Response(
+        json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")), media_type="application/json"
+    )
 
 
 def _openapi(app: FastAPI, model: Followed) -> dict[str, Any]:
@@ -149,8 +158,9 @@ class Guarded:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.expected and scope["path"] not in OPEN:
-            given = dict(scope["headers"]).get(b"authorization", b"").removeprefix(b"Bearer ")
-            if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self.expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            known = hmac.compare_digest(hashlib.sha256(given.strip()).hexdigest(), self.expected)
+            if scheme.lower() != b"bearer" or not known:
                 sentence = "send the token of this service as `Authorization: Bearer TOKEN`"
                 refused = JSONResponse({"detail": sentence}, 401, {"WWW-Authenticate": "Bearer"})
                 await refused(scope, receive, send)

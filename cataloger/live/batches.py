@@ -37,7 +37,7 @@ class Asked:
 class Batches:
     """Takes what waits, up to `most_tokens` at a time, and has `answer` run in one of `turns` threads.
 
-    Who comes when nothing runs is answered at once. While something runs, further requests are gathered: until they are as many tokens,
+    Who comes when nothing runs is answered immediately. While something runs, further requests are gathered: until they are as many tokens,
     until the oldest has waited `max_wait` seconds and a thread is free, or until nothing runs any more. Used from one event loop.
     """
 

@@ -1,7 +1,9 @@
 """The model that answers now. Where an alias such as @champion names it, the one that the alias names now."""
 
 import logging
+import shutil
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,8 +72,7 @@ class Followed:
     def __init__(self, uri: str, first: ModelSource, answering: Answering) -> None:
         self.uri, self.answering = uri, answering
         self.now = load(first, answering)
-        self._refused: str | None = None
-        self._over = threading.Event()
+        self.refused: str | None = None
 
     def follow(self) -> None:
         """From now on, in a thread of its own, where an alias names the model: it may be another version already."""
@@ -79,29 +80,31 @@ class Followed:
             self._look_or_say()
             threading.Thread(target=self._keep_looking, daemon=True).start()
 
-    def end(self) -> None:
-        self._over.set()
-
     def look(self) -> None:
         """Once."""
         version = registry.version_of(self.uri)
-        if version in (self.now.source.version, self._refused):
+        if version in (self.now.source.version, self.refused):
             return
+        source = registry.fetch_model(f"models:/{version}")
         try:
-            found = load(registry.fetch_model(self.uri), self.answering)
+            found = load(source, self.answering)
         except Exception as error:  # whatever is wrong with it
-            self._refused = version
+            self.refused = version
             log.warning("model %s: %s does not load, %s goes on: %s", self.uri, version, self.now.source.version, error)
             return
+        finally:
+            # All that answers is in memory now; a service lives for many promotions.
+            shutil.rmtree(source.folder, ignore_errors=True)
         log.info("model %s: %s answers from now on, in place of %s", self.uri, version, self.now.source.version)
-        self.now, self._refused = found, None
+        self.now, self.refused = found, None
 
     def _keep_looking(self) -> None:
-        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
+        while True:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
             self._look_or_say()
 
     def _look_or_say(self) -> None:
         try:
             self.look()
         except Exception as error:  # MLflow may be away for a while
-            log.warning("model %s: cannot be looked after: %s", self.uri, error)
+            log.warning("model %s: cannot be asked for its version: %s", self.uri, error)

@@ -4,17 +4,19 @@ import contextlib
 import hashlib
 import importlib.util
 import logging
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import requests
 
 from cataloger.bundle import digest, read_spec
 from cataloger.config import ServeConfig
-from cataloger.errors import ConfigError, ResourceError
+from cataloger.errors import ConfigError, ModelError, ResourceError
 from cataloger.infra import runtime, tracking
 from cataloger.labeling.packed import Model
 from cataloger.live.proxy import in_front
@@ -38,7 +40,11 @@ BUSY = 32
 def serving(config: ServeConfig) -> Iterator[str]:
     """The address of a service that answers for as long as the block runs. Raises CatalogerError before anything is started."""
     least, most = runtime.span(config.replicas, "--replicas")
+    if not least:
+        raise ConfigError(f"--replicas {config.replicas}: at least one must answer")
     token = _token(config.token_file)
+    if not 1 <= config.port < 1 << 16:
+        raise ConfigError(f"--port {config.port}: must be from 1 to 65535")
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
     tracking_uri = tracking.connect()
@@ -49,7 +55,13 @@ def serving(config: ServeConfig) -> Iterator[str]:
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-        shape = runtime.serving_shape(config.use_gpu, most)
+        with contextlib.suppress(ValueError):
+            ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
+            raise ResourceError(
+                "Ray Serve runs on this cluster already, and what it serves would be replaced; stop it with `serve shutdown`, "
+                "or take another cluster"
+            )
+        shape = runtime.serving_shape(config.use_gpu, least, most)
         spec = read_spec(source.folder)
         shared = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
         build = _builder(config, spec, shared, source, shape, token, tracking_uri)
@@ -65,8 +77,12 @@ def serving(config: ServeConfig) -> Iterator[str]:
                 health_check_period_s=5,
                 logging_config=quiet,
             )
-            serve.run(deployment.bind(), name=NAME, route_prefix="/")
-            address = f"http://{config.host}:{config.port}"
+            try:
+                serve.run(deployment.bind(), name=NAME, route_prefix="/")
+            except RuntimeError as error:
+                why = (str(error).strip().splitlines() or [""])[-1]
+                raise ModelError(f"model {config.model}: no replica of it starts: {why}") from error
+            address = f"http://{f'[{config.host}]' if ':' in config.host else config.host}:{config.port}"
             _wait_for(address)
             yield address
         finally:
@@ -75,10 +91,11 @@ def serving(config: ServeConfig) -> Iterator[str]:
 
 def _wait_for(address: str) -> None:
     """Raises ResourceError where nothing answers there, though replicas are ready."""
-    deadline = time.monotonic() + START_SECONDS
+    deadline, session = time.monotonic() + START_SECONDS, requests.Session()
+    session.trust_env = False  # it is here
     while time.monotonic() < deadline:
         with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{address}/health", timeout=5).ok:
+            if session.get(f"{address}/health", timeout=5).ok:
                 return
         time.sleep(0.2)
     raise ResourceError(f"{address}: the service does not answer there; the log of its proxy is in Ray's log folder")
@@ -113,6 +130,10 @@ def _builder(
         from cataloger.live.measures import Measures
 
         logging.getLogger("cataloger").setLevel(logging.INFO)
+        logging.getLogger("cataloger").addHandler(logging.StreamHandler())
+        # As `tracking.connect` sets them: an MLflow that is away keeps no replica from starting.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow.set_tracking_uri(tracking_uri)
         torch.set_num_threads(shape.threads)
         answering = Answering(config.id_column, config.alternatives, config.precision, shape.device)
@@ -145,14 +166,14 @@ def _token(file: str | None) -> str | None:
         token = Path(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--token-file {file}: cannot be read: {error}") from error
-    if not token:
-        raise ConfigError(f"--token-file {file}: is empty; write the token into it")
+    if not token or not token.isascii() or len(token.split()) > 1:
+        raise ConfigError(f"--token-file {file}: must hold one word of ASCII characters, the token")
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def _check_free(host: str, port: int) -> None:
     """Raises ResourceError where the port is taken here; Serve would wait for it."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

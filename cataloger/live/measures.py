@@ -32,14 +32,17 @@ class Measures:
     def model(self, version: str | None) -> None:
         if version:
             name, _, number = version.rpartition("/")
-            self._version.set(float(number), {"model": name})
+            if number.isdecimal():
+                self._version.set(float(number), {"model": name})
 
     def text(self) -> str:
         """Of all replicas of all nodes, as Prometheus reads it; what a node has not handed on yet is not in it."""
         lines: list[str] = []
+        session = requests.Session()
+        session.trust_env = False  # no proxy stands between nodes
         for node in ray.nodes():
             with contextlib.suppress(requests.RequestException):  # a node that has just gone
                 where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-                found = requests.get(where, timeout=2).text.splitlines() if node["Alive"] else []
+                found = session.get(where, timeout=2).text.splitlines() if node["Alive"] else []
                 lines += [line.replace(f"ray_{PREFIX}", PREFIX) for line in found if f"ray_{PREFIX}" in line]
         return "\n".join(dict.fromkeys(lines)) + "\n"

@@ -1,18 +1,21 @@
 """Products as JSON, and the answers to them: what a request may say, and how the row of published labels is written."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from cataloger.data.album import TOKENS_PER_PICTURE
-from cataloger.data.given import pictures, written
+from cataloger.data.given import picture, pictures, written
 from cataloger.model.tiers import Labelled
 from cataloger.spec import Spec
 
 Product = Mapping[str, Any]
 MOST_PRODUCTS = 1_000
+# A request of more bytes than this for each token takes more room among those that wait.
+BYTES_PER_TOKEN = 256
 
 
 class BadRequest(Exception):
@@ -23,11 +26,11 @@ class BadRequest(Exception):
         self.status = status
 
 
-def parse(body: bytes, spec: Spec) -> tuple[list[Product], bool]:
+def parse(body: bytes, spec: Spec, id_column: str) -> tuple[list[Product], bool]:
     """(products, whether it was a single one, not in a list). Raises BadRequest."""
     try:
-        found = json.loads(body)
-    except ValueError as error:  # of encodings as well
+        found = json.loads(body, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:  # of encodings as well
         raise BadRequest(f"the body is not JSON: {error}", 400) from error
     single = not isinstance(found, list)
     products = [found] if single else found
@@ -38,22 +41,24 @@ def parse(body: bytes, spec: Spec) -> tuple[list[Product], bool]:
             f"{len(products):,} products are too many for one request; send at most {MOST_PRODUCTS:,}", 413
         )
     for number, product in enumerate(products, 1):
-        _check(product, "the product" if single else f"product {number}", spec)
+        _check(product, "the product" if single else f"product {number}", spec, id_column)
     return products, single
 
 
-def _check(product: Any, who: str, spec: Spec) -> None:
+def _check(product: Any, who: str, spec: Spec, id_column: str) -> None:
     if not isinstance(product, dict):
         raise BadRequest(f"{who} is {_kind(product)}; send a JSON object with the fields {_columns(spec)}")
     if not product.keys() & set(columns_of(spec)):
         raise BadRequest(f"{who} has none of the fields that the model reads: {_columns(spec)}")
-    for name in columns_of(spec):
-        if isinstance(product.get(name), list | dict):
-            raise BadRequest(f"{who}: {name} is {_kind(product[name])}; send text or a number")
-    if spec.picture and not isinstance(product.get(spec.picture.column), str | None):
-        raise BadRequest(
-            f"{who}: {spec.picture.column} is {_kind(product[spec.picture.column])}; send the picture in base64"
-        )
+    for name in (id_column, *columns_of(spec)):
+        value = product.get(name)
+        if isinstance(value, list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+            raise BadRequest(f"{who}: {name} is {_kind(value)}; send text or a number")
+        if isinstance(value, str) and not _is_unicode(value):
+            raise BadRequest(f"{who}: {name} has half of a surrogate pair, which no text in UTF-8 has")
+    sent = product.get(spec.picture.column) if spec.picture else None
+    if spec.picture and sent and picture(sent) is None:
+        raise BadRequest(f"{who}: {spec.picture.column} is not a picture in base64")
 
 
 def columns_of(spec: Spec) -> tuple[str, ...]:
@@ -63,10 +68,31 @@ def columns_of(spec: Spec) -> tuple[str, ...]:
 
 def table(products: Sequence[Product], spec: Spec) -> pa.Table:
     """[products] the columns that the model reads; further fields are left out."""
-    columns = {name: pa.array([written(one.get(name)) for one in products], pa.string()) for name in spec.text_columns}
+    columns = {name: pa.array([_text(one.get(name)) for one in products], pa.string()) for name in spec.text_columns}
     if spec.picture:
         columns[spec.picture.column] = pictures(one.get(spec.picture.column) for one in products)
     return pa.table(columns)
+
+
+def _text(value: Any) -> str | None:
+    """Of a product that was checked for another model it may be anything."""
+    return (
+        None
+        if isinstance(value, list | dict) or (isinstance(value, str) and not _is_unicode(value))
+        else written(value)
+    )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def answers(products: Sequence[Product], labelled: Labelled, id_column: str) -> list[dict[str, Any]]:
@@ -78,11 +104,14 @@ def answers(products: Sequence[Product], labelled: Labelled, id_column: str) -> 
     ]
 
 
-def size_of(products: Sequence[Product], spec: Spec) -> int:
-    """About how many tokens they have: what a forward pass costs goes by those, and counting them exactly by asking the tokenizer."""
+def size_of(products: Sequence[Product], spec: Spec, sent: int) -> int:
+    """About how many tokens they have: what a forward pass costs goes by those, and to count them takes a tokenizer. Of a request of many
+    bytes it is more, as they take memory while they wait."""
     characters = (sum(len(str(one.get(name) or "")) for name in spec.text_columns) for one in products)
     pictured = TOKENS_PER_PICTURE if spec.picture else 0
-    return sum(min(spec.max_tokens, 2 + letters // 4) + pictured for letters in characters)
+    return max(
+        sent // BYTES_PER_TOKEN, sum(min(spec.max_tokens, 2 + letters // 4) + pictured for letters in characters)
+    )
 
 
 def _columns(spec: Spec) -> str:

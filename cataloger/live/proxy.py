@@ -6,6 +6,7 @@ It asks another replica where one has gone before it answered: our answers are t
 import contextlib
 import importlib.util
 import os
+import shlex
 import socket
 import sys
 import tempfile
@@ -26,6 +27,8 @@ exec {binary} "$@"
 """
 # How often another replica is asked: one that has just gone has the fewest requests, and is asked again until that is noticed.
 RETRIES = 10
+# Bytes of a request that can be asked again: about 1,500 titles. HAProxy has twice that for every connection.
+BUFFER = 256 << 10
 
 
 @contextlib.contextmanager
@@ -41,12 +44,13 @@ def in_front() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="s", dir=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:
         binary = Path(folder, "haproxy")
         metrics, figures = _free_ports()  # two services may run on one machine
-        binary.write_text(STARTER.format(binary=get_haproxy_binary(), ports=f"{metrics}\\|{figures}"))
+        binary.write_text(STARTER.format(binary=shlex.quote(get_haproxy_binary()), ports=f"{metrics}\\|{figures}"))
         binary.chmod(0o755)
         settings = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
+            "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER),
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(binary),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{folder}/haproxy.cfg",

@@ -48,7 +48,7 @@ def test_everybody_gets_their_own_answers(requests: list[list[int]], turns: int,
     assert all(len(asked) <= max(most_tokens, *map(len, requests)) for asked in model.asked)
 
 
-def test_what_comes_while_the_model_is_busy_is_answered_at_once() -> None:
+def test_what_comes_while_the_model_is_busy_is_answered_together() -> None:
     model = Model()
 
     async def run() -> None:
