@@ -5,6 +5,7 @@ python benchmarks/serving.py
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import time
@@ -70,7 +71,6 @@ def main() -> None:
         (room / "pipeline.py").write_text(PIPELINE)
         one = bare(bundle, texts)
         python = sys.executable
-        folder = registry.fetch_model(uri).folder.parents[1]
         services: dict[str, tuple[list[str], str, Callable[[str], Any]]] = {
             OURS: (
                 [python, "jobs/serve.py", "--model", uri, "--port", str(PORT)],
@@ -85,7 +85,7 @@ def main() -> None:
                     "models",
                     "serve",
                     "-m",
-                    str(folder),
+                    uri,
                     "--env-manager",
                     "local",
                     "--port",
@@ -135,8 +135,13 @@ def bare(bundle: Path, texts: list[str]) -> float:
 @contextmanager
 def started(command: list[str]) -> Iterator[None]:
     """A service that answers at its address, as long as the block runs."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     process = subprocess.Popen(
-        command, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        env={**os.environ, "PATH": path},
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + 240
@@ -151,7 +156,7 @@ def started(command: list[str]) -> Iterator[None]:
             time.sleep(0.5)
         yield
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
         try:
             process.wait(30)
