@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 import psutil
+import pyarrow as pa
 import requests
-import torch
 import tyro
 
 from cataloger.config import EvaluateConfig
@@ -117,11 +117,8 @@ def main() -> None:
 def bare(bundle: Path, texts: list[str]) -> float:
     """Milliseconds of the forward pass of one row, tokens ready: the median over titles."""
     tiers = Tiers(bundle, precision="auto")
-    import pyarrow as pa
-
     encoded = tiers.encode(pa.array(texts[:300]))
     batches = [encoded.batch(np.array([row])) for row in range(300)]
-    torch.set_num_threads(1)
     for batch in batches[:50]:
         tiers.network.engine(batch)
     took = []

@@ -155,8 +155,9 @@ class Tiers:
         read = self.input.read(table)
         known = read.reasons.is_null().to_numpy(zero_copy_only=False)
         values = read.values.filter(pa.array(known))
-        answers, keys, reasons = self._answer(values, alternatives)
-        useful = reasons.is_null()
+        answers, others, reasons = self._answer(values, alternatives)
+        distinct, useful = self.input.distinct(values), reasons.is_null()
+        keys = pc.coalesce(others, distinct.keys.take(distinct.place))
         labels = pa.table(self.columns.to_labels(answers.filter(useful)))
         labels = labels.append_column("text_hash", keys.filter(useful))
         found_out = read.reasons.to_numpy(zero_copy_only=False)
@@ -170,23 +171,21 @@ class Tiers:
         return self._answer(values, alternatives, encoded)[0]
 
     def _answer(self, values: pa.Array, alternatives: int, encoded: Any = None) -> tuple[pa.Table, pa.Array, pa.Array]:
-        """(answers, what is read of each as a hash, why one is of no use, null where it is)"""
-        distinct = self.input.distinct(values)
-        keys, nothing = distinct.keys.take(distinct.place), pa.nulls(len(values), pa.string())
+        """(answers, another key of each that was not read after all, else null, why it is of no use, else null)"""
+        nothing = pa.nulls(len(values), pa.string())
         said = self.first.ask(self.input.texts(values), alternatives) if self.first else None
         if said and not self.network:
-            return said.answers, keys, nothing
+            return said.answers, nothing, nothing
         rest = self.encode(values, said) if encoded is None else encoded
         if said is None:
-            others, reasons = self.input.found_out(values, rest)
-            return self.network.answer(rest, alternatives), pc.coalesce(others, keys), reasons
+            return self.network.answer(rest, alternatives), *self.input.found_out(values, rest)
         first = unseen(said.answers, self.spec)
         answers = pa.concat_tables([first, self.network.answer(WithRanked(rest, said.ranked), alternatives)])
         found_out = self.input.found_out(values.filter(pa.array(~said.alone)), rest)
         others, reasons = (
             pa.concat_arrays([nothing.slice(0, len(first)), found]).take(pa.array(said.place)) for found in found_out
         )
-        return answers.take(pa.array(said.place)), pc.coalesce(others, keys), reasons
+        return answers.take(pa.array(said.place)), others, reasons
 
     def encode(self, values: pa.Array, said: Said | None = None) -> Any:
         """Those that go on to the network, `said` being what words say of them all."""
