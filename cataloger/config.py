@@ -371,6 +371,34 @@ class CompressConfig:
 
 
 @dataclass(frozen=True)
+class ExplainConfig:
+    """Show why products have their category: which words and which parts of the picture speak for it."""
+
+    model: str = "models:/product-category@champion"
+    """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    catalog: str | None = None
+    """Parquet with the products: a file, a folder or an s3:// prefix."""
+    ids: tuple[str, ...] = ()
+    """Products of --catalog to explain, by their id."""
+    text: str | None = None
+    """In place of --catalog and --ids: a text to explain, as if it stood in the first of the model's columns."""
+    neighbours: str | None = None
+    """Labelled Parquet in which to look for the products that are most like each one."""
+    output: str = "explanation.html"
+    """HTML page to write."""
+    id_column: str = "id"
+    """Column that identifies a product."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns the model reads; by default those it was trained on."""
+    image_column: str | None = None
+    """Column with the pictures; by default the one that the model was trained on, if it sees."""
+    label_column: str = "category_path"
+    """Column of --neighbours with the category path, or list of paths."""
+    tiers: Tiers = "auto"
+    """auto explains the answer of whoever gives it, words alone or both; off that of words and network together."""
+
+
+@dataclass(frozen=True)
 class ServeConfig:
     """Answer over HTTP, product by product, with what label.py would publish."""
 

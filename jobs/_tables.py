@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from cataloger.compression.job import Compressed
     from cataloger.evaluation.comparison import Comparison, Pair
     from cataloger.evaluation.report import Evaluation
+    from cataloger.explaining.job import Explained
     from cataloger.heads.metrics import Scores
     from cataloger.training.sweep import SweepResult
 
@@ -27,6 +28,24 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], mark
     console = console if console.is_terminal else Console(width=160)
     console.print(f"\n{title}", style="bold", highlight=False, markup=False)
     console.print(table)
+
+
+def show_explanation(product: "Explained") -> None:
+    """The words of a product by their weight, for each of its categories; then the products that are like it."""
+    who = product.id or "the text"
+    if not product.explanations:
+        print(f"\n{who} has no category: {product.reason}")
+    for one in product.explanations:
+        rival = f", rather than {one.runner_up}" if one.runner_up else ""
+        rows = [
+            (word.text, f"{word.weight:+.2f}", f"{word.confidence_without:.1%}")
+            for word in sorted(one.words, key=lambda word: -word.weight)
+        ]
+        title = f"{who}: {one.category} ({one.confidence:.1%}){rival}"
+        show(title, ("word", "weight", "confidence without it"), rows)
+    if product.neighbours:
+        rows = [(near.text, " + ".join(near.categories), f"{near.likeness:.2f}") for near in product.neighbours]
+        show("labelled products most like it", ("product", "category", "likeness"), rows)
 
 
 def show_evaluation(result: "Evaluation") -> None:

@@ -98,6 +98,15 @@ def thumbnail(data: bytes) -> bytes:
         return sink.getvalue()
 
 
+def as_jpeg(pixels: Pixels) -> bytes:
+    """Of uint8 [3, height, width], as `decode` gives them."""
+    from PIL import Image
+
+    sink = io.BytesIO()
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(sink, "JPEG", quality=KEPT_QUALITY)
+    return sink.getvalue()
+
+
 def _opened(data: bytes, short: int) -> Any:
     """A Pillow image in RGB, upright and on white, its shorter side at least `short` pixels where it has as many. Raises Unreadable."""
     from PIL import Image

@@ -67,7 +67,14 @@ class Head(Protocol):
         """
 
 
-class Joining(Head, Protocol):
+class OfTexts(Head, Protocol):
+    """A head whose logits are of whole texts."""
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """[rows, categories] as `read` has them."""
+
+
+class Joining(OfTexts, Protocol):
     """A head whose answers words can give as well."""
 
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:

@@ -50,6 +50,9 @@ class ManyCategories:
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
         return joined_logits(logits, ranked, torch.logit(torch.from_numpy(ranked.probabilities), eps=LEAST), words)
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return sigmoid(logits / self.spec.temperature)
+
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         logits = logits / self.spec.temperature
         probabilities = sigmoid(logits)

@@ -49,8 +49,11 @@ class OneCategory:
         known = torch.from_numpy(ranked.probabilities).clamp_min(LEAST).log()
         return joined_logits(logits, ranked, known, words)
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(logits / self.spec.temperature, dim=1)
+
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
-        probabilities = torch.softmax(logits / self.spec.temperature, dim=1)
+        probabilities = self.probabilities(logits)
         top = torch.topk(probabilities, min(alternatives + 1, logits.shape[1]), dim=1)
         return top.indices, top.values, self.levels.confidences(probabilities, top.indices[:, 0])
 

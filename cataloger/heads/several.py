@@ -83,6 +83,11 @@ class Several:
         ]
         return WeighedLoss(self, losses, config.answer_weights)
 
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """Of the first answer, where it is of texts."""
+        found: torch.Tensor = self.parts[0].probabilities(self.split(logits)[0])
+        return found
+
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[Tensors, ...]:
         return tuple(part.read(own, alternatives) for part, own in zip(self.parts, self.sensible(logits), strict=True))
 

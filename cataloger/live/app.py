@@ -14,10 +14,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cataloger import __version__
+from cataloger.errors import ConfigError
 from cataloger.live.batches import Batches, Overloaded
 from cataloger.live.following import Followed
 from cataloger.live.measures import Measures
-from cataloger.live.products import MOST_PRODUCTS, BadRequest, columns_of, parse, size_of
+from cataloger.live.products import MOST_EXPLAINED, MOST_PRODUCTS, BadRequest, columns_of, parse, size_of
 
 # Bytes of a request: of texts, and of pictures in base64.
 MOST_BYTES, MOST_BYTES_WITH_PICTURES = 4 << 20, 64 << 20
@@ -26,9 +27,20 @@ MOST_DISCARDED = 4
 SECONDS = 30.0
 # What anybody may ask.
 OPEN = ("/health",)
+COUNTED = ("/categorize", "/explain")
+PROBLEMS = {
+    "400": "The body is not JSON.",
+    "401": "The token is missing, or wrong.",
+    "413": "The body, or the list, is too large.",
+    "422": "A product has none of the model's fields, or nothing to read in them.",
+    "429": "Too many products wait; Retry-After says when to ask again.",
+    "503": "There was no answer in time; ask again.",
+}
 
 
-def application(model: Followed, batches: Batches, measures: Measures, token_sha256: str | None) -> ASGIApp:
+def application(
+    model: Followed, batches: Batches, explaining: Batches, measures: Measures, token_sha256: str | None
+) -> ASGIApp:
     """The service of a model. With the digest of a token, only those who send it are answered."""
     app = FastAPI(title="cataloger", version=__version__, docs_url="/docs", redoc_url=None)
 
@@ -39,6 +51,17 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
         body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
         products, single = parse(body, spec, model.answering.id_column)
         found = await asyncio.wait_for(batches.ask(products, size_of(products, spec, len(body))), SECONDS)
+        if single and "reason" in found[0]:
+            raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
+        return _json(found[0] if single else found)
+
+    @app.post("/explain", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}})
+    async def explain(request: Request) -> Response:
+        """Why one product has its category, or each product of a short list: the words, and parts of the picture, that speak for it."""
+        spec = model.now.spec
+        body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
+        products, single = parse(body, spec, model.answering.id_column, MOST_EXPLAINED)
+        found = await asyncio.wait_for(explaining.ask(products, size_of(products, spec, len(body))), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
         return _json(found[0] if single else found)
@@ -77,6 +100,9 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
     async def on_bad_request(_: Request, problem: Any) -> Response:
         return refused(problem.status, str(problem))
 
+    async def on_config(_: Request, problem: Any) -> Response:
+        return refused(422, str(problem))
+
     async def on_overload(_: Request, problem: Any) -> Response:
         return refused(429, str(problem), Retry_After=str(problem.seconds))
 
@@ -85,6 +111,7 @@ def application(model: Followed, batches: Batches, measures: Measures, token_sha
 
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         BadRequest: on_bad_request,
+        ConfigError: on_config,
         Overloaded: on_overload,
         TimeoutError: on_timeout,
     }
@@ -125,28 +152,25 @@ def _openapi(app: FastAPI, model: Followed) -> dict[str, Any]:
         for name in columns_of(model.now.spec)
     }
     one = {"type": "object", "properties": {model.answering.id_column: {}, **fields}}
-    categorize = schema["paths"]["/categorize"]["post"]
-    categorize["requestBody"]["content"]["application/json"] = {
-        "schema": {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": MOST_PRODUCTS}]},
-        "examples": {"one product": {"value": product}, "a list": {"value": [product]}},
-    }
-    categorize["responses"] = {
-        "200": {"description": "The published columns.", "content": {"application/json": {"example": answer}}},
-        **{
-            status: {
-                "description": why,
-                "content": {"application/json": {"schema": {"properties": {"detail": {"type": "string"}}}}},
-            }
-            for status, why in (
-                ("400", "The body is not JSON."),
-                ("401", "The token is missing, or wrong."),
-                ("413", "The body, or the list, is too large."),
-                ("422", "A product has none of the model's fields, or nothing to read in them."),
-                ("429", "Too many products wait; Retry-After says when to ask again."),
-                ("503", "There was no answer in time; ask again."),
-            )
-        },
-    }
+    for path, most, given, about in (
+        ("/categorize", MOST_PRODUCTS, answer, "The published columns."),
+        ("/explain", MOST_EXPLAINED, model.now.explained, "An explanation for each category of the product."),
+    ):
+        operation = schema["paths"][path]["post"]
+        operation["requestBody"]["content"]["application/json"] = {
+            "schema": {"oneOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]},
+            "examples": {"one product": {"value": product}, "a list": {"value": [product]}},
+        }
+        operation["responses"] = {
+            "200": {"description": about, "content": {"application/json": {"example": given}}},
+            **{
+                status: {
+                    "description": why,
+                    "content": {"application/json": {"schema": {"properties": {"detail": {"type": "string"}}}}},
+                }
+                for status, why in PROBLEMS.items()
+            },
+        }
     return schema
 
 
@@ -175,7 +199,7 @@ class Measured:
         self.app, self.measures = app, measures
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] != "/categorize":
+        if scope["type"] != "http" or scope["path"] not in COUNTED:
             await self.app(scope, receive, send)
             return
         started, status = time.monotonic(), 500
@@ -188,4 +212,4 @@ class Measured:
         try:
             await self.app(scope, receive, counted)
         finally:
-            self.measures.answered(status, time.monotonic() - started)
+            self.measures.answered(scope["path"], status, time.monotonic() - started)

@@ -1,5 +1,6 @@
 """The model that answers now. Where an alias such as @champion names it, the one that the alias names now."""
 
+import functools
 import logging
 import shutil
 import threading
@@ -10,6 +11,8 @@ from typing import Any
 
 from cataloger.bundle import digest
 from cataloger.config import Precision
+from cataloger.errors import ConfigError
+from cataloger.explaining.occlusion import Explainer
 from cataloger.live import products
 from cataloger.live.products import Product
 from cataloger.model import pyfunc, registry
@@ -55,6 +58,21 @@ class Loaded:
         """As `label.py` publishes them."""
         labelled = self.tiers.published(products.table(asked, self.spec), self.answering.alternatives)
         return products.answers(asked, labelled, self.answering.id_column)
+
+    @functools.cached_property
+    def explained(self) -> dict[str, Any]:
+        """Of the example; nothing where the model's answers cannot be explained."""
+        try:
+            return self.explain([self.example[0]])[0]
+        except ConfigError:
+            return {}
+
+    def explain(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
+        """Why each has its category. Raises ConfigError for a model whose answers cannot be explained."""
+        table = products.table(asked, self.spec)
+        labelled = self.tiers.published(table, 1)
+        found = Explainer(self.tiers).explain(table, labelled.labels)
+        return products.explanations(asked, labelled, found, self.answering.id_column)
 
 
 def load(source: ModelSource, answering: Answering) -> Loaded:

@@ -30,6 +30,8 @@ NAME = "cataloger"
 AT_ONCE = 1_000
 # What may wait for a replica, as a multiple of what it answers at the same time.
 BATCHES_WAITING = 8
+# Products that may wait for an explanation: each takes as long as some hundred answers.
+EXPLANATIONS_WAITING = 200
 # What the proxy may take to find replicas that are ready.
 START_SECONDS = 60.0
 # A replica is added where so many requests are with each of them.
@@ -153,7 +155,10 @@ def _builder(
 
         # One more than the engine has streams: what is asked is read and what is answered is written meanwhile.
         batches = Batches(answer, turns + 1, most, config.max_wait_ms / 1000, BATCHES_WAITING * most)
-        return application(model, batches, measures, token)
+        explaining = Batches(
+            lambda asked: model.now.explain(asked), 1, most, 0.0, EXPLANATIONS_WAITING * spec.max_tokens
+        )
+        return application(model, batches, explaining, measures, token)
 
     return build
 

@@ -15,15 +15,15 @@ class Measures:
     """Of one replica."""
 
     def __init__(self) -> None:
-        self._requests = Counter(f"{PREFIX}requests", "Requests by HTTP status.", ("status",))
-        self._seconds = Histogram(f"{PREFIX}request_seconds", "From the request to its answer.", SECONDS, ("status",))
+        self._requests = Counter(f"{PREFIX}requests", "Requests by path and HTTP status.", ("path", "status"))
+        self._seconds = Histogram(f"{PREFIX}request_seconds", "From the request to its answer.", SECONDS, ("path",))
         self._products = Counter(f"{PREFIX}products", "Products that were answered.")
         self._batch = Histogram(f"{PREFIX}batch_products", "Products that were answered at the same time.", ROWS)
         self._version = Gauge(f"{PREFIX}model_version", "The registered version that answers.", ("model",))
 
-    def answered(self, status: int, seconds: float) -> None:
-        self._requests.inc(1, {"status": str(status)})
-        self._seconds.observe(seconds, {"status": str(status)})
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        self._requests.inc(1, {"path": path, "status": str(status)})
+        self._seconds.observe(seconds, {"path": path})
 
     def batch(self, products: int) -> None:
         self._products.inc(products)

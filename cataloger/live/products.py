@@ -3,17 +3,21 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
 
 from cataloger.data.album import TOKENS_PER_PICTURE
 from cataloger.data.given import picture, pictures, written
+from cataloger.explaining.occlusion import Explanation
 from cataloger.model.tiers import Labelled
 from cataloger.spec import Spec
 
 Product = Mapping[str, Any]
 MOST_PRODUCTS = 1_000
+# The model is asked about each of these up to a hundred times.
+MOST_EXPLAINED = 20
 # A request of more bytes than this for each token takes more room among those that wait.
 BYTES_PER_TOKEN = 256
 
@@ -26,7 +30,7 @@ class BadRequest(Exception):
         self.status = status
 
 
-def parse(body: bytes, spec: Spec, id_column: str) -> tuple[list[Product], bool]:
+def parse(body: bytes, spec: Spec, id_column: str, most: int = MOST_PRODUCTS) -> tuple[list[Product], bool]:
     """(products, whether it was a single one, not in a list). Raises BadRequest."""
     try:
         found = json.loads(body, parse_constant=_no_number)
@@ -36,10 +40,8 @@ def parse(body: bytes, spec: Spec, id_column: str) -> tuple[list[Product], bool]
     products = [found] if single else found
     if not products:
         raise BadRequest("the list is empty; send one product or more")
-    if len(products) > MOST_PRODUCTS:
-        raise BadRequest(
-            f"{len(products):,} products are too many for one request; send at most {MOST_PRODUCTS:,}", 413
-        )
+    if len(products) > most:
+        raise BadRequest(f"{len(products):,} products are too many for one request; send at most {most:,}", 413)
     for number, product in enumerate(products, 1):
         _check(product, "the product" if single else f"product {number}", spec, id_column)
     return products, single
@@ -101,6 +103,17 @@ def answers(products: Sequence[Product], labelled: Labelled, id_column: str) -> 
     return [
         {"id": product.get(id_column), **(label if reason is None else {"reason": reason})}
         for product, label, reason in zip(products, labelled.labels.to_pylist(), reasons, strict=True)
+    ]
+
+
+def explanations(
+    products: Sequence[Product], labelled: Labelled, found: Sequence[Sequence[Explanation]], id_column: str
+) -> list[dict[str, Any]]:
+    """Of each product its id and one explanation for each of its categories, or the reason why there is none."""
+    reasons = labelled.reasons.to_pylist()
+    return [
+        {"id": product.get(id_column), **({"explanations": list(map(asdict, own))} if own else {"reason": reason})}
+        for product, own, reason in zip(products, found, reasons, strict=True)
     ]
 
 

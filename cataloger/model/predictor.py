@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -62,6 +63,13 @@ class Predictor:
         torch.cuda.empty_cache()
         return self.answer(encoded, alternatives)
 
+    def probabilities(self, encoded: Encoded) -> npt.NDArray[np.float32]:
+        """[N, categories] of the first answer, which is of texts; those that `answer` chooses from."""
+        found = np.empty((len(encoded), len(self.spec.categories)), np.float32)
+        for rows, logits in self.logits(encoded):
+            found[rows] = self._head.probabilities(self._joined(logits, encoded, rows)).cpu().numpy()  # type: ignore[attr-defined]
+        return found
+
     def logits(self, encoded: Encoded) -> Iterator[tuple[IntArray, torch.Tensor]]:
         """(row numbers, float32 logits [rows, categories] on the device) batch by batch, in the packer's order."""
         # The engine has its fill while the caller looks at the batch that came out and the next one is padded.
@@ -94,15 +102,19 @@ class Predictor:
         if (most := batch["input_ids"].max(initial=0) if "input_ids" in batch else -1) >= self._vocabulary:
             raise IndexError(f"token {most} is not in the model's vocabulary of {self._vocabulary}")
 
+    def _joined(self, logits: torch.Tensor, encoded: Encoded, rows: IntArray) -> torch.Tensor:
+        """With what words know of these rows, where the model has any."""
+        if not self.spec.words:
+            return logits
+        return joining(self._head).with_words(logits, encoded.ranked.take(rows), self.spec.words)  # type: ignore[attr-defined]
+
     def _answer(self, encoded: Encoded, alternatives: int) -> pa.Table:
         # On the device until the end.
         order: list[IntArray] = [np.empty(0, np.int64)]
         batches: list[tuple[torch.Tensor, ...]] = []
         for rows, logits in self.logits(encoded):
             order.append(rows)
-            if self.spec.words:
-                logits = joining(self._head).with_words(logits, encoded.ranked.take(rows), self.spec.words)  # type: ignore[attr-defined]
-            batches.append(self._head.read(logits, alternatives))
+            batches.append(self._head.read(self._joined(logits, encoded, rows), alternatives))
         place = np.empty(len(encoded), np.int64)
         place[np.concatenate(order)] = np.arange(len(encoded))
         nothing = torch.empty(0, self.spec.width)

@@ -77,6 +77,13 @@ class FirstTier:
             np.concatenate(alone), by(pa.concat_tables(answers), BY_WORDS).combine_chunks(), Ranked.joined(ranked)
         )
 
+    def probabilities(self, texts: pa.Array) -> FloatArray:
+        """float32 [N, categories] of texts without nulls, as words alone see them."""
+        found = [
+            self.reader.probabilities(self.reader.logits(scores, self.words)) for scores in self.model.scores(texts)
+        ]
+        return np.concatenate([np.empty((0, len(self.model.bias)), np.float32), *found])
+
     def rank(self, texts: pa.Array) -> Ranked:
         """What they know of texts without nulls, whoever answers them."""
         none = Ranked.of(np.empty((0, len(self.model.bias)), np.float32))
@@ -186,6 +193,19 @@ class Tiers:
             pa.concat_arrays([nothing.slice(0, len(first)), found]).take(pa.array(said.place)) for found in found_out
         )
         return answers.take(pa.array(said.place)), others, reasons
+
+    def probabilities(self, values: pa.Array, alone: bool = False, encoded: Any = None) -> FloatArray:
+        """float32 [N, categories] of the first answer, by which its category is chosen: of words `alone`, or of all there is.
+
+        `values` are what `input` has read, without nulls; `encoded` are they for the network, where they are encoded already.
+        """
+        if self.first and (alone or not self.network):
+            return self.first.probabilities(self.input.texts(values))
+        encoded = self.input.encode(values) if encoded is None else encoded
+        if self.first:
+            encoded = WithRanked(encoded, self.first.rank(self.input.texts(values)))
+        found: FloatArray = self.network.probabilities(encoded)
+        return found
 
     def encode(self, values: pa.Array, said: Said | None = None) -> Any:
         """Those that go on to the network, `said` being what words say of them all."""
