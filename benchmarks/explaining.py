@@ -24,6 +24,7 @@ import torch
 import tyro
 
 from cataloger.data.text import load_tokenizer
+from cataloger.explaining.occlusion import Explainer
 from cataloger.explaining.words import Words
 from cataloger.model.network import load_network
 from cataloger.model.tiers import Tiers
@@ -66,6 +67,7 @@ class Model:
 
     def __init__(self, folder: Path) -> None:
         self.tiers = Tiers(folder, precision="auto")
+        self.asked = Explainer.of(self.tiers)
         self.network: Any = load_network(folder, torch.float32).eval()
         self.network.config._attn_implementation = self.network.encoder.config._attn_implementation = "eager"
         self.tokenizer = load_tokenizer(folder, self.tiers.spec.max_tokens)
@@ -74,7 +76,7 @@ class Model:
         self.network_counts = 1 / (words.network_temperature if words else self.tiers.spec.temperature)
 
     def probabilities(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        return self.tiers.probabilities(pa.array(texts, pa.large_string()))
+        return self.asked.probabilities(pa.array(texts, pa.large_string()))
 
     def odds(self, texts: list[str], case: Case) -> Scores:
         return log_odds(self.probabilities(texts), case)

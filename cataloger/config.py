@@ -161,6 +161,9 @@ class LabelConfig:
     """Column with the pictures; by default the one that the model was trained on, if it sees."""
     alternatives: int = 3
     """How many runner-up categories to write for each row."""
+    explain: int = 0
+    """Of labels that need review, how many of the words that speak most for the category to write; each such row is asked about again,
+    up to a hundred times."""
     tiers: Tiers = "auto"
     """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"

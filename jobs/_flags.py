@@ -53,7 +53,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     },
     LabelConfig: {
         "common": ("catalog", "output", "model"),
-        "data": ("id_column", "text_columns", "image_column", "alternatives"),
+        "data": ("id_column", "text_columns", "image_column", "alternatives", "explain"),
         "publishing": ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction", "publish_anyway"),
         "run": ("tiers", "anew", "use_gpu", "precision", "experiment"),
     },

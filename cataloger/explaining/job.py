@@ -78,7 +78,7 @@ def explain(config: ExplainConfig) -> list[Explained]:
         for row, (name, own, reason, like) in enumerate(
             zip(
                 ids,
-                Explainer(tiers).explain(table, labelled.labels),
+                Explainer.of(tiers).explain(table, labelled.labels),
                 labelled.reasons.to_pylist(),
                 near,
                 strict=True,

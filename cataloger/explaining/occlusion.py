@@ -5,7 +5,8 @@ none is the first and the last term of its Shapley value (Shapley 1953), and as 
 (`benchmarks/explaining.py`).
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,10 +21,13 @@ from cataloger.data.fields import Composed, composed
 from cataloger.errors import ConfigError
 from cataloger.explaining.words import Words
 from cataloger.heads.category_columns import BY_WORDS, TIER
-from cataloger.model.tiers import Tiers
+from cataloger.heads.columns import columns_of
+from cataloger.heads.ranked import WithRanked
+from cataloger.model.tiers import FirstTier, Tiers
 from cataloger.spec import MANY_CATEGORIES, Spec
 
 FloatArray = npt.NDArray[np.float64]
+BECAUSE_TYPE = pa.list_(pa.struct([("word", pa.string()), ("weight", pa.float32())]))
 # A picture is covered part by part: so many on each side.
 GRID = 5
 # Probabilities below it are taken for it: what lies beyond is rounding.
@@ -100,79 +104,120 @@ def check(spec: Spec) -> None:
         )
 
 
+@dataclass(frozen=True)
 class Explainer:
-    """Explains what a model answers, with the model itself. Raises ConfigError for one that gives tags."""
+    """Explains what a model answers, with the model itself: its words, its network, or both."""
 
-    def __init__(self, tiers: Tiers) -> None:
+    spec: Spec
+    input: Any
+    first: FirstTier | None
+    network: Any
+    """A `Predictor`, or None."""
+
+    @classmethod
+    def of(cls, tiers: Tiers) -> "Explainer":
+        """Of a whole bundle. Raises ConfigError for one that gives tags."""
         check(tiers.spec)
-        self.tiers, self.spec = tiers, tiers.spec
-        self.many = self.spec.head == MANY_CATEGORIES
-        self.place = {name: number for number, name in enumerate(self.spec.categories)}
+        return cls(tiers.spec, tiers.input, tiers.first, tiers.network)
 
-    def explain(self, table: pa.Table, labels: pa.Table | None = None) -> list[list[Explanation]]:
+    def explain(self, table: pa.Table, labels: pa.Table) -> list[list[Explanation]]:
         """For each row of a table with the model's columns, one explanation per category; none where it cannot be read.
 
-        `labels` are what `Tiers.published` has for these rows, with one alternative at least, if they are there already. Of a row that
-        has no category at all, the most probable one is explained.
+        `labels` are what `Tiers.published` has for these rows, with one alternative at least.
         """
-        read = self.tiers.input.read(table)
-        labels = self.tiers.published(table, 1).labels if labels is None else labels
-        asked = list(self._questions(labels))
-        values = read.values
+        read = self.input.read(table)
         texts = self._composed(read.table) if self.spec.text_columns else None
         found: list[list[Explanation]] = [[] for _ in range(len(table))]
-        for one in asked:
-            found[one.row].append(self._explain(one, values.slice(one.row, 1), texts))
+        for asked in self._questions(labels):
+            row = self.network and not asked.by_words and self.input.encode(read.values.slice(asked.row, 1))
+            words = Words(texts.texts[asked.row].as_py() or "") if texts else Words("")
+            effects = self._effects(words, asked, row)
+            found[asked.row].append(
+                Explanation(
+                    category=self.spec.categories[asked.category],
+                    confidence=effects.confidence,
+                    runner_up=None if asked.rival is None else self.spec.categories[asked.rival],
+                    tier=asked.tier,
+                    words=tuple(self._placed(words, effects, texts, asked.row)) if texts else (),
+                    regions=self._regions(words, asked, row) if row and self.spec.picture else (),
+                )
+            )
         return found
 
+    def because(self, texts: pa.Array, answers: pa.Table, count: int, encoded: Any = None) -> pa.Array:
+        """For each answer that needs review the `count` words that speak most for its first category; null for others.
+
+        `texts` are what words read of the rows, `encoded` the same rows for the network; nothing where words have answered alone.
+        """
+        labels = pa.table(self._columns.to_labels(answers))
+        found: list[list[dict[str, Any]] | None] = [None] * len(labels)
+        doubtful = labels.column("needs_review").to_numpy(zero_copy_only=False)
+        for asked in self._questions(labels):
+            if doubtful[asked.row] and found[asked.row] is None:
+                words = Words(texts[asked.row].as_py())
+                row = encoded.slice(asked.row, asked.row + 1) if encoded is not None else None
+                effects = self._effects(words, replace(asked, rival=None, by_words=row is None), row)
+                found[asked.row] = [
+                    {"word": words.shown(unit), "weight": float(effects.weight[unit])}
+                    for unit in np.argsort(-effects.weight, kind="stable")[:count].tolist()
+                    if effects.weight[unit] > 0
+                ]
+        return pa.array(found, BECAUSE_TYPE)
+
+    def probabilities(self, texts: pa.Array, encoded: Any = None, alone: bool = False) -> npt.NDArray[np.float32]:
+        """[N, categories] of the first answer, by which its category is chosen: of words `alone`, or of all there is.
+
+        `texts` are what words read of the rows, `encoded` the same rows for the network, where it reads more than those.
+        """
+        if self.first and (alone or not self.network):
+            return self.first.probabilities(texts)
+        encoded = self.input.encode(texts) if encoded is None else encoded
+        if self.first:
+            encoded = WithRanked(encoded, self.first.rank(texts))
+        found: npt.NDArray[np.float32] = self.network.probabilities(encoded)
+        return found
+
+    @functools.cached_property
+    def _columns(self) -> Any:
+        return columns_of(self.spec)
+
+    @functools.cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.spec.categories)}
+
     def _questions(self, labels: pa.Table) -> Iterator[Asked]:
-        column = self.tiers.columns.answer
+        """Of a row that has no category at all, the most probable one is explained."""
+        many = self.spec.head == MANY_CATEGORIES
         tiers = labels.column(TIER).to_pylist() if TIER in labels.column_names else [None] * len(labels)
-        names, others = labels.column(column).to_pylist(), labels.column("alternatives").to_pylist()
+        names, others = labels.column(self._columns.answer).to_pylist(), labels.column("alternatives").to_pylist()
         for row, (answer, alternatives, tier) in enumerate(zip(names, others, tiers, strict=True)):
             by_words = tier == BY_WORDS
-            next_best = [self.place[one["category"]] for one in alternatives or ()]
-            if self.many and answer is not None:
-                for category in [self.place[name] for name in answer] or next_best[:1]:
+            next_best = [self._place[one["category"]] for one in alternatives or ()]
+            if many and answer is not None:
+                for category in [self._place[name] for name in answer] or next_best[:1]:
                     yield Asked(row, category, None, by_words, tier)
             elif answer is not None:
-                yield Asked(row, self.place[answer], next_best[0] if next_best else None, by_words, tier)
+                yield Asked(row, self._place[answer], next_best[0] if next_best else None, by_words, tier)
 
-    def _explain(self, asked: Asked, value: pa.Array, texts: Composed | None) -> Explanation:
-        words = Words(texts.texts[asked.row].as_py() or "") if texts else Words("")
+    def _effects(self, words: Words, asked: Asked, row: Any) -> "Effects":
+        """Of the words of a row, which is `row` for the network."""
         units = range(len(words.units))
-        variants = [words.text, "", *map(words.without, units), *map(words.only, units)]
-        said = self._ask(self._with_texts(value, variants), asked)
-        effects = Effects.of(said, asked)
-        regions = () if asked.by_words or not self.spec.picture else self._regions(asked, value)
-        return Explanation(
-            category=self.spec.categories[asked.category],
-            confidence=effects.confidence,
-            runner_up=None if asked.rival is None else self.spec.categories[asked.rival],
-            tier=asked.tier,
-            words=tuple(self._placed(words, effects, texts, asked.row)) if texts else (),
-            regions=regions,
-        )
+        texts = pa.array([words.text, "", *map(words.without, units), *map(words.only, units)], pa.large_string())
+        variants = None
+        if row is not None and self.spec.picture:
+            tokens = self.input.words.encode(texts) if self.spec.text_columns else None
+            variants = replace(row.take(np.zeros(len(texts), np.int64)), tokens=tokens)
+        return Effects.of(self._ask(texts, asked, variants), asked)
 
-    def _ask(self, values: pa.Array, asked: Asked, encoded: Any = None) -> npt.NDArray[np.float32]:
+    def _ask(self, texts: pa.Array, asked: Asked, variants: Any = None) -> npt.NDArray[np.float32]:
         """float32 [variants, categories]"""
         at_once = max(1, AT_ONCE // len(self.spec.categories))
         parts = []
-        for start in range(0, len(values), at_once):
-            some = values.slice(start, at_once)
-            ready = None if encoded is None else encoded.slice(start, start + len(some))
-            parts.append(self.tiers.probabilities(some, asked.by_words, ready))
+        for start in range(0, len(texts), at_once):
+            some = texts.slice(start, at_once)
+            ready = None if variants is None else variants.slice(start, start + len(some))
+            parts.append(self.probabilities(some, ready, asked.by_words))
         return np.concatenate(parts)
-
-    def _with_texts(self, value: pa.Array, texts: Sequence[str]) -> pa.Array:
-        """The value of a row, as it would be with each of these texts."""
-        strings = pa.array(texts, pa.large_string())
-        if not self.spec.picture:
-            return strings
-        repeated = value.take(pa.array(np.zeros(len(texts), np.int64)))
-        names = [field.name for field in value.type]
-        fields = [strings if name == "text" else pc.struct_field(repeated, name) for name in names]
-        return pa.StructArray.from_arrays(fields, fields=list(value.type))
 
     def _composed(self, table: pa.Table) -> Composed:
         columns = [_whole(table.column(name)) for name in self.spec.text_columns]
@@ -190,9 +235,8 @@ class Explainer:
                 )
         return [word for _, word in sorted(placed, key=lambda pair: pair[0])]
 
-    def _regions(self, asked: Asked, value: pa.Array) -> tuple[Region, ...]:
+    def _regions(self, words: Words, asked: Asked, encoded: Pictured) -> tuple[Region, ...]:
         """Each part of the picture, covered with the mean colour of the whole, and alone; nothing where there is no picture."""
-        encoded: Pictured = self.tiers.input.encode(value)
         if encoded.index[0] < 0:
             return ()
         whole = encoded.album.pixels(encoded.index, np.zeros(1, np.int64))[0]
@@ -209,7 +253,7 @@ class Explainer:
         pixels = np.stack([whole, nothing, *covered, *alone])
         rows: IntArray = np.zeros(len(pixels), np.int64)
         variants = replace(encoded.take(rows), index=np.arange(len(pixels)), album=Decoded(pixels))
-        effects = Effects.of(self._ask(value.take(pa.array(rows)), asked, variants), asked)
+        effects = Effects.of(self._ask(pa.array([words.text] * len(rows), pa.large_string()), asked, variants), asked)
         places = [tuple(map(float, box)) for box in boxes]
         return tuple(
             Region(left, top, right, bottom, *effect)

@@ -48,6 +48,13 @@ class Words:
         groups = [words[start : start + together] for start in range(0, len(words), together)]
         return tuple(Unit(tuple(stretch for word in group for stretch in word)) for group in groups)
 
+    def shown(self, unit: int) -> str:
+        """The words of a unit, each as it is first written."""
+        words = [self.text[one.first : one.last] for one in self.units[unit].stretches]
+        return " ".join(
+            {word.casefold(): word for word in reversed(words)}[one] for one in dict.fromkeys(map(str.casefold, words))
+        )
+
     def without(self, *units: int) -> str:
         """The text without these units."""
         return self._kept({number for number in range(len(self.units)) if number not in units})

@@ -16,6 +16,8 @@ from cataloger.taxonomy import Taxonomy
 TIER, BY_WORDS, BY_BOTH = "tier", "words", "both"
 # Of a model that sees, what became of the row's picture (`data.images`).
 IMAGE_STATUS = "image_status"
+# Of labels that need review, where that was asked for: the words that speak most for the category.
+BECAUSE = "because"
 
 
 class Category:
@@ -179,7 +181,11 @@ def lists_of(matrix: npt.NDArray[Any]) -> pa.Array:
 
 
 def _also(table: pa.Table) -> dict[str, pa.Array]:
-    return {name: table.column(name).combine_chunks() for name in (TIER, IMAGE_STATUS) if name in table.column_names}
+    return {
+        name: table.column(name).combine_chunks()
+        for name in (TIER, IMAGE_STATUS, BECAUSE)
+        if name in table.column_names
+    }
 
 
 def _trim(levels: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.heads.category_columns import IMAGE_STATUS, TIER, Categories, Category
+from cataloger.heads.category_columns import BECAUSE, IMAGE_STATUS, TIER, Categories, Category
 from cataloger.heads.tag_columns import PublishedTags, Tagged
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
 
@@ -67,7 +67,7 @@ COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Ca
 
 # Names that labels may have for other things than a further answer.
 OWN = {
-    *("id", "text_hash", TIER, IMAGE_STATUS, "needs_review", "trusted_category"),
+    *("id", "text_hash", TIER, IMAGE_STATUS, BECAUSE, "needs_review", "trusted_category"),
     *("row", "text", "seen", "written", "places"),  # of evaluations
     "reason",  # of rejects
     *(name for kind in (Category, Categories) for name in kind.kept),
@@ -177,6 +177,12 @@ def seen(answers: pa.Table, status: pa.Array) -> pa.Table:
     return answers.append_column(IMAGE_STATUS, status)
 
 
-def also(spec: Spec) -> tuple[str, ...]:
-    """The columns that answers of this model have beside those of its head, and labels as well."""
-    return (*([TIER] if spec.words else []), *([IMAGE_STATUS] if spec.picture else []))
+def explained(answers: pa.Table, because: pa.Array) -> pa.Table:
+    """Answers that say which words they rest on."""
+    return answers.append_column(BECAUSE, because)
+
+
+def also(spec: Spec, explain: int) -> tuple[str, ...]:
+    """The columns that answers of this model have beside those of its head, and labels as well; `explain` is how many words say why."""
+    own = (*([TIER] if spec.words else []), *([IMAGE_STATUS] if spec.picture else []))
+    return (*own, BECAUSE) if explain else own

@@ -30,6 +30,8 @@ MODULES = (
     "data.units",
     "data.values",
     "data.windows",
+    "explaining.occlusion",
+    "explaining.words",
     "heads.arrays",
     "heads.base",
     "heads.category_columns",

@@ -54,6 +54,7 @@ class Cost:
     words_seconds: float = 0.0
     tokenizing_seconds: float = 0.0
     forward_seconds: float = 0.0
+    explaining_seconds: float = 0.0
     writing_seconds: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
@@ -96,7 +97,8 @@ class Cost:
     def describe(self, seconds: float) -> str:
         """One line for a log, after so many seconds."""
         stages = [name.removesuffix("_seconds") for name in vars(self) if name.endswith("_seconds")]
-        busy = ", ".join(f"{stage} {getattr(self, f'{stage}_seconds') / max(1e-9, seconds):.0%}" for stage in stages)
+        shares = {stage: getattr(self, f"{stage}_seconds") / max(1e-9, seconds) for stage in stages}
+        busy = ", ".join(f"{stage} {share:.0%}" for stage, share in shares.items() if share or stage != "explaining")
         carried = f", {self.carried / self.rows:.0%} carried over" if self.carried else ""
         if self.alone:
             carried += f", {self.alone / max(1, self.asked):.0%} of the rest by words alone"

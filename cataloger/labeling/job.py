@@ -16,6 +16,8 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.inputs import input_of
 from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
+from cataloger.explaining import occlusion as explaining
+from cataloger.explaining.words import MOST_UNITS
 from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.labeling.cost import Cost
@@ -49,12 +51,15 @@ def label(config: LabelConfig) -> LabelResult:
     source = fetch_models(config.model)
     spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     spec = spec if config.tiers == "auto" else spec.without_tiers()
+    if config.explain:
+        explaining.check(spec)
     catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
     model_digest = digest(source.folder)
     check_writable(output)
     seen = pointer.look(output)
     decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, spec.text_columns, config.alternatives]
     decisive += [config.precision, config.tiers, deciding.digest(), *([spec.picture.column] if spec.picture else [])]
+    decisive += [("explain", config.explain)] if config.explain else []
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
     # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
@@ -105,6 +110,7 @@ def label(config: LabelConfig) -> LabelResult:
                 published=_to_carry_over(night),
                 asked_again=ASKED_AGAIN,
                 alternatives=config.alternatives,
+                explain=config.explain,
             )
             todo = [unit for unit in units if unit.index not in parts]
             cost = Cost()
@@ -167,6 +173,8 @@ class _Night:
 def _check(config: LabelConfig) -> None:
     if not 0 <= config.alternatives <= 100:
         raise ConfigError(f"--alternatives {config.alternatives}: must be from 0 to 100")
+    if not 0 <= config.explain <= MOST_UNITS:
+        raise ConfigError(f"--explain {config.explain}: must be from 0 to {MOST_UNITS}")
     for name in ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction"):
         if not 0 <= getattr(config, name) <= 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be from 0 to 1")
@@ -203,13 +211,14 @@ def _to_carry_over(night: _Night) -> Published | None:
     if before is None or config.anew:
         return None
     alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision", "tiers"))
+    alike &= before["config"].get("explain", 0) == config.explain
     alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
     if night.tags:  # which say the names of the columns that they are in
         alike &= tuple(before["config"].get("text_columns") or ()) == tuple(config.text_columns or ())
     if not alike or not before["labelled"]:
         return None
     folder = snapshot.run_folder(night.output, before["run"])
-    return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives)
+    return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives, config.explain)
 
 
 def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:

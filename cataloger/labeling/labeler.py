@@ -18,12 +18,14 @@ from cataloger.config import Precision
 from cataloger.data.batching import slots
 from cataloger.data.inputs import Encoded
 from cataloger.errors import ResourceError
+from cataloger.heads.category_columns import BECAUSE
 from cataloger.heads.ranked import WithRanked
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import first_time
 from cataloger.infra.runtime import ActorShape
 from cataloger.labeling.cost import Cost, SharedClock
 from cataloger.labeling.packed import Model, pack, unpack
+from cataloger.model.tiers import first_tier
 
 # A few odd rows are isolated and rejected; when more of a unit fail, the fault is not theirs and the error propagates.
 BAD_ROWS_PER_UNIT = 100
@@ -32,8 +34,10 @@ BAD_ROWS_PER_UNIT = 100
 class Labeler:
     """The actor that holds the model. It sees distinct texts only: its time is the forward pass."""
 
-    def __init__(self, model: Model, shape: ActorShape, precision: Precision, alternatives: int) -> None:
-        self.alternatives = alternatives
+    def __init__(
+        self, model: Model, shape: ActorShape, precision: Precision, alternatives: int, explain: int = 0
+    ) -> None:
+        self.alternatives, self.explain = alternatives, explain
         self.clock = SharedClock()
         self.has_answered = False
         try:
@@ -70,6 +74,11 @@ class Labeler:
         cost.forwarded, cost.tokens = len(encoded), int(encoded.costs.sum())
         cost.slots = slots(encoded.costs, self.predictor.token_budget, self.predictor.row_budget)
         cost.halvings = self.predictor.halvings
+        if self.explain:
+            with cost.timed("explaining", self.clock):
+                found = self._explained(
+                    found, encoded, unpack(batch.column("texts")[0]).column("text").combine_chunks()
+                )
         if len(asked_again):
             found, others = found.slice(0, len(found) - len(asked_again)), found.slice(len(found) - len(asked_again))
             cost.agreed = pc.sum(pc.equal(others.column("label"), asked_again.column("label"))).as_py() or 0
@@ -89,6 +98,29 @@ class Labeler:
             place = np.cumsum(~failed) - 1
             found = found.take(pa.array(place, mask=failed))
         return found.append_column("error", pa.array([errors.get(row) for row in range(len(encoded))], pa.string()))
+
+    def _explained(self, answers: pa.Table, encoded: Encoded, texts: pa.Array) -> pa.Table:
+        """Answers with what they rest on, where they need review. Of one that the model failed at nothing is known."""
+        from cataloger.explaining.occlusion import Explainer
+
+        spec, folder = self.predictor.spec, self.predictor.folder
+        own: Any = encoded.encoded if isinstance(encoded, WithRanked) else encoded
+        explainer = Explainer(
+            spec, self.predictor.input, first_tier(folder, spec) if spec.words else None, self.predictor
+        )
+        good = answers.column("error").is_null()
+        rows = np.flatnonzero(good.to_numpy(zero_copy_only=False))
+        found = explainer.because(
+            texts.filter(good.combine_chunks()), answers.filter(good), self.explain, own.take(rows)
+        )
+        place = np.full(len(answers), -1)
+        place[rows] = np.arange(len(rows))
+        because = found.take(pa.array(place, mask=place < 0))
+        return (
+            answers.drop_columns(["error"])
+            .append_column(BECAUSE, because)
+            .append_column("error", answers.column("error"))
+        )
 
     def _isolate(self, encoded: Encoded, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
         """Answers for rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""

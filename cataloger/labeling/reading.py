@@ -15,11 +15,12 @@ from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Input, input_of
 from cataloger.data.text import hash_words, split_hash, split_keys, split_position
 from cataloger.data.units import Read, Unit, read_units
+from cataloger.heads.columns import explained
 from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.labeling import reuse
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model, pack
-from cataloger.model.tiers import first_tier, unseen
+from cataloger.model.tiers import FirstTier, Said, first_tier, unseen
 from cataloger.spec import Spec
 
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
@@ -54,6 +55,8 @@ class Reading:
     published: reuse.Published | None = None
     asked_again: int = ASKED_AGAIN
     alternatives: int = 0
+    explain: int = 0
+    """So many words say why, where a label needs review."""
 
 
 def read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
@@ -89,7 +92,7 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
             first = first_tier(model.folder(), spec)
             said = first.ask(given.texts(fresh), reading.alternatives)
             answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
-            known.append(unseen(said.answers, spec))
+            known.append(unseen(_because(said, fresh, given, first, reading, spec), spec))
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
             if spec.network and said.alone.any():
                 # By unit as well: a text that is in all of them is asked about in a few.
@@ -123,7 +126,18 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
         return {**packed, "answers": pack(answers), "cost": json.dumps(asdict(cost))}
     packed |= {"encoded": pack((WithRanked(encoded, ranked) if spec.words else encoded).to_arrow())}
     packed |= {"known": pack(answers), "asked_again": pack(asked_again)}
+    packed |= {"texts": pack(pa.table({"text": given.texts(fresh)}))} if reading.explain else {}
     return {**packed, "cost": json.dumps(asdict(cost))}
+
+
+def _because(said: Said, texts: pa.Array, given: Input, first: FirstTier, reading: Reading, spec: Spec) -> pa.Table:
+    """The answers of words alone, with what they rest on where they need review and that is asked for."""
+    if not reading.explain:
+        return said.answers
+    from cataloger.explaining.occlusion import Explainer
+
+    own = given.texts(texts.filter(pa.array(said.alone)))
+    return explained(said.answers, Explainer(spec, given, first, None).because(own, said.answers, reading.explain))
 
 
 def _replaced(values: pa.Array, rows: IntArray, others: pa.Array) -> pa.Array:

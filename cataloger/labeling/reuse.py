@@ -40,6 +40,7 @@ class Published:
     units: int
     rows: int
     alternatives: int
+    explain: int = 0
 
     @property
     def bits(self) -> int:
@@ -108,7 +109,7 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
             labels = pq.read_table(
                 location.path,
                 filesystem=location.filesystem,
-                columns=["text_hash", *columns.kept, *also(spec)],
+                columns=["text_hash", *columns.kept, *also(spec, published.explain)],
                 partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:

@@ -60,6 +60,7 @@ def predict_units(
     if not model.spec.network:
         return rows
     about = {"model": model, "shape": shape, "precision": precision, "alternatives": reading.alternatives}
+    about["explain"] = reading.explain
     return rows.map_batches(
         Labeler,
         fn_constructor_kwargs=about,

@@ -71,7 +71,7 @@ class Loaded:
         """Why each has its category. Raises ConfigError for a model whose answers cannot be explained."""
         table = products.table(asked, self.spec)
         labelled = self.tiers.published(table, 1)
-        found = Explainer(self.tiers).explain(table, labelled.labels)
+        found = Explainer.of(self.tiers).explain(table, labelled.labels)
         return products.explanations(asked, labelled, found, self.answering.id_column)
 
 

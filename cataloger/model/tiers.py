@@ -194,19 +194,6 @@ class Tiers:
         )
         return answers.take(pa.array(said.place)), others, reasons
 
-    def probabilities(self, values: pa.Array, alone: bool = False, encoded: Any = None) -> FloatArray:
-        """float32 [N, categories] of the first answer, by which its category is chosen: of words `alone`, or of all there is.
-
-        `values` are what `input` has read, without nulls; `encoded` are they for the network, where they are encoded already.
-        """
-        if self.first and (alone or not self.network):
-            return self.first.probabilities(self.input.texts(values))
-        encoded = self.input.encode(values) if encoded is None else encoded
-        if self.first:
-            encoded = WithRanked(encoded, self.first.rank(self.input.texts(values)))
-        found: FloatArray = self.network.probabilities(encoded)
-        return found
-
     def encode(self, values: pa.Array, said: Said | None = None) -> Any:
         """Those that go on to the network, `said` being what words say of them all."""
         if self.network is None:

@@ -37,13 +37,13 @@ def words(working_folder: Path) -> Tiers:
 
 
 def sure(tiers: Tiers, text: str, category: str) -> float:
-    found = tiers.probabilities(pa.array([text], pa.large_string()))[0]
+    found = Explainer.of(tiers).probabilities(pa.array([text], pa.large_string()))[0]
     return float(found[tiers.spec.categories.index(category)])
 
 
 def test_words_stand_in_the_rows_own_texts_and_count_as_the_model_says(words: Tiers) -> None:
     labels = words.published(ROWS, 1).labels
-    (found,), tea, nothing, single = Explainer(words).explain(ROWS)
+    (found,), tea, nothing, single = Explainer.of(words).explain(ROWS, labels)
     assert nothing == []
     assert found.category == labels.column("category")[0].as_py() == "Shoes"
     assert found.confidence == labels.column("confidence")[0].as_py()
@@ -85,7 +85,7 @@ def test_of_any_number_of_categories_each_is_explained(working_folder: Path) -> 
     tiers = Tiers(folder)
     table = pa.table({"title": ["running shoes green tea", "zzz"], "brand": pa.nulls(2, pa.string())})
     labels = tiers.published(table, 1).labels
-    both, none = Explainer(tiers).explain(table)
+    both, none = Explainer.of(tiers).explain(table, labels)
     assert [one.category for one in both] == labels.column("categories")[0].as_py() != []
     assert {one.runner_up for one in both} == {None}
     strongest = {one.category: one.strongest(1)[0].text for one in both}
@@ -99,7 +99,7 @@ def test_network_and_words_are_asked_as_they_answer(bundle: Path, working_folder
     tiers = Tiers(bundle)
     table = pa.table({"title": ["red shoes of leather"], "brand": ["Acme"], "description": [None]})
     labels = tiers.published(table, 1).labels
-    ((found,),) = Explainer(tiers).explain(table)
+    ((found,),) = Explainer.of(tiers).explain(table, labels)
     assert found.category == labels.column("category")[0].as_py()
     assert found.confidence == pytest.approx(labels.column("confidence")[0].as_py(), abs=1e-6)
     assert [one.text for one in found.words] == ["red", "shoes", "of", "leather", "Acme"]
@@ -112,8 +112,8 @@ def test_parts_of_a_picture_count_too(seeing: Callable[..., Path], columns: tupl
     tiers = Tiers(seeing(*columns))
     plain, corner = jpeg(RED, RED), jpeg(RED, BLUE)
     table = pa.table({**dict.fromkeys(columns, ["red shirt"] * 3), "image": pa.array([plain, corner, None])})
-    found = Explainer(tiers).explain(table)
     labels = tiers.published(table, 1).labels
+    found = Explainer.of(tiers).explain(table, labels)
     for row, explanations in enumerate(found):
         if not columns and row == 2:
             assert explanations == []
@@ -133,4 +133,4 @@ def test_tags_are_not_explained(bundle: Path) -> None:
     tiers = Tiers(bundle)
     tiers.spec = dataclasses.replace(read_spec(bundle), head=TAGS, label_column="tags", thresholds=())
     with pytest.raises(ConfigError, match="this model finds tags"):
-        Explainer(tiers)
+        Explainer.of(tiers)

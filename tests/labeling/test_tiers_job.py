@@ -15,6 +15,7 @@ from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import PublishError
 from cataloger.evaluation.evaluate import evaluate
+from cataloger.explaining.occlusion import Explainer
 from cataloger.labeling.job import label
 from cataloger.labeling.result import LabelResult
 from cataloger.model.registry import fetch_model
@@ -175,3 +176,50 @@ def test_words_refuse_what_is_for_networks(labelled: Path, job: Job) -> None:
         job("train", "--catalog", labelled, "--base-model", "none", "--adversarial", "1"),
         "--adversarial: is for a network; leave it out with --base-model none",
     )
+
+
+def test_labels_that_need_review_say_which_words_they_rest_on(model: Path, labelled: Path, job: Job) -> None:
+    table = pq.read_table(labelled, columns=["id", "title", "brand", "description"])
+    pq.write_table(table.slice(0, 300), "c.parquet")
+    # Words answer half of the rows, and some of both kinds need review.
+    folder, spec = shutil.copytree(model, Path("model")), read_spec(model)
+    assert spec.words
+    middle = float(np.median(Tiers(model).label(table.slice(0, 300)).column("confidence").to_numpy()))
+    spec = replace(spec, words=replace(spec.words, alone_from=middle))
+    write_spec(folder, spec)
+    sure = float(np.quantile(Tiers(folder).label(table.slice(0, 300)).column("confidence").to_numpy(), 0.7))
+    write_spec(folder, replace(spec, thresholds=(sure,) * len(spec.thresholds)))
+    flags = ("--output", "labels", "--model", "model", "--max-reject-fraction", 1, "--explain", 2)
+    code, _, err = job("label", "--catalog", "c.parquet", *flags)
+    assert code == 0, err
+    labels = published()
+    because, review = labels.column("because"), labels.column("needs_review")
+    assert 0 < review.to_pylist().count(True) < len(labels)
+    assert because.is_valid().to_pylist() == review.to_pylist()
+    assert {"words", "both"} == set(labels.filter(review).column("tier").to_pylist())
+    tiers = Tiers(folder)
+    rows = pa.table({name: table.column(name) for name in ("title", "brand", "description")})
+    by_id = {name: row for row, name in enumerate(table.column("id").to_pylist())}
+    for label in labels.filter(review).slice(0, 40).to_pylist():
+        row = rows.slice(by_id[label["id"]], 1)
+        ((found,),) = Explainer.of(tiers).explain(row, tiers.published(row, 1).labels)
+        expected = [one.weight for one in found.strongest(2)]
+        assert [one["weight"] for one in label["because"]] == pytest.approx(expected, abs=2e-2)
+        assert all(one["word"] in " ".join(filter(None, row.to_pylist()[0].values())) for one in label["because"])
+    # The second night carries them over, and a night without them asks again.
+    pq.write_table(table.slice(0, 320), "c.parquet")
+    code, out, err = job("label", "--catalog", "c.parquet", *flags)
+    assert code == 0, err
+    again = published().slice(0, 0) if len(published()) == len(labels) else published()
+    old = {row["id"]: row["because"] for row in labels.to_pylist()}
+    assert {row["id"]: row["because"] for row in again.to_pylist() if row["id"] in old} == old
+    assert carried(out) >= len(labels) > 0
+    code, out, err = job("label", "--catalog", "c.parquet", *flags[:-2])
+    assert code == 0, err
+    assert "because" not in published().column_names
+    assert carried(out) == 0
+
+
+def carried(out: str) -> int:
+    (line,) = [line for line in out.splitlines() if "carried over" in line]
+    return int(line.split("│")[2].replace(",", ""))
