@@ -117,6 +117,9 @@ class TrainConfig:
     level_weights: tuple[float, ...] | Literal["auto"] | None = None
     """Weight in the loss of each level above the category itself, top level first, or one number for all; auto follows their errors on
     validation. By default 0.5 where products have one category."""
+    group_balance: str | None = None
+    """Column, such as language or brand, whose smaller groups of products count more in the loss, so that they get answers as good as
+    those of larger ones."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over other categories, more of it over near ones in the tree; 0 is off."""
     pretrain_epochs: int = 0
@@ -209,6 +212,10 @@ class EvaluateConfig:
     categories of a multi-label model). The MLflow run has it anyway."""
     slice_columns: tuple[str, ...] = ()
     """Columns, such as language or brand, by whose values `compare.py` breaks the scores down."""
+    group_columns: tuple[str, ...] = ()
+    """Columns, such as brand, language or seller, whose groups of products should get equally good answers: a page says where they do not."""
+    groups_report: str = "groups.html"
+    """HTML page to write, with --group-columns; the MLflow run has it as well."""
     tiers: Tiers = "auto"
     """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"
@@ -279,6 +286,9 @@ class CompareConfig:
     """Rows of --evaluate to score: all, or only those that training left out by its --test-fraction."""
     slice_columns: tuple[str, ...] = ()
     """Columns of --evaluate, such as language or brand, by whose values the scores are broken down."""
+    protect: tuple[str, ...] = ()
+    """Columns, such as brand or language, for --promote: no group of products that has a value in common may get significantly worse answers.
+    They are columns of --evaluate, or --group-columns or --slice-columns of the evaluations that are compared."""
     report: str = "comparison.html"
     """HTML page to write; the MLflow run has it as well."""
     use_gpu: bool = False

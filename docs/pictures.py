@@ -23,7 +23,7 @@ from PIL import Image
 from selenium import webdriver
 
 from cataloger import demo
-from cataloger.config import CompareConfig, LabelConfig, SampleConfig, TrainConfig
+from cataloger.config import CompareConfig, EvaluateConfig, ExplainConfig, LabelConfig, SampleConfig, TrainConfig
 from cataloger.data import sample
 from cataloger.infra import runtime
 
@@ -31,14 +31,17 @@ IMAGES = Path(__file__).parent / "images"
 WIDTH = 1100
 COLOURS = 64
 TEXTS = ("title", "brand", "description")
+EXPLAINED = ("P0000000069", "P0000000003")
 
 
-def make_pages() -> tuple[Path, Path]:
-    """(the page of a second night, the comparison of two models), in the working folder."""
+def make_pages() -> dict[str, tuple[Path, str | None]]:
+    """By picture a page in the working folder, and the heading before which the picture ends; without one it shows all."""
     labelled = f"{demo.FOLDER}/labelled"
     sample.generate(SampleConfig(rows=demo.LABELLED_ROWS, output=labelled, labelled=True))
     with runtime.session():
         from cataloger.evaluation.compare import compare
+        from cataloger.evaluation.evaluate import evaluate
+        from cataloger.explaining.job import explain
         from cataloger.labeling.job import label
         from cataloger.training.job import train
 
@@ -66,7 +69,15 @@ def make_pages() -> tuple[Path, Path]:
                 promote=True,
             )
         )
-    return Path(second.output, f"run={second.run}", "_report.html"), Path("comparison.html")
+        model = (first.training.model_uri,)
+        evaluate(EvaluateConfig(catalog=labelled, model=model, split="test", group_columns=("brand",)))
+        explain(ExplainConfig(model=model[0], catalog=f"{demo.FOLDER}/unlabelled", ids=EXPLAINED, neighbours=labelled))
+    return {
+        "night": (Path(second.output, f"run={second.run}", "_report.html"), "How sure the model is"),
+        "comparison": (Path("comparison.html"), "Where they differ"),
+        "groups": (Path("groups.html"), None),
+        "explanation": (Path("explanation.html"), None),
+    }
 
 
 def a_day_later(catalog: str, later: str) -> None:
@@ -85,11 +96,13 @@ def a_day_later(catalog: str, later: str) -> None:
     pq.write_table(now.slice(300), path)
 
 
-def picture(browser: Any, page: Path, until: str, image: Path) -> None:
+def picture(browser: Any, page: Path, until: str | None, image: Path) -> None:
     """The beginning of a page, up to the heading `until`, as a small PNG."""
     browser.get(page.resolve().as_uri())
     find = "return [...document.querySelectorAll('h2, h3')].find(one => one.textContent == arguments[0])"
-    shown = {"x": 0, "y": 0, "width": WIDTH, "height": browser.execute_script(find, until).location["y"], "scale": 1}
+    whole = "return document.documentElement.scrollHeight"
+    height = browser.execute_script(find, until).location["y"] if until else browser.execute_script(whole)
+    shown = {"x": 0, "y": 0, "width": WIDTH, "height": height, "scale": 1}
     found = browser.execute_cdp_cmd("Page.captureScreenshot", {"clip": shown, "captureBeyondViewport": True})
     picture = Image.open(io.BytesIO(base64.b64decode(found["data"]))).convert("RGB")
     image.parent.mkdir(exist_ok=True)
@@ -110,11 +123,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        night, comparison = make_pages()
+        pages = make_pages()
         browser = browse(f"{folder}/chromium")
         try:
-            picture(browser, night, "How sure the model is", IMAGES / "night.png")
-            picture(browser, comparison, "Where they differ", IMAGES / "comparison.png")
+            for name, (page, until) in pages.items():
+                picture(browser, page, until, IMAGES / f"{name}.png")
         finally:
             browser.quit()
 

@@ -41,7 +41,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "picture": ("image_column", "image_model", "image_augmentation"),
         "optimisation": ("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
         "regularisation": ("weight_decay", "dropout", "adversarial", "average_decay"),
-        "category": ("long_tail", "level_weights", "label_smoothing"),
+        "category": ("long_tail", "level_weights", "label_smoothing", "group_balance"),
         "answer": ("answer_weights", "category_attributes"),
         "unlabelled_text": ("unlabelled_catalog", "pretrain_epochs", "pseudo_labels"),
         "run": ("use_gpu", "precision", "seed", "storage", "checkpoint_minutes", "experiment", "sweep"),
@@ -60,6 +60,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     EvaluateConfig: {
         "common": ("catalog", "model", "split", "predictions"),
         "data": ("id_column", "text_columns", "image_column", "label_column", "slice_columns"),
+        "fairness": ("group_columns", "groups_report"),
         "run": ("tiers", "use_gpu", "precision", "experiment"),
     },
     AuditConfig: {
@@ -69,7 +70,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     },
     CompareConfig: {
         "common": ("runs", "model_name", "evaluate", "split", "catalog", "promote"),
-        "promotion": ("metric", "max_slowdown", "rollback"),
+        "promotion": ("metric", "max_slowdown", "protect", "rollback"),
         "data": ("id_column", "text_columns", "image_column", "label_column", "slice_columns"),
         "run": ("report", "use_gpu", "experiment"),
     },

@@ -10,10 +10,13 @@ from rich.table import Table
 if TYPE_CHECKING:
     from cataloger.compression.job import Compressed
     from cataloger.evaluation.comparison import Comparison, Pair
+    from cataloger.evaluation.fairness import Fairness
     from cataloger.evaluation.report import Evaluation
     from cataloger.explaining.job import Explained
     from cataloger.heads.metrics import Scores
     from cataloger.training.sweep import SweepResult
+
+SHOWN_GROUPS = 20
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[bool] = ()) -> None:
@@ -55,6 +58,29 @@ def show_evaluation(result: "Evaluation") -> None:
             _show_tags(one, one.places)
         else:
             _show_scores(one)
+    for column in result.groups:
+        _show_groups(column)
+
+
+def _show_groups(found: "Fairness") -> None:
+    """The worst first."""
+    shown = sorted(found.groups, key=lambda group: group.figures["accuracy"].value)[:SHOWN_GROUPS]
+    rows = [
+        (
+            group.name,
+            f"{group.rows:,}",
+            *(
+                f"{figure.value:.3f} ({figure.low:.3f} to {figure.high:.3f})"
+                for figure in list(group.figures.values())[:2]
+            ),
+            group.verdict,
+        )
+        for group in shown
+    ]
+    few = found.unjudged[0]
+    left = f"; {few:,} {'group is' if few == 1 else 'groups are'} too small to judge" if few else ""
+    title = f"products by {found.column}, the worst first{left}"
+    show(title, (found.column, "products", "accuracy", "needs review", "against all others"), rows)
 
 
 def _show_scores(result: "Evaluation") -> None:

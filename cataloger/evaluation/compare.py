@@ -66,7 +66,7 @@ def _compare(config: CompareConfig) -> Comparison:
         said = contenders.common_evaluation(found)
         with tracking.run("compare", " and ".join(names), config, None, tags) as run_id:
             pairs = [
-                compare_predictions(said[0], other, (names[0], name))
+                compare_predictions(said[0], other, (names[0], name), config.protect)
                 for other, name in zip(said[1:], names[1:], strict=True)
             ]
             promotion.check_metric(pairs, config.metric)
@@ -117,7 +117,7 @@ def _evaluate(contender: Contender, catalog: str, config: CompareConfig) -> Cont
             image_column=image_column,
             label_column=config.label_column,
             split=config.split,
-            slice_columns=config.slice_columns,
+            slice_columns=tuple(dict.fromkeys((*config.slice_columns, *config.protect))),
             use_gpu=config.use_gpu,
             experiment=config.experiment,
         )

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cataloger.errors import ConfigError
 from cataloger.evaluation.contenders import Contender
+from cataloger.evaluation.fairness import between
 from cataloger.evaluation.impact import Effect
 from cataloger.evaluation.predictions import Predictions, sides
 from cataloger.evaluation.significance import Difference, McNemar, Scored, differences, f1_difference, mcnemar
@@ -63,6 +64,8 @@ class Pair:
     others: tuple["Pair", ...] = ()
     """The same of further answers that both have, `answer` being their column."""
     answer: str = ""
+    protected: tuple[Slice, ...] = ()
+    """Groups of products of which none may get worse answers; their p-values are corrected for how many there are."""
 
     @property
     def winners(self) -> list[CategoryChange]:
@@ -115,7 +118,9 @@ def side_by_side(found: Sequence[Contender]) -> tuple[Row, ...]:
     return tuple(row for row in rows if any(row.values))
 
 
-def compare_predictions(first: Predictions, second: Predictions, names: tuple[str, str]) -> Pair:
+def compare_predictions(
+    first: Predictions, second: Predictions, names: tuple[str, str], protect: Sequence[str] = ()
+) -> Pair:
     """Both models on the rows that both answered and whose categories both know.
 
     Raises ConfigError when they have too few in common, or one gives a product one category and the other any number.
@@ -162,6 +167,7 @@ def compare_predictions(first: Predictions, second: Predictions, names: tuple[st
         differences=tuple(apart),
         mcnemar=mcnemar(one.correct, other.correct),
         slices=tuple(slices(first, second)),
+        protected=tuple(between(first, second, protect)),
         categories=tuple(by_category(first, second)),
         others=tuple(others),
     )

@@ -12,6 +12,8 @@ from cataloger.bundle import digest, read_spec
 from cataloger.config import EvaluateConfig
 from cataloger.data.catalog import Catalog, grouped, open_catalog
 from cataloger.errors import ConfigError
+from cataloger.evaluation.fairness import judge
+from cataloger.evaluation.groups_page import groups_metrics, groups_page, groups_table
 from cataloger.evaluation.predictions import (
     DECIDED,
     SLICE,
@@ -30,7 +32,7 @@ from cataloger.labeling.predict import predict_rows
 from cataloger.labeling.reading import TEXT
 from cataloger.model import registry
 from cataloger.model.ensemble import fetch_models
-from cataloger.spec import Spec
+from cataloger.spec import TAGS, Spec
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +51,12 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
         for number, (answer, column) in enumerate(zip(spec.answers, columns, strict=False))
         if column
     ]
+    if config.group_columns and questions[0].spec.head == TAGS:
+        raise ConfigError(
+            "--group-columns: compares categories, and this model's first answer is tags; leave the flag out"
+        )
+    if config.group_columns:
+        check_writable(locate(places.place(config.groups_report, "--groups-report")).parent)
     if config.predictions:
         check_writable(locate(places.place(config.predictions, "--predictions")).parent)
     about = {"model": source.uri, "model_digest": digest(source.folder), "split": config.split}
@@ -71,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 precision=config.precision,
                 use_gpu=config.use_gpu,
             )
-            found = ask("evaluate", kept=kept | {SLICE + name: name for name in config.slice_columns})
+            found = ask("evaluate", kept=kept | {SLICE + name: name for name in _sliced(config)})
             labels = found.labels
             # A row that is split by its picture is another one without it.
             if spec.picture and spec.text_columns and spec.group_column != spec.picture.column:
@@ -95,6 +103,10 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
     return result
 
 
+def _sliced(config: EvaluateConfig) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*config.slice_columns, *config.group_columns)))
+
+
 def _told(question: Question, labels: pa.Table, about: About, config: EvaluateConfig, run_id: str) -> Evaluation:
     """The scores of one answer; what the model said goes to MLflow."""
     about = replace(about, categories=question.spec.categories, label_kind=question.kind)
@@ -114,12 +126,22 @@ def _told(question: Question, labels: pa.Table, about: About, config: EvaluateCo
     result = score(predictions, run_id)
     result = replace(result, answer=question.spec.label_column) if question.number else result
     log_scores(result, predictions, question.before)
-    return result
+    if not config.group_columns or predictions.places or question.number:
+        return result
+    groups = judge(predictions, config.group_columns)
+    page = groups_page(groups, predictions.about)
+    locate(config.groups_report).write(page.encode())
+    tracking.log_text(page, "groups.html")
+    tracking.log_text(groups_table(groups).to_csv(index=False), "groups.csv")
+    tracking.log_metrics(groups_metrics(groups))
+    return replace(result, groups=tuple(groups))
 
 
 def _open(config: EvaluateConfig, spec: Spec, labels: Sequence[str]) -> Catalog:
     """The catalog with the column that the model's split went by: needed for the rows it left out, else welcome."""
-    own = dict.fromkeys(config.slice_columns, "--slice-columns")
+    own = dict.fromkeys(config.slice_columns, "--slice-columns") | dict.fromkeys(
+        config.group_columns, "--group-columns"
+    )
     group = grouped(spec.group_column)
     needed = group if config.split == "test" else {}
     texts, picture = spec.text_columns, spec.picture

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from cataloger.errors import ConfigError
 from cataloger.evaluation.comparison import Check, Comparison, Decision, Pair, side_by_side
 from cataloger.evaluation.contenders import Contender
+from cataloger.evaluation.fairness import SIGNIFICANT
 from cataloger.evaluation.predictions import Predictions
 from cataloger.evaluation.significance import LOWER_IS_BETTER, Difference
 from cataloger.model import registry
@@ -118,10 +119,32 @@ def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
         Check(not by_key[name].worse, f"guard {by_key[name].name}: {_shown(by_key[name])}, {by_key[name].verdict}")
         for name in GUARDS
     ]
+    checks += _protected(pair)
     if pair.slowdown is None or metric == SPEED:
         return checks
     speed = f"guard speed: {pair.slowdown:.2f} times the time per text, the limit is {max_slowdown:g}"
     return [*checks, Check(pair.slowdown <= max_slowdown, speed)]
+
+
+def _protected(pair: Pair) -> list[Check]:
+    """For each column whose groups are protected, whether none is significantly worse."""
+    checks = []
+    for column in dict.fromkeys(one.group for one in pair.protected):
+        own = [one for one in pair.protected if one.group == column]
+        worse = [one for one in own if one.accuracy.by < 0 and one.p_value < SIGNIFICANT]
+        if not worse:
+            checks.append(Check(True, f"guard {column}: none of {len(own):,} groups is significantly worse"))
+            continue
+        worst = min(worse, key=lambda one: one.p_value)
+        more = f", and {len(worse) - 1:,} more" if len(worse) > 1 else ""
+        checks.append(
+            Check(
+                False,
+                f"guard {column}: {worst.accuracy.name} is worse, {worst.accuracy.first:.4f} → {worst.accuracy.second:.4f} on "
+                f"{worst.rows:,} products (p {worst.p_value:.1g}){more}",
+            )
+        )
+    return checks
 
 
 def _shown(difference: Difference) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
 
+from cataloger.evaluation.fairness import Fairness
 from cataloger.evaluation.predictions import BY_PICTURE, DECIDED, SLICE, Predictions, sides
 from cataloger.evaluation.tagging import counts_by_name, value_f1
 from cataloger.heads import metrics
@@ -38,6 +39,8 @@ class Evaluation:
     """Of tags, as WDC-PAVE counts: a product's attribute is right where its most confident value is one of the true ones."""
     others: tuple["Evaluation", ...] = ()
     """Of the model's further answers."""
+    groups: tuple[Fairness, ...] = ()
+    """Of each of the columns by which products are grouped."""
 
     @property
     def title(self) -> str:

@@ -158,6 +158,20 @@ def differences(first: Scored, second: Scored, samples: int | None = None, seed:
     ]
 
 
+def intervals(one: Scored, samples: int | None = None, seed: int = 0) -> dict[str, tuple[float, float, float, float]]:
+    """Of every score of one model: (value, low, high, standard deviation), by resamplings of the rows."""
+    samples = samples or enough_samples(len(one.correct))
+    value = one.scores(np.ones((len(one.correct), 1)))
+    drawn: dict[str, list[Array]] = {name: [] for name in value}
+    for weights in _samples(len(one.correct), samples, seed):
+        for name, scores in one.scores(weights).items():
+            drawn[name].append(scores)
+    spread = {name: np.concatenate(parts) for name, parts in drawn.items()}
+    return {
+        name: (float(value[name][0]), *_interval(scores), float(scores.std(ddof=1))) for name, scores in spread.items()
+    }
+
+
 def accuracy_difference(name: str, first: Mask, second: Mask, samples: int = SAMPLES, seed: int = 0) -> Difference:
     """The same for nothing but the share of rows that are right."""
     rows, lost, won = len(first), int((first & ~second).sum()), int((second & ~first).sum())

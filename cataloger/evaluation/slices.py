@@ -93,9 +93,9 @@ def slices(first: Predictions, second: Predictions) -> list[Slice]:
     found = []
     for depth in range(1, max(map(levels, true.names), default=1)):
         right = [exact(true.at_level(depth), given.at_level(depth)) for given in answers]
-        found.append(_slice("level", f"level {depth}", *right))
+        found.append(slice_of("level", f"level {depth}", *right))
     right = [exact(true, given) for given in answers]
-    found.append(_slice("level", "whole category", *right))
+    found.append(slice_of("level", "whole category", *right))
     groups = frequency_groups(true)
     ranks = np.array([FREQUENCIES.index(groups.get(name, "head")) for name in true.names], np.int8)
     rarest = np.zeros(len(true), np.int8)
@@ -122,10 +122,10 @@ def _by_value(group: str, values: pa.ChunkedArray, first: Mask, second: Mask) ->
     for place in order:
         if counts[place]:
             rows = places == place
-            yield _slice(group, names[place], first[rows], second[rows])
+            yield slice_of(group, names[place], first[rows], second[rows])
 
 
-def _slice(group: str, name: str, first: Mask, second: Mask) -> Slice:
+def slice_of(group: str, name: str, first: Mask, second: Mask) -> Slice:
     return Slice(group, len(first), accuracy_difference(name, first, second), mcnemar(first, second).p_value)
 
 

@@ -89,6 +89,22 @@ def intervals(differences: Sequence[tuple[str, float, float, float]], second: st
     return figure
 
 
+def estimates(rows: Sequence[tuple[str, float, float, float]], title: str) -> Figure:
+    """(name, value, low, high) each, as a point with its interval."""
+    figure = Figure(figsize=(8, 1.0 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (_, value, low, high) in enumerate(rows):
+        axes.plot([low, high], [place, place], color=BLUE, linewidth=2)
+        axes.plot([value], [place], "o", color=BLUE)
+    names = short_names([name for name, *_ in rows])
+    axes.set_yticks(range(len(rows)), [names[name] for name, *_ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("with its 95% interval")
+    axes.set_title(_as_it_is(title), loc="left")
+    _plain(axes)
+    return figure
+
+
 def gains(categories: Sequence[tuple[str, int]], axis: str, title: str) -> Figure:
     """(category, products more or fewer) as bars to either side."""
     figure = Figure(figsize=(9, 1.2 + 0.32 * len(categories)), layout="constrained")

@@ -25,6 +25,8 @@ class Examples:
     inputs: Any
     sets: Any
     """`Ragged`; of several answers `Together`."""
+    groups: npt.NDArray[np.int64] | None = None
+    """[N] the number of the group that each row belongs to, where groups are balanced."""
 
     @classmethod
     def of_one_category(cls, inputs: Any, labels: IntArray) -> "Examples":
@@ -35,7 +37,8 @@ class Examples:
         return len(self.inputs)
 
     def take(self, rows: IntArray) -> "Examples":
-        return Examples(self.inputs.take(rows), self.sets.take(rows))
+        groups = None if self.groups is None else self.groups[rows]
+        return Examples(self.inputs.take(rows), self.sets.take(rows), groups)
 
     def and_these(self, others: "Examples") -> "Examples":
         """Of rows that have texts alone."""
@@ -47,6 +50,7 @@ def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Exampl
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
     columns = [*labels, "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
     columns += ["words", "origins"] if spec.tags else []
+    columns += ["group"] if "group" in ray.get(blocks[0]).column_names else []
     # Copied block by block: what stays of one would keep all of it in Ray's memory.
     table = pa.concat_tables([copied(ray.get(block), columns) for block in blocks])
     use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
@@ -55,7 +59,10 @@ def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Exampl
         chosen = table.filter(pa.array(use == wanted))
         encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
         first, *others = (Ragged.from_arrow(chosen.column(name)) for name in labels)
-        return Examples(encoded, Together((first, *others)) if others else first)
+        groups = None
+        if "group" in columns:
+            groups = np.unique(chosen.column("group").to_numpy(), return_inverse=True)[1].astype(np.int64)
+        return Examples(encoded, Together((first, *others)) if others else first, groups)
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 # Flags that mean nothing to words alone.
 OF_NETWORKS = (
     *("pooling", "fine_tune", "layer_decay", "dropout", "adversarial", "average_decay", "long_tail", "level_weights"),
-    *("label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement"),
+    *("group_balance", "label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement"),
 )
 
 
@@ -133,6 +133,9 @@ def _check(config: TrainConfig) -> None:
         raise ConfigError(
             "--unlabelled-catalog: is of use with --pretrain-epochs or --pseudo-labels only; add one of them"
         )
+    for name in ("pseudo_labels", "long_tail"):
+        if config.group_balance and getattr(config, name) != getattr(TrainConfig, name):
+            raise ConfigError(f"--{name.replace('_', '-')}: also weighs the rows; leave it out with --group-balance")
     if not config.text_columns and not config.image_column:
         raise ConfigError("--text-columns: name at least one column, or an --image-column")
 
@@ -258,8 +261,10 @@ def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], l
     """(what each label column teaches, the catalogs to read). Raises CatalogError."""
     uris = [config.catalog or _sample_catalog(), *filter(None, [config.eval_catalog])]
     others = grouped(config.group_column)
+    balanced = {config.group_balance: "--group-balance"} if config.group_balance else {}
     catalogs = [
-        open_catalog(uri, config.id_column, config.text_columns, config.label_column, others, picture) for uri in uris
+        open_catalog(uri, config.id_column, config.text_columns, config.label_column, others | own, picture)
+        for uri, own in zip(uris, (balanced, {}), strict=False)
     ]
     learnt = [learn(column, catalogs, config) for column in config.label_column]
     sources = [

@@ -19,6 +19,7 @@ from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.batching import Ragged
 from cataloger.data.catalog import Catalog
+from cataloger.data.ids import hash_ids
 from cataloger.data.inputs import Input
 from cataloger.data.kinds import SPANS, VALUES, is_tags, label_kind
 from cataloger.data.pictures import PictureInput
@@ -133,6 +134,8 @@ def _encode(
     usable = pc.and_(pa.array(uses != UNUSED), read.reasons.is_null())
     keys = pa.array(seen.keys(table, own, config.group_column))
     columns = {"use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
+    if config.group_balance:
+        columns["group"] = pa.array(_groups(table, config.group_balance)).filter(usable)
     values = values.filter(usable)
     # Words learn from the texts themselves; what is read for the network alone goes without.
     texts = given.texts(values)
@@ -154,6 +157,11 @@ def _encode(
         return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
     left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
     return pa.concat_tables([rows, left_out], promote_options="default")
+
+
+def _groups(table: pa.Table, column: str) -> npt.NDArray[np.uint64]:
+    """[N] a number for each value; a catalog to validate on need not have the column."""
+    return hash_ids(table.column(column)) if column in table.column_names else np.zeros(len(table), np.uint64)
 
 
 @dataclass(frozen=True)

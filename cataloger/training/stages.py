@@ -24,6 +24,9 @@ from cataloger.training.hearing import Heard
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
 
+# A group of fewer rows counts as one of so many: a weight beyond that would teach the noise of a few products.
+LEAST_BALANCED = 50
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -120,6 +123,15 @@ class FineTuning:
         self.average: Any = None
 
     @cached_property
+    def group_weights(self) -> torch.Tensor:
+        """float32 [groups] on the device, whose mean over the training rows is one; where groups are balanced."""
+        assert self.train.groups is not None
+        counts = np.bincount(self.train.groups)
+        weights = 1 / np.sqrt(np.maximum(counts, LEAST_BALANCED))
+        weights *= counts.sum() / (weights * counts).sum()
+        return torch.from_numpy(weights.astype(np.float32)).to(self.machine.device)
+
+    @cached_property
     def augmenter(self) -> Augmenter:
         return Augmenter(self.base)
 
@@ -153,7 +165,12 @@ class FineTuning:
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         these = self.epoch_rows
-        return self.loss(self.logits(model, these.inputs, rows), self.head.targets(these.sets.take(rows)))
+        losses = self.loss(self.logits(model, these.inputs, rows), self.head.targets(these.sets.take(rows)))
+        return (
+            losses
+            if these.groups is None
+            else losses * self.group_weights[torch.from_numpy(these.groups[rows]).to(losses.device)]
+        )
 
     def step(self, backward: Callable[[], torch.Tensor], update: Callable[[], None]) -> torch.Tensor:
         loss = backward()

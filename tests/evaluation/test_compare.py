@@ -48,7 +48,8 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     """400 labelled rows of another seed."""
     folder = tmp_path_factory.mktemp("unseen") / "labelled"
     generate(SampleConfig(rows=400, output=str(folder), labelled=True, seed=1))
-    return pq.read_table(folder)
+    found = pq.read_table(folder)
+    return found.append_column("lang", pa.array(["de" if row % 3 else "en" for row in range(len(found))]))
 
 
 def newest_comparison() -> mlflow.entities.Run:
@@ -75,6 +76,8 @@ def test_the_better_model_is_promoted_and_rolled_back(
         "--catalog",
         "shop.parquet",
         "--promote",
+        "--protect",
+        "lang",
         "--max-slowdown",  # how busy the machine is says nothing of the models
         1_000,
     )
@@ -107,6 +110,7 @@ def test_the_better_model_is_promoted_and_rolled_back(
         assert shown in page
     assert f"{after.mean():.4f}" in out
     assert "guard calibration error" in out
+    assert "guard lang: none of" in out
     version = MlflowClient().get_model_version(rivals, "2")
     assert json.loads(MlflowClient().get_registered_model(rivals).tags["champions"]) == ["1", "2"]
     assert version.tags["promotion"].startswith("promoted: challenger")
@@ -177,6 +181,28 @@ def test_the_worse_model_is_not(job: Job, rivals: str, unseen: pa.Table, champio
     )
     code, out, _ = job("compare", names[1], names[1], "--promote")
     assert code == 2, "the champion comes first"
+
+
+def test_groups_of_products_that_get_worse_answers(job: Job, rivals: str, unseen: pa.Table) -> None:
+    pq.write_table(unseen, "shop.parquet")
+    flags = ("--catalog", "shop.parquet", "--model", f"models:/{rivals}/1", "--group-columns", "lang", "brand")
+    code, out, err = job("evaluate", *flags)
+    assert code == 0, err
+    assert "products by lang, the worst first" in out
+    page = Path("groups.html").read_text()
+    langs = {name: unseen.column("lang").to_pylist().count(name) for name in set(unseen.column("lang").to_pylist())}
+    for name, rows in langs.items():
+        assert (f"<bdi>{name}</bdi></td>" in page) == (rows >= 50), (name, rows)
+    (run,) = mlflow.search_runs(
+        search_all_experiments=True, filter_string="tags.job = 'evaluate'", output_format="list", max_results=1
+    )
+    assert {"groups.html", "groups.csv"} <= {one.path for one in MlflowClient().list_artifacts(run.info.run_id)}
+    assert run.data.metrics["groups/lang/clearly_worse"] >= 0
+    refused(job("evaluate", *flags[:-1], "seller"), "no column 'seller'", "name the right one with --group-columns")
+    refused(
+        job("compare", f"models:/{rivals}/1", f"models:/{rivals}/2", "--model-name", rivals, "--protect", "seller"),
+        "--protect seller: the models were evaluated without it",
+    )
 
 
 def test_models_with_other_categories_are_compared_on_the_common_ones(

@@ -200,12 +200,12 @@ def test_labels_that_need_review_say_which_words_they_rest_on(model: Path, label
     tiers = Tiers(folder)
     rows = pa.table({name: table.column(name) for name in ("title", "brand", "description")})
     by_id = {name: row for row, name in enumerate(table.column("id").to_pylist())}
-    for label in labels.filter(review).slice(0, 40).to_pylist():
-        row = rows.slice(by_id[label["id"]], 1)
+    for one in labels.filter(review).slice(0, 40).to_pylist():
+        row = rows.slice(by_id[one["id"]], 1)
         ((found,),) = Explainer.of(tiers).explain(row, tiers.published(row, 1).labels)
-        expected = [one.weight for one in found.strongest(2)]
-        assert [one["weight"] for one in label["because"]] == pytest.approx(expected, abs=2e-2)
-        assert all(one["word"] in " ".join(filter(None, row.to_pylist()[0].values())) for one in label["because"])
+        expected = [word.weight for word in found.strongest(2)]
+        assert [said["weight"] for said in one["because"]] == pytest.approx(expected, abs=2e-2)
+        assert all(said["word"] in " ".join(filter(None, row.to_pylist()[0].values())) for said in one["because"])
     # The second night carries them over, and a night without them asks again.
     pq.write_table(table.slice(0, 320), "c.parquet")
     code, out, err = job("label", "--catalog", "c.parquet", *flags)

@@ -25,8 +25,11 @@ from mlflow import MlflowClient
 
 from cataloger.bundle import WEIGHTS, read_spec, write_spec
 from cataloger.config import EvaluateConfig
+from cataloger.explaining.occlusion import Explainer
 from cataloger.infra import tracking
+from cataloger.live.products import MOST_EXPLAINED
 from cataloger.model import registry
+from cataloger.model.tiers import Tiers
 from cataloger.spec import MANY_CATEGORIES
 from conftest import ROOT, free_of_ray, refused
 from servers import free_port
@@ -184,6 +187,36 @@ def test_it_says_what_it_is(service: Service) -> None:
         time.sleep(1)
     assert "cataloger_requests" in text
     assert "cataloger_request_seconds_bucket" in text
+
+
+def test_it_says_why(service: Service, bundle: Path) -> None:
+    address, product = f"{service.address}/explain", {"id": 7, "title": "red  shoes", "brand": "Acme"}
+    found = service.session.post(address, json=product, timeout=60).json()
+    assert found["id"] == 7
+    (why,) = found["explanations"]
+    answer = service.ask(product).json()
+    assert (why["category"], why["confidence"]) == (answer["category"], pytest.approx(answer["confidence"], abs=1e-6))
+    assert why["runner_up"] == answer["alternatives"][0]["category"]
+    assert [(one["field"], one["start"], one["end"]) for one in why["words"]] == [
+        ("title", 0, 3),
+        ("title", 5, 10),
+        ("brand", 0, 4),
+    ]
+    tiers = Tiers(bundle)
+    table = pa.table({"title": ["red  shoes"], "brand": ["Acme"], "description": pa.nulls(1, pa.string())})
+    ((own,),) = Explainer.of(tiers).explain(table, tiers.published(table, 1).labels)
+    assert [one["weight"] for one in why["words"]] == pytest.approx([one.weight for one in own.words], abs=0.05)
+    listed = service.session.post(address, json=[product, {"id": 8, "title": " "}], timeout=60).json()
+    assert listed == [found, {"id": 8, "reason": "no text in any of the text columns"}]
+    many = service.session.post(address, json=[product] * (MOST_EXPLAINED + 1), timeout=60)
+    assert (many.status_code, many.json()["detail"]) == (
+        413,
+        "21 products are too many for one request; send at most 20",
+    )
+    assert service.session.post(address, json={"title": ""}, timeout=60).status_code == 422
+    assert requests.post(address, json=product, timeout=60).status_code == 401
+    page = service.session.get(f"{service.address}/openapi.json", timeout=60).json()["paths"]["/explain"]["post"]
+    assert page["responses"]["200"]["content"]["application/json"]["example"]["explanations"]
 
 
 def versions_of(service: Service) -> set[str]:

@@ -191,3 +191,23 @@ def test_a_row_without_a_chosen_word_costs_nothing(tiny_model: Path) -> None:
 def test_the_token_that_masks_a_word_is_found(tiny_model: Path) -> None:
     tokenizer = load_tokenizer(tiny_model, 8)
     assert tokenizer.id_to_token(mask_token(tokenizer) or 0) == "[MASK]"
+
+
+def test_rows_of_small_groups_count_more(tiny_model: Path) -> None:
+    plain = fine_tuning(tiny_model)
+    groups = np.zeros(400, np.int64)
+    groups[:100], groups[100:104] = 1, 2
+    train = replace(examples(tiny_model, 400, 0), groups=groups)
+    rows = train, examples(tiny_model, 10, 0), examples(tiny_model, 10, -1)
+    stage = FineTuning(plain.config, SPEC, plain.network, rows, tiny_model, MACHINE)
+    weights = stage.group_weights
+    assert float(weights[torch.from_numpy(groups)].mean()) == pytest.approx(1.0)
+    # By the square root of their rows; one of four rows counts as one of fifty.
+    expected = np.sqrt([296, 100, 50])
+    assert (weights * weights.new_tensor(expected)).tolist() == pytest.approx([float(weights[0]) * expected[0]] * 3)
+    stage.begin_epoch(np.random.default_rng(0))
+    stage.network.eval()
+    some = np.array([0, 101, 399])
+    balanced = stage.losses(stage.network, some)
+    stage.epoch_rows = replace(stage.epoch_rows, groups=None)
+    torch.testing.assert_close(balanced, stage.losses(stage.network, some) * weights[[1, 2, 0]])
