@@ -4,11 +4,13 @@ python benchmarks/serving.py
 """
 
 import asyncio
+import itertools
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -58,6 +60,10 @@ class Config:
     """For each number of callers."""
     p99_ms: float = 250.0
     """The slowest of a hundred answers may take so long."""
+    loads: tuple[float, ...] = (0.25, 0.5, 0.75, 0.9)
+    """Shares of the rows/s of our service that come at random times, whether answers have come or not (open loop)."""
+    minutes: float = 0.0
+    """So long at 90% of it, to see how its memory grows."""
 
 
 def main() -> None:
@@ -104,14 +110,21 @@ def main() -> None:
         }
         rows: list[dict[str, object]] = []
         for name, (command, path, body) in services.items():
-            with started(command):
-                rows.append({"service": name, **measure(f"http://127.0.0.1:{PORT}{path}", body, texts, config)})
+            with started(command) as process:
+                url = f"http://127.0.0.1:{PORT}{path}"
+                rows.append({"service": name, **measure(url, body, texts, config)})
+                if name == OURS:
+                    most = float(str(rows[-1]["rows/s"]))
+                    opened = [open_loop(url, body, texts, share * most, config.seconds) for share in config.loads]
+                    if config.minutes:
+                        lasting(url, body, texts, 0.9 * most, config.minutes, process)
             rows[-1]["p50 of one caller ÷ bare forward pass"] = float(str(rows[-1]["p50 of one caller, ms"])) / one
             print(rows[-1], flush=True)
         for row in rows:
             row["÷ this"] = float(str(rows[0]["rows/s"])) / float(str(row["rows/s"]))
         title = f"Titles one by one; rows/s where one in a hundred takes {config.p99_ms:.0f} ms at most; bare forward pass {one:.1f} ms"
         report("serving", title, rows, ("service", "rows/s"))
+        report("serving_open", "Titles that come at random times", opened)
 
 
 def bare(bundle: Path, texts: list[str]) -> float:
@@ -130,7 +143,7 @@ def bare(bundle: Path, texts: list[str]) -> float:
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[None]:
+def started(command: list[str]) -> Iterator[psutil.Process]:
     """A service that answers at its address, as long as the block runs."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # MLflow starts uvicorn by its name
     process = subprocess.Popen(
@@ -151,7 +164,7 @@ def started(command: list[str]) -> Iterator[None]:
             assert process.poll() is None, f"{command} has ended"
             assert time.monotonic() < deadline, f"{command} does not answer"
             time.sleep(0.5)
-        yield
+        yield psutil.Process(process.pid)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.terminate()
@@ -207,6 +220,67 @@ async def ask(
         await asyncio.gather(*(call() for _ in range(callers)))
     p50, p99 = np.percentile(took, [50, 99]) * 1_000
     return len(took) / seconds, float(p50), float(p99), failed
+
+
+def open_loop(url: str, body: Callable[[str], Any], texts: list[str], rate: float, seconds: float) -> dict[str, object]:
+    """How long answers take when so many are asked for in a second, at random times (a Poisson process)."""
+    took, statuses = asyncio.run(_come(url, body, texts, rate, seconds))
+    p50, p99 = np.percentile(took, [50, 99]) * 1_000 if took else (np.nan, np.nan)
+    row: dict[str, object] = {"rows/s asked": rate, "p50, ms": p50, "p99, ms": p99}
+    row |= {
+        "answered": statuses[200],
+        "refused (429)": statuses[429],
+        "failed": statuses.total() - statuses[200] - statuses[429],
+    }
+    print(f"  {row}", flush=True)
+    return row
+
+
+async def _come(
+    url: str, body: Callable[[str], Any], texts: list[str], rate: float, seconds: float
+) -> tuple[list[float], Counter[int]]:
+    took: list[float] = []
+    statuses: Counter[int] = Counter()
+    random = np.random.default_rng(0)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+
+        async def call(text: str) -> None:
+            began = time.perf_counter()
+            async with session.post(
+                url, data=json.dumps(body(text)), headers={"Content-Type": "application/json"}
+            ) as answer:
+                await answer.read()
+            statuses[answer.status] += 1
+            if answer.status == 200:
+                took.append(time.perf_counter() - began)
+
+        calls, next_one, end = set(), time.perf_counter(), time.perf_counter() + seconds
+        for number in itertools.count():
+            next_one += random.exponential(1 / rate)
+            if next_one > end:
+                break
+            await asyncio.sleep(max(0.0, next_one - time.perf_counter()))
+            one = asyncio.create_task(call(texts[number % len(texts)]))
+            calls.add(one)
+            one.add_done_callback(calls.discard)
+        await asyncio.gather(*calls)
+    return took, statuses
+
+
+def lasting(
+    url: str, body: Callable[[str], Any], texts: list[str], rate: float, minutes: float, service: psutil.Process
+) -> None:
+    """Memory of the replica in each minute, under load all the time."""
+
+    def replica() -> float:
+        family = [one for one in service.children(recursive=True) if "ServeReplica" in " ".join(one.cmdline())]
+        return sum(one.memory_info().rss for one in family) / 2**20
+
+    memory = [replica()]
+    for _ in range(round(minutes)):
+        open_loop(url, body, texts, rate, 60)
+        memory.append(replica())
+    print("MiB of the replica after each minute:", ", ".join(f"{one:,.0f}" for one in memory), flush=True)
 
 
 if __name__ == "__main__":

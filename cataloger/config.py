@@ -428,6 +428,9 @@ class ServeConfig:
     """Field that identifies a product; copied to the answer as it is."""
     alternatives: int = 3
     """How many runner-up categories to give for each product."""
+    image_sources: tuple[str, ...] = ()
+    """Where pictures may be fetched from: beginnings of addresses such as https://images.shop.example/ or s3://shop/images/. Without any,
+    pictures are sent in base64."""
     replicas: str = "1"
     """How many processes answer: N, or MIN:MAX, as many as the load wants."""
     max_wait_ms: float = 5.0

@@ -1,5 +1,6 @@
 """What a model is beside its weights: what it reads, what it answers, and what was fitted for its answers."""
 
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ class Spec:
     """Its further answers, from the same reading."""
     format_version: int = FORMAT
 
-    @property
+    @functools.cached_property
     def answers(self) -> tuple["Spec", ...]:
         """A spec for each answer, as a model with that one alone would have it: the first answer first."""
         own = replace(self, others=())
@@ -176,7 +177,7 @@ class Spec:
         """Whether any of the answers is of words."""
         return TAGS in (self.head, *(other.head for other in self.others))
 
-    @property
+    @functools.cached_property
     def width(self) -> int:
         """How many logits a row has, or each of its words, in all answers together."""
         return sum(len(answer.classes) for answer in self.answers)

@@ -48,7 +48,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     },
     ServeConfig: {
         "common": ("model", "port", "host", "token_file"),
-        "data": ("id_column", "alternatives"),
+        "data": ("id_column", "alternatives", "image_sources"),
         "run": ("replicas", "max_wait_ms", "use_gpu", "precision"),
     },
     LabelConfig: {

@@ -42,6 +42,7 @@ def application(
     model: Followed, batches: Batches, explaining: Batches, measures: Measures, token_sha256: str | None
 ) -> ASGIApp:
     """The service of a model. With the digest of a token, only those who send it are answered."""
+    answering = model.answering
     app = FastAPI(title="cataloger", version=__version__, docs_url="/docs", redoc_url=None)
 
     @app.post("/categorize", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}})
@@ -49,7 +50,7 @@ def application(
         """The category of one product, or of each product of a list, in its order. Further fields are ignored."""
         spec = model.now.spec
         body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
-        products, single = parse(body, spec, model.answering.id_column)
+        products, single = parse(body, spec, answering.id_column, sources=answering.image_sources)
         found = await asyncio.wait_for(batches.ask(products, size_of(products, spec, len(body))), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
@@ -60,7 +61,7 @@ def application(
         """Why one product has its category, or each product of a short list: the words, and parts of the picture, that speak for it."""
         spec = model.now.spec
         body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
-        products, single = parse(body, spec, model.answering.id_column, MOST_EXPLAINED)
+        products, single = parse(body, spec, answering.id_column, MOST_EXPLAINED, answering.image_sources)
         found = await asyncio.wait_for(explaining.ask(products, size_of(products, spec, len(body))), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")

@@ -32,6 +32,7 @@ class Answering:
     alternatives: int
     precision: Precision
     device: str
+    image_sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ class Loaded:
 
     def answer(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
         """As `label.py` publishes them."""
-        labelled = self.tiers.published(products.table(asked, self.spec), self.answering.alternatives)
+        labelled = self.tiers.published(
+            products.table(asked, self.spec, self.answering.image_sources), self.answering.alternatives
+        )
         return products.answers(asked, labelled, self.answering.id_column)
 
     @functools.cached_property
@@ -69,7 +72,7 @@ class Loaded:
 
     def explain(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
         """Why each has its category. Raises ConfigError for a model whose answers cannot be explained."""
-        table = products.table(asked, self.spec)
+        table = products.table(asked, self.spec, self.answering.image_sources)
         labelled = self.tiers.published(table, 1)
         found = Explainer.of(self.tiers).explain(table, labelled.labels)
         return products.explanations(asked, labelled, found, self.answering.id_column)
@@ -77,7 +80,7 @@ class Loaded:
 
 def load(source: ModelSource, answering: Answering) -> Loaded:
     """Raises ModelError, and what a model raises that cannot answer."""
-    tiers = Tiers(source.folder, answering.device, answering.precision)
+    tiers = Tiers(source.folder, answering.device, answering.precision, live=True)
     return Loaded(source, tiers, answering, digest(source.folder))
 
 

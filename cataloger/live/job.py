@@ -47,6 +47,11 @@ def serving(config: ServeConfig) -> Iterator[str]:
     token = _token(config.token_file)
     if not 1 <= config.port < 1 << 16:
         raise ConfigError(f"--port {config.port}: must be from 1 to 65535")
+    for place in config.image_sources:
+        if not place.endswith("/") or not place.startswith(("s3://", "https://", "http://")):
+            raise ConfigError(
+                f"--image-sources {place}: must begin with s3://, https:// or http://, and end with a slash"
+            )
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
     tracking_uri = tracking.connect()
@@ -138,7 +143,9 @@ def _builder(
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow.set_tracking_uri(tracking_uri)
         torch.set_num_threads(shape.threads)
-        answering = Answering(config.id_column, config.alternatives, config.precision, shape.device)
+        answering = Answering(
+            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources
+        )
         model = Followed(config.model, ModelSource(shared.folder(), source.uri, source.version), answering)
         model.follow()
         measures = Measures()

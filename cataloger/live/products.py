@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 
@@ -30,8 +31,18 @@ class BadRequest(Exception):
         self.status = status
 
 
-def parse(body: bytes, spec: Spec, id_column: str, most: int = MOST_PRODUCTS) -> tuple[list[Product], bool]:
-    """(products, whether it was a single one, not in a list). Raises BadRequest."""
+def is_allowed(reference: Any, sources: Sequence[str]) -> bool:
+    """Whether a picture may be fetched from there: below one of the sources, and by no way that leads out of it."""
+    if not isinstance(reference, str) or not reference.startswith(tuple(sources)):
+        return False
+    path = unquote(reference.partition("://")[2].partition("?")[0])
+    return not {"..", "."} & set(path.replace("\\", "/").split("/"))
+
+
+def parse(
+    body: bytes, spec: Spec, id_column: str, most: int = MOST_PRODUCTS, sources: Sequence[str] = ()
+) -> tuple[list[Product], bool]:
+    """(products, whether it was a single one, not in a list); pictures may be named that lie below the `sources`. Raises BadRequest."""
     try:
         found = json.loads(body, parse_constant=_no_number)
     except (ValueError, RecursionError) as error:  # of encodings as well
@@ -43,11 +54,11 @@ def parse(body: bytes, spec: Spec, id_column: str, most: int = MOST_PRODUCTS) ->
     if len(products) > most:
         raise BadRequest(f"{len(products):,} products are too many for one request; send at most {most:,}", 413)
     for number, product in enumerate(products, 1):
-        _check(product, "the product" if single else f"product {number}", spec, id_column)
+        _check(product, "the product" if single else f"product {number}", spec, id_column, sources)
     return products, single
 
 
-def _check(product: Any, who: str, spec: Spec, id_column: str) -> None:
+def _check(product: Any, who: str, spec: Spec, id_column: str, sources: Sequence[str]) -> None:
     if not isinstance(product, dict):
         raise BadRequest(f"{who} is {_kind(product)}; send a JSON object with the fields {_columns(spec)}")
     if not product.keys() & set(columns_of(spec)):
@@ -59,8 +70,9 @@ def _check(product: Any, who: str, spec: Spec, id_column: str) -> None:
         if isinstance(value, str) and not _is_unicode(value):
             raise BadRequest(f"{who}: {name} has half of a surrogate pair, which no text in UTF-8 has")
     sent = product.get(spec.picture.column) if spec.picture else None
-    if spec.picture and sent and picture(sent) is None:
-        raise BadRequest(f"{who}: {spec.picture.column} is not a picture in base64")
+    if spec.picture and sent and not is_allowed(sent, sources) and picture(sent) is None:
+        below = f", nor below one of {', '.join(sources)}" if sources else ""
+        raise BadRequest(f"{who}: {spec.picture.column} is not a picture in base64{below}")
 
 
 def columns_of(spec: Spec) -> tuple[str, ...]:
@@ -68,11 +80,16 @@ def columns_of(spec: Spec) -> tuple[str, ...]:
     return (*spec.text_columns, *([spec.picture.column] if spec.picture else []))
 
 
-def table(products: Sequence[Product], spec: Spec) -> pa.Table:
+def table(products: Sequence[Product], spec: Spec, sources: Sequence[str] = ()) -> pa.Table:
     """[products] the columns that the model reads; further fields are left out."""
     columns = {name: pa.array([_text(one.get(name)) for one in products], pa.string()) for name in spec.text_columns}
     if spec.picture:
-        columns[spec.picture.column] = pictures(one.get(spec.picture.column) for one in products)
+        given = [one.get(spec.picture.column) for one in products]
+        places = [one if is_allowed(one, sources) else None for one in given]
+        contents = pictures(None if place else one for one, place in zip(given, places, strict=True))
+        # Bytes and places, as a catalog may have both.
+        both = pa.StructArray.from_arrays([contents, pa.array(places, pa.large_string())], ["bytes", "path"])
+        columns[spec.picture.column] = both if sources else contents
     return pa.table(columns)
 
 

@@ -25,6 +25,9 @@ from cataloger.infra.node_cache import once_per_node
 from cataloger.spec import MANY_CATEGORIES
 
 NETWORK = "network.xml"
+# Those of live batches whose kernels are kept: more than there are of texts of up to 64 tokens.
+SHAPES = 256
+TEXT = ("input_ids", "attention_mask")
 
 
 class Engine(Protocol):
@@ -46,13 +49,16 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(folder: Path, device: str, precision: Precision) -> Engine:
-    """The fastest engine there is for a bundle on this device. Raises ConfigError, ModelError."""
+def load_engine(folder: Path, device: str, precision: Precision, live: bool = False) -> Engine:
+    """The fastest engine there is for a bundle on this device. Raises ConfigError, ModelError.
+
+    For a night it has large batches, of thousands of shapes; `live` ones are small, and are padded to a few shapes.
+    """
     # oneDNN, in PyTorch and OpenVINO alike, keeps the kernels of 1,024 batch shapes, megabytes each, if it is not told before
-    # its first one; batches have thousands of shapes.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    # its first one.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(SHAPES if live else 64))
     if (folder / MEMBERS).exists():
-        return Ensemble(folder, device, precision)
+        return Ensemble(folder, device, precision, live)
     there = (folder / INT8).exists()
     if precision == "int8" and not there:
         raise ConfigError("--precision int8: the model has no network in eight bits; make one with jobs/compress.py")
@@ -62,7 +68,7 @@ def load_engine(folder: Path, device: str, precision: Precision) -> Engine:
     int8 = there and on_cpu and precision in ("auto", "int8")
     dtype = resolve_dtype("auto" if int8 else precision, device)
     if on_cpu:
-        return OpenVino(folder, dtype, int8)
+        return OpenVino(folder, dtype, int8, live)
     return Torch(folder, device, dtype)
 
 
@@ -125,8 +131,9 @@ class OpenVino:
 
     token_budget, owns_threads = 4_096, True
 
-    def __init__(self, folder: Path, dtype: torch.dtype, int8: bool = False) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, int8: bool = False, live: bool = False) -> None:
         openvino = openvino_module()
+        self.live = live
         hint = "bf16" if dtype == torch.bfloat16 else "f32"  # of int8, for what is not quantised
         self.name = f"OpenVINO {'int8' if int8 else hint}"
         self.streams = torch.get_num_threads()
@@ -136,8 +143,8 @@ class OpenVino:
             "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "THROUGHPUT",
-            # OpenVINO itself would keep those of 5,000; to make them anew takes no time that can be measured.
-            "CPU_RUNTIME_CACHE_CAPACITY": 0,
+            # OpenVINO itself would keep those of 5,000; beside a large batch, to make them anew takes no time that can be measured.
+            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES if live else 0,
         }
         if int8:
             file = folder / INT8
@@ -154,19 +161,22 @@ class OpenVino:
     def __call__(self, batch: Batch) -> torch.Tensor:
         if not hasattr(self.own, "request"):
             self.own.request = self.network.create_infer_request()
+        rows = len(batch[self.arguments[0]])
         arrays = [batch[name] for name in self.arguments]
         arrays = [array.astype(np.int64) if array.dtype == np.bool_ else array for array in arrays]
+        if self.live and set(self.arguments) == set(TEXT):
+            arrays = [padded(array) for array in arrays]
         (logits,) = self.own.request.infer(arrays, share_inputs=True).values()
-        return torch.from_numpy(logits)
+        return torch.from_numpy(logits[:rows])
 
 
 class Ensemble:
     """The engines of several bundles: the mean of their calibrated probabilities, as logits."""
 
-    def __init__(self, folder: Path, device: str, precision: Precision) -> None:
+    def __init__(self, folder: Path, device: str, precision: Precision, live: bool = False) -> None:
         members = sorted((folder / MEMBERS).glob("*"), key=lambda member: int(member.name))
         self.specs = [read_spec(member) for member in members]
-        self.engines = [load_engine(member, device, precision) for member in members]
+        self.engines = [load_engine(member, device, precision, live) for member in members]
         self.name = " + ".join(engine.name for engine in self.engines)
         self.token_budget = min(engine.token_budget for engine in self.engines)
         self.streams = min(engine.streams for engine in self.engines)
@@ -183,6 +193,14 @@ class Ensemble:
             total = found if total is None else total + found if many else torch.logaddexp(total, found)
         assert total is not None
         return (total / len(self.engines)).logit(eps=1e-7) if many else total
+
+
+def padded(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """[rows, tokens] with a few more of both: rows like the last one, tokens that are masked."""
+    rows, tokens = array.shape
+    step = 1 if rows <= 8 else 8 if rows <= 64 else 64
+    more = -rows % step, -tokens % (8 if tokens <= 64 else 32)
+    return np.pad(np.pad(array, ((0, more[0]), (0, 0)), mode="edge"), ((0, 0), (0, more[1])))
 
 
 def convert(folder: Path, target: Path) -> None:

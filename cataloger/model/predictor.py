@@ -29,10 +29,15 @@ class Predictor:
     """
 
     def __init__(
-        self, folder: Path, device: str = "cpu", precision: Precision = "fp32", spec: Spec | None = None
+        self,
+        folder: Path,
+        device: str = "cpu",
+        precision: Precision = "fp32",
+        spec: Spec | None = None,
+        live: bool = False,
     ) -> None:
         self.folder, self.spec = folder, spec or read_spec(folder)
-        self.engine = load_engine(folder, device, precision)
+        self.engine = load_engine(folder, device, precision, live)
         self.token_budget = self.engine.token_budget
         self.row_budget = most_rows(self.spec.width, self.engine.streams)
         self.halvings = 0

@@ -143,6 +143,7 @@ class Tiers:
         precision: Precision = "fp32",
         spec: Spec | None = None,
         base: str = "",
+        live: bool = False,
     ) -> None:
         self.spec = spec or read_spec(folder)
         self.input, self.columns = input_of(self.spec, folder, base), columns_of(self.spec)
@@ -151,7 +152,7 @@ class Tiers:
         if self.spec.network:
             from cataloger.model.predictor import Predictor
 
-            self.network = Predictor(folder, device, precision, self.spec)
+            self.network = Predictor(folder, device, precision, self.spec, live)
 
     def label(self, table: pa.Table, alternatives: int = 0) -> pa.Table:
         """The published columns of each row of a table with the model's columns, in its order; all null where it cannot be read."""

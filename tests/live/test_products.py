@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from cataloger.live.products import MOST_PRODUCTS, BadRequest, parse, size_of, table
+from cataloger.live.products import MOST_PRODUCTS, BadRequest, is_allowed, parse, size_of, table
 from cataloger.spec import Picture, Spec
 
 SPEC = Spec(("A", "B"), ("title", "brand"), 16, "mean", "none")
@@ -73,3 +73,42 @@ def test_pictures_come_in_base64_and_from_nowhere_else() -> None:
     for image in (5, "https://inside/secret"):
         with pytest.raises(BadRequest, match="image is not a picture in base64"):
             parse(json.dumps({"image": image}).encode(), SEES, "id")
+
+
+SOURCES = ("https://images.shop.example/", "s3://shop/images/")
+
+
+@pytest.mark.parametrize(
+    ("reference", "allowed"),
+    [
+        ("https://images.shop.example/a/b.jpg?size=9", True),
+        ("s3://shop/images/a.jpg", True),
+        ("s3://shop/other/a.jpg", False),
+        ("https://images.shop.example.evil.example/a.jpg", False),
+        ("https://images.shop.example/../a.jpg", False),
+        ("https://images.shop.example/%2e%2E/a.jpg", False),
+        ("s3://shop/images/..\\a.jpg", False),
+        ("/etc/passwd", False),
+        ("file:///etc/passwd", False),
+        (None, False),
+        (7, False),
+    ],
+)
+def test_pictures_are_fetched_from_where_they_may_be_and_nowhere_else(reference: object, allowed: bool) -> None:
+    assert is_allowed(reference, SOURCES) == allowed
+    assert not is_allowed(reference, ())
+
+
+def test_a_picture_is_sent_or_named() -> None:
+    sent, named = base64.b64encode(b"a picture").decode(), "s3://shop/images/a.jpg"
+    body = json.dumps([{"image": sent}, {"image": named}, {"title": "red"}]).encode()
+    products, _ = parse(body, SEES, "id", sources=SOURCES)
+    assert table(products, SEES, SOURCES).column("image").to_pylist() == [
+        {"bytes": b"a picture", "path": None},
+        {"bytes": None, "path": named},
+        {"bytes": None, "path": None},
+    ]
+    with pytest.raises(BadRequest, match="image is not a picture in base64, nor below one of https://images"):
+        parse(b'{"image": "s3://other/a.jpg"}', SEES, "id", sources=SOURCES)
+    with pytest.raises(BadRequest, match="product 2: image is not a picture in base64$"):
+        parse(body, SEES, "id")
