@@ -48,6 +48,8 @@ def in_front() -> Iterator[None]:
         binary.chmod(0o755)
         settings = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            # Our handlers wait for nothing, and the model runs in threads of its own: to hand each request to a second loop takes longer.
+            "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": str(RETRIES),
             "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER),
