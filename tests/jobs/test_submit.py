@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import requests
 import torch
 from safetensors.torch import load_file
 
@@ -66,7 +68,7 @@ def wait_for(address: str, token: str, process: subprocess.Popen[bytes]) -> None
             time.sleep(1)
 
 
-def submit(head: tuple[str, dict[str, str]], *command: object) -> str:
+def submit(head: tuple[str, dict[str, str]], *command: object, wait: bool = True) -> str:
     address, environment = head
     line = [
         str(BIN / "ray"),
@@ -76,6 +78,7 @@ def submit(head: tuple[str, dict[str, str]], *command: object) -> str:
         address,
         "--working-dir",
         str(ROOT),
+        *([] if wait else ["--no-wait"]),
         "--",
         "python",
         *map(str, command),
@@ -109,6 +112,39 @@ def test_train_and_label_can_be_submitted(
     manifest = json.loads((working_folder / "labels" / pointer["manifest"]).read_text())
     assert manifest["labelled"] == 1_500
     assert manifest["model"] == "models:/submitted/1"
+
+
+def test_explanations_and_groups_can_be_submitted(
+    head: tuple[str, dict[str, str]], bundle: Path, labelled: Path, working_folder: Path
+) -> None:
+    catalog = ("--catalog", labelled, "--model", bundle)
+    page = working_folder / "why.html"
+    out = submit(head, "jobs/explain.py", *catalog, "--ids", "P0000000003", "--output", page)
+    assert "P0000000003:" in out
+    assert "P0000000003" in page.read_text()
+    groups = ("--group-columns", "brand", "--groups-report", working_folder / "groups.html")
+    assert "products by brand" in submit(head, "jobs/evaluate.py", *catalog, *groups)
+    assert "By <bdi>brand</bdi>" in (working_folder / "groups.html").read_text()
+
+
+def test_a_service_can_be_submitted(head: tuple[str, dict[str, str]], bundle: Path, working_folder: Path) -> None:
+    port = free_port()
+    out = submit(head, "jobs/serve.py", "--model", bundle, "--port", port, wait=False)
+    (job,) = set(re.findall(r"raysubmit_\w+", out))
+    deadline, answer = time.monotonic() + 240, None
+    while answer is None:
+        try:
+            answer = requests.post(f"http://127.0.0.1:{port}/categorize", json={"title": "red shoes"}, timeout=10)
+        except requests.RequestException:
+            assert time.monotonic() < deadline, "no answer"
+            time.sleep(1)
+    assert answer.status_code == 200
+    assert answer.json()["category"]
+    why = requests.post(f"http://127.0.0.1:{port}/explain", json={"title": "red shoes"}, timeout=60).json()
+    assert [word["text"] for word in why["explanations"][0]["words"]] == ["red", "shoes"]
+    address, environment = head
+    stopped = [str(BIN / "ray"), "job", "stop", "--address", address, job]
+    subprocess.run(stopped, env=environment, capture_output=True, timeout=120, check=True)
 
 
 def test_a_model_of_two_answers_can_be_submitted(
