@@ -252,10 +252,13 @@ async def _come(
 
         async def call(text: str) -> None:
             began = time.perf_counter()
-            async with session.post(
-                url, data=json.dumps(body(text)), headers={"Content-Type": "application/json"}
-            ) as answer:
-                await answer.read()
+            payload, header = json.dumps(body(text)), {"Content-Type": "application/json"}
+            try:
+                async with session.post(url, data=payload, headers=header) as answer:
+                    await answer.read()
+            except aiohttp.ClientError:
+                statuses[0] += 1
+                return
             statuses[answer.status] += 1
             if answer.status == 200:
                 took.append(time.perf_counter() - began)
@@ -282,11 +285,10 @@ def lasting(
         family = [one for one in service.children(recursive=True) if "ServeReplica" in " ".join(one.cmdline())]
         return sum(one.memory_info().rss for one in family) / 2**20
 
-    memory = [replica()]
-    for _ in range(round(minutes)):
-        open_loop(url, body, texts, rate, 60)
-        memory.append(replica())
-    print("MiB of the replica after each minute:", ", ".join(f"{one:,.0f}" for one in memory), flush=True)
+    for minute in range(round(minutes) + 1):
+        print(f"  after {minute} minutes: {replica():,.0f} MiB", flush=True)
+        if minute < minutes:
+            open_loop(url, body, texts, rate, 60)
 
 
 if __name__ == "__main__":

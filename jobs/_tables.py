@@ -78,8 +78,9 @@ def _show_groups(found: "Fairness") -> None:
         for group in shown
     ]
     few = found.unjudged[0]
-    left = f"; {few:,} {'group is' if few == 1 else 'groups are'} too small to judge" if few else ""
-    title = f"products by {found.column}, the worst first{left}"
+    left = f"; {few:,} {'group is' if few == 1 else 'groups are'} not judged" if few else ""
+    some = f", {SHOWN_GROUPS} of {len(found.groups)}" if len(found.groups) > SHOWN_GROUPS else ""
+    title = f"products by {found.column}, the worst first{some}{left}"
     show(title, (found.column, "products", "accuracy", "needs review", "against all others"), rows)
 
 

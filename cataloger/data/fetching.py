@@ -38,6 +38,12 @@ Found = TypeVar("Found")
 _decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
 
+def hurry() -> None:
+    """For a process whose callers wait: one attempt, a few seconds, and a host that is silent is soon asked again."""
+    global ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS, SILENT_SECONDS
+    ATTEMPTS, CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS, SILENT_SECONDS = 1, 2.0, 5.0, 10.0, 10.0
+
+
 class _TryAgain(Exception):
     """What may go better the next time."""
 

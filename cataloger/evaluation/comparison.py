@@ -64,8 +64,10 @@ class Pair:
     others: tuple["Pair", ...] = ()
     """The same of further answers that both have, `answer` being their column."""
     answer: str = ""
+    protect: tuple[str, ...] = ()
+    """Columns whose groups of products may not get worse answers."""
     protected: tuple[Slice, ...] = ()
-    """Groups of products of which none may get worse answers; their p-values are corrected for how many there are."""
+    """Those groups that are large enough to judge; their p-values are corrected for how many there are."""
 
     @property
     def winners(self) -> list[CategoryChange]:
@@ -167,6 +169,7 @@ def compare_predictions(
         differences=tuple(apart),
         mcnemar=mcnemar(one.correct, other.correct),
         slices=tuple(slices(first, second)),
+        protect=tuple(protect),
         protected=tuple(between(first, second, protect)),
         categories=tuple(by_category(first, second)),
         others=tuple(others),

@@ -6,6 +6,7 @@ looked at (Benjamini & Hochberg 1995), for each figure by itself.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import scipy.stats
 
 from cataloger.errors import ConfigError
 from cataloger.evaluation.predictions import SLICE, Predictions, sides
-from cataloger.evaluation.significance import Array, Mask, Scored, intervals
+from cataloger.evaluation.significance import Array, Mask, coverage_spread
 from cataloger.evaluation.slices import Slice, slice_of
 from cataloger.heads.metrics import coverage_at
 from cataloger.heads.sets import Sets, exact
@@ -63,13 +64,14 @@ class Group:
     """The products that have the same value in a column.
 
     `within` is by how much their accuracy differs from that of other products of the same true category; None where no other products
-    have those categories.
+    have those categories. `adjusted` is by how much it differs from what the rates of all products of those categories would give.
     """
 
     name: str
     rows: int
     figures: dict[str, Figure]
     within: Figure | None
+    adjusted: float = 0.0
     misjudged: tuple[Misjudged, ...] = ()
 
     @property
@@ -111,8 +113,8 @@ class Fairness:
     def gap(self) -> float | None:
         """The equal-opportunity gap (Hardt, Price and Srebro 2016), for many categories: between the best and the worst group, of the
         accuracy among products of the same true category."""
-        within = [group.within.value for group in self.groups if group.within]
-        return max(within) - min(within) if len(within) > 1 else None
+        adjusted = [group.adjusted for group in self.groups if group.within]
+        return max(adjusted) - min(adjusted) if len(adjusted) > 1 else None
 
 
 def judge(predictions: Predictions, columns: Sequence[str]) -> list[Fairness]:
@@ -131,12 +133,9 @@ def judge(predictions: Predictions, columns: Sequence[str]) -> list[Fairness]:
 
 def values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int64]]:
     """(the values of a column, which of them each row has)"""
-    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode(null_encoding="encode")
-    encoded = encoded.unify_dictionaries().combine_chunks()
-    names = [NONE if name is None else str(name) for name in encoded.dictionary.to_pylist()]
-    # A dictionary that was read may have nulls beside its values.
-    places = np.asarray(encoded.indices.fill_null(len(names)).to_numpy(), np.int64)
-    return [*names, NONE], places
+    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode(null_encoding="encode")
+    names = [NONE if name is None else name for name in encoded.dictionary.to_pylist()]
+    return names, np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
 
 
 def between(first: Predictions, second: Predictions, columns: Sequence[str]) -> list[Slice]:
@@ -172,13 +171,20 @@ class _Answers:
     review: Mask
     strata: npt.NDArray[np.int64]
 
+    @cached_property
+    def expected(self) -> Array:
+        """[N] the accuracy among all products of the same true category."""
+        rows, right = np.bincount(self.strata), np.bincount(self.strata, self.right)
+        return np.asarray((right / np.maximum(rows, 1))[self.strata])
+
 
 def _judged(column: str, found: _Answers, names: Sequence[str], places: npt.NDArray[np.int64]) -> Fairness:
     counts = np.bincount(places, minlength=len(names))
     order = np.argsort(-counts, kind="stable")
     there = [number for number in order.tolist() if counts[number]]
     judged = [number for number in there if counts[number] >= LEAST_ROWS][:MOST_GROUPS]
-    left = [number for number in there if number not in set(judged)]
+    chosen = set(judged)
+    left = [number for number in there if number not in chosen]
     groups = [_group(names[number], found, places == number) for number in judged]
     groups = _corrected(groups) if groups else groups
     unjudged = len(left), int(counts[left].sum())
@@ -187,20 +193,18 @@ def _judged(column: str, found: _Answers, names: Sequence[str], places: npt.NDAr
 
 def _group(name: str, found: _Answers, inside: Mask) -> Group:
     rows = np.flatnonzero(inside)
-    own = Scored(
-        Sets(found.true.names, found.true.rows[rows]),
-        Sets(found.given.names, found.given.rows[rows]),
-        found.confidence[rows],
-        (),
-    )
     others = coverage_at(found.confidence[~inside], found.right[~inside], 0.95)[0] if not inside.all() else np.nan
     figures = {
         ACCURACY: _share(found.right, inside),
         REVIEW: _share(found.review, inside),
-        COVERAGE: _resampled(*intervals(own)[COVERAGE], others),
+        COVERAGE: _resampled(
+            *coverage_spread(found.confidence[rows], found.right[rows], 0.95), len(rows), len(inside), others
+        ),
         CALIBRATION: _mean(found.confidence - found.right, inside),
     }
-    return Group(name, len(rows), figures, _within(found, inside), _misjudged(found, rows))
+    # Indirect standardisation: right answers less those to expect.
+    adjusted = float((found.right[rows] - found.expected[rows]).mean())
+    return Group(name, len(rows), figures, _within(found, inside), adjusted, _misjudged(found, rows))
 
 
 def _share(holds: Mask, inside: Mask) -> Figure:
@@ -223,9 +227,10 @@ def _mean(numbers: Array, inside: Mask) -> Figure:
     return Figure(value, value - Z * deviation, value + Z * deviation, of_others, 1.0 if np.isnan(p_value) else p_value)
 
 
-def _resampled(value: float, low: float, high: float, deviation: float, others: float) -> Figure:
-    """By the spread of bootstrap samples of the group; the others, of whom there are more, are taken as they are."""
+def _resampled(value: float, low: float, high: float, deviation: float, rows: int, total: int, others: float) -> Figure:
+    """By the spread of bootstrap samples of the group; that of the others is taken to be as much smaller as they are more."""
     apart = abs(value - others)
+    deviation *= float(np.sqrt(1 + rows / max(1, total - rows)))
     p_value = float(2 * scipy.stats.norm.sf(apart / deviation)) if deviation and not np.isnan(others) else 1.0
     return Figure(value, low, high, others, p_value)
 

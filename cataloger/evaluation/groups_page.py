@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from cataloger.evaluation.fairness import ACCURACY, LEAST_ROWS, Fairness
+from cataloger.evaluation.fairness import ACCURACY, LEAST_ROWS, MOST_GROUPS, Fairness
 from cataloger.evaluation.predictions import About
 from cataloger.infra import plots
 from cataloger.infra.pages import render, svg
@@ -26,6 +26,8 @@ def groups_page(found: Sequence[Fairness], about: About) -> str:
         about=about,
         pictures=pictures,
         least=LEAST_ROWS,
+        most=MOST_GROUPS,
+        drawn=SHOWN_GROUPS,
         shown=SHOWN_CATEGORIES,
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from cataloger.errors import ConfigError
 from cataloger.evaluation.comparison import Check, Comparison, Decision, Pair, side_by_side
 from cataloger.evaluation.contenders import Contender
-from cataloger.evaluation.fairness import SIGNIFICANT
+from cataloger.evaluation.fairness import LEAST_ROWS, SIGNIFICANT
 from cataloger.evaluation.predictions import Predictions
 from cataloger.evaluation.significance import LOWER_IS_BETTER, Difference
 from cataloger.model import registry
@@ -129,11 +129,20 @@ def check(pair: Pair, metric: str, max_slowdown: float) -> list[Check]:
 def _protected(pair: Pair) -> list[Check]:
     """For each column whose groups are protected, whether none is significantly worse."""
     checks = []
-    for column in dict.fromkeys(one.group for one in pair.protected):
+    for column in pair.protect:
         own = [one for one in pair.protected if one.group == column]
+        if not own:
+            reason = f"guard {column}: no group has {LEAST_ROWS} products, so that none can be judged; evaluate on more of them"
+            checks.append(Check(False, reason))
+            continue
         worse = [one for one in own if one.accuracy.by < 0 and one.p_value < SIGNIFICANT]
         if not worse:
-            checks.append(Check(True, f"guard {column}: none of {len(own):,} groups is significantly worse"))
+            checks.append(
+                Check(
+                    True,
+                    f"guard {column}: none of the {len(own):,} groups of {LEAST_ROWS} products or more is significantly worse",
+                )
+            )
             continue
         worst = min(worse, key=lambda one: one.p_value)
         more = f", and {len(worse) - 1:,} more" if len(worse) > 1 else ""

@@ -158,18 +158,24 @@ def differences(first: Scored, second: Scored, samples: int | None = None, seed:
     ]
 
 
-def intervals(one: Scored, samples: int | None = None, seed: int = 0) -> dict[str, tuple[float, float, float, float]]:
-    """Of every score of one model: (value, low, high, standard deviation), by resamplings of the rows."""
-    samples = samples or enough_samples(len(one.correct))
-    value = one.scores(np.ones((len(one.correct), 1)))
-    drawn: dict[str, list[Array]] = {name: [] for name in value}
-    for weights in _samples(len(one.correct), samples, seed):
-        for name, scores in one.scores(weights).items():
-            drawn[name].append(scores)
-    spread = {name: np.concatenate(parts) for name, parts in drawn.items()}
-    return {
-        name: (float(value[name][0]), *_interval(scores), float(scores.std(ddof=1))) for name, scores in spread.items()
-    }
+def coverage_spread(
+    confidence: Array, right: Mask, precision: float, seed: int = 0
+) -> tuple[float, float, float, float]:
+    """(value, low, high, standard deviation) of the share of rows that can be trusted at a precision, by resamplings of the rows."""
+    order = np.argsort(-confidence, kind="stable")
+    sure, correct = confidence[order], right[order].astype(float)
+    last = np.append(sure[1:] != sure[:-1], True)  # rows of equal confidence are trusted together
+
+    def coverage(weights: Array) -> Array:
+        trusted = np.cumsum(weights, axis=0)
+        good = (np.cumsum(weights * correct[:, None], axis=0) >= precision * trusted - 1e-9) & last[:, None]
+        return np.asarray(np.where(good, trusted, 0).max(axis=0) / len(correct))
+
+    value = float(coverage(np.ones((len(correct), 1)))[0])
+    drawn = np.concatenate(
+        [coverage(weights) for weights in _samples(len(correct), enough_samples(len(correct)), seed)]
+    )
+    return value, *_interval(drawn), float(drawn.std(ddof=1))
 
 
 def accuracy_difference(name: str, first: Mask, second: Mask, samples: int = SAMPLES, seed: int = 0) -> Difference:

@@ -11,12 +11,13 @@ from cataloger.bundle import read_spec
 from cataloger.config import ExplainConfig
 from cataloger.data.catalog import open_catalog
 from cataloger.data.images import as_jpeg
+from cataloger.data.kinds import is_tags
 from cataloger.data.texts import TextInput
 from cataloger.errors import ConfigError
 from cataloger.explaining import lookup
 from cataloger.explaining.lookup import Neighbour
 from cataloger.explaining.occlusion import Explainer, Explanation, Word, check
-from cataloger.infra import tracking
+from cataloger.infra import places, tracking
 from cataloger.infra.pages import render
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
@@ -62,7 +63,8 @@ def explain(config: ExplainConfig) -> list[Explained]:
     spec = read_spec(source.folder).reading(config.text_columns, config.image_column)
     check(spec)
     spec = spec if config.tiers == "auto" else spec.without_tiers()
-    check_writable(locate(config.output).parent)
+    output = locate(places.place(config.output, "--output"))
+    check_writable(output.parent)
     if config.text is None:
         catalog = open_catalog(str(config.catalog), config.id_column, spec.text_columns, picture=spec.picture)
         table, ids, base = lookup.products(catalog, config.id_column, config.ids), list(config.ids), catalog.base
@@ -70,6 +72,8 @@ def explain(config: ExplainConfig) -> list[Explained]:
         table, ids, base = _row(config.text, spec), [""], ""
     tiers = Tiers(source.folder, precision="auto", spec=spec, base=base)
     near = _neighbours(config, tiers, source.folder, table, ids)
+    # With nothing in the place of what is not UTF-8.
+    table = tiers.input.read(table).table
     labelled = tiers.published(table, 1)
     found = [
         Explained(
@@ -85,7 +89,7 @@ def explain(config: ExplainConfig) -> list[Explained]:
             )
         )
     ]
-    locate(config.output).write(render("explanation.html", products=found, model=source.uri).encode())
+    output.write(render("explanation.html", products=found, model=source.uri).encode())
     return found
 
 
@@ -95,7 +99,7 @@ def _check(config: ExplainConfig) -> None:
     if config.catalog and not config.ids:
         raise ConfigError("--ids: name the products of --catalog to explain")
     if config.text is not None and config.ids:
-        raise ConfigError("--ids: are of --catalog; leave the option out beside --text")
+        raise ConfigError("--ids: names products of --catalog; leave it out beside --text")
     if len(config.ids) > MOST_IDS:
         raise ConfigError(f"--ids: {len(config.ids):,} are too many for one page; name at most {MOST_IDS:,}")
 
@@ -117,9 +121,11 @@ def _neighbours(
     spec = tiers.spec
     if not spec.text_columns:
         raise ConfigError(
-            "--neighbours: are found by their words, and this model reads pictures alone; leave the option out"
+            "--neighbours: finds products by their words, and this model reads pictures alone; leave the option out"
         )
     catalog = open_catalog(config.neighbours, config.id_column, spec.text_columns, (config.label_column,))
+    if is_tags(catalog.schema.field(config.label_column).type):
+        raise ConfigError(f"--label-column {config.label_column}: has tags; name a column of category paths")
     given = TextInput(folder, spec.text_columns, spec.max_tokens)
     texts = [text or "" for text in given.read(table.select(list(spec.text_columns))).values.to_pylist()]
     words = tiers.first.model.vocabulary if tiers.first else None

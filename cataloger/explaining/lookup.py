@@ -9,8 +9,8 @@ import pyarrow.compute as pc
 from scipy import sparse
 
 from cataloger.data.catalog import Catalog
+from cataloger.data.ids import written
 from cataloger.data.inputs import Input
-from cataloger.data.kinds import is_list
 from cataloger.data.ngrams import blocks_of, ngrams
 from cataloger.data.units import plan_units, read_units
 from cataloger.errors import CatalogError
@@ -34,13 +34,18 @@ def products(catalog: Catalog, id_column: str, ids: Sequence[str]) -> pa.Table:
     """The rows with these ids, in their order; of rows that share one, the first. Raises CatalogError for an id that is not there."""
     found: dict[str, pa.Table] = {}
     wanted = pa.array(ids, pa.large_string())
-    for _, table in read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema):
-        names = _written(table.column(id_column))
-        hits = pc.is_in(names, wanted)
-        for row in np.flatnonzero(hits.to_numpy(zero_copy_only=False)).tolist():
-            found.setdefault(names[row].as_py(), table.slice(row, 1))
-        if len(found) == len(set(ids)):
-            break
+    filesystem, units = catalog.location.filesystem, plan_units(catalog)
+    alone = pa.schema([catalog.schema.field(id_column)])
+    # The ids first: of the other columns, which may hold pictures, only the units with one of the products are read.
+    with_one = [
+        unit
+        for unit, table in read_units(filesystem, units, alone)
+        if pc.any(pc.is_in(written(table.column(id_column))[0], wanted)).as_py()
+    ]
+    for _, table in read_units(filesystem, with_one, catalog.schema):
+        names, _ = written(table.column(id_column))
+        for row in np.flatnonzero(pc.is_in(names, wanted).to_numpy(zero_copy_only=False)).tolist():
+            found.setdefault(names[row].as_py(), table.take([row]))
     missing = [one for one in dict.fromkeys(ids) if one not in found]
     if missing:
         more = f" and {len(missing) - MOST_NAMED:,} more" if len(missing) > MOST_NAMED else ""
@@ -77,11 +82,11 @@ def nearest(
             for place, found in enumerate(likeness):
                 for at in np.argsort(-found, kind="stable")[: count + 1].tolist():
                     row = int(rows[start + at])
-                    name = str(_written(table.column(id_column).slice(row, 1))[0].as_py())
+                    name = str(written(table.column(id_column).slice(row, 1))[0][0].as_py())
                     if name == own[place] or found[at] <= 0:
                         continue
-                    written = table.column(label_column)[row].as_py()
-                    paths = tuple(written) if is_list(table.schema.field(label_column).type) else (written,)
+                    label = table.column(label_column)[row].as_py()
+                    paths = tuple(path for path in (label if isinstance(label, list) else [label]) if path)
                     best[place].append(Neighbour(name, block[at].as_py()[:SHOWN_CHARACTERS], paths, float(found[at])))
                 # Of equally like ones those that come first in the catalog.
                 best[place] = sorted(best[place], key=lambda one: -one.likeness)[:count]
@@ -97,8 +102,3 @@ def _weighed(counts: sparse.csr_matrix, vocabulary: Vocabulary | None) -> sparse
     length = np.sqrt(np.asarray(weighed.multiply(weighed).sum(axis=1)).ravel())
     scaled: sparse.csr_matrix = sparse.diags(1 / np.maximum(length, 1e-12)) @ weighed
     return scaled
-
-
-def _written(ids: pa.ChunkedArray) -> pa.Array:
-    """As text."""
-    return pc.cast(ids, pa.large_string(), safe=False).combine_chunks()

@@ -27,6 +27,7 @@ from cataloger.model.tiers import FirstTier, Tiers
 from cataloger.spec import MANY_CATEGORIES, Spec
 
 FloatArray = npt.NDArray[np.float64]
+Box = tuple[float, float, float, float]
 BECAUSE_TYPE = pa.list_(pa.struct([("word", pa.string()), ("weight", pa.float32())]))
 # A picture is covered part by part: so many on each side.
 GRID = 5
@@ -86,13 +87,16 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Asked:
-    """A product whose category is to be explained."""
+    """Categories of a product that are to be explained; without any, the most probable one is."""
 
     row: int
-    category: int
+    categories: tuple[int, ...]
     rival: int | None
-    by_words: bool
     tier: str | None
+
+    @property
+    def by_words(self) -> bool:
+        return self.tier == BY_WORDS
 
 
 def check(spec: Spec) -> None:
@@ -129,19 +133,23 @@ class Explainer:
         texts = self._composed(read.table) if self.spec.text_columns else None
         found: list[list[Explanation]] = [[] for _ in range(len(table))]
         for asked in self._questions(labels):
-            row = self.network and not asked.by_words and self.input.encode(read.values.slice(asked.row, 1))
+            row = self.input.encode(read.values.slice(asked.row, 1)) if self.network and not asked.by_words else None
             words = Words(texts.texts[asked.row].as_py() or "") if texts else Words("")
-            effects = self._effects(words, asked, row)
-            found[asked.row].append(
-                Explanation(
-                    category=self.spec.categories[asked.category],
-                    confidence=effects.confidence,
-                    runner_up=None if asked.rival is None else self.spec.categories[asked.rival],
-                    tier=asked.tier,
-                    words=tuple(self._placed(words, effects, texts, asked.row)) if texts else (),
-                    regions=self._regions(words, asked, row) if row and self.spec.picture else (),
+            said = self._ask_about(words, asked, row)
+            seen, boxes = self._look(words, asked, row) if row is not None and self.spec.picture else (None, ())
+            for category in asked.categories or (int(said[0].argmax()),):
+                effects = Effects.of(said, category, asked.rival)
+                regions = Effects.of(seen, category, asked.rival).each() if seen is not None else []
+                found[asked.row].append(
+                    Explanation(
+                        category=self.spec.categories[category],
+                        confidence=effects.confidence,
+                        runner_up=None if asked.rival is None else self.spec.categories[asked.rival],
+                        tier=asked.tier,
+                        words=tuple(self._placed(words, effects, texts, asked.row)) if texts else (),
+                        regions=tuple(Region(*box, *effect) for box, effect in zip(boxes, regions, strict=True)),
+                    )
                 )
-            )
         return found
 
     def because(self, texts: pa.Array, answers: pa.Table, count: int, encoded: Any = None) -> pa.Array:
@@ -153,16 +161,20 @@ class Explainer:
         found: list[list[dict[str, Any]] | None] = [None] * len(labels)
         doubtful = labels.column("needs_review").to_numpy(zero_copy_only=False)
         for asked in self._questions(labels):
-            if doubtful[asked.row] and found[asked.row] is None:
-                words = Words(texts[asked.row].as_py())
+            if doubtful[asked.row]:
                 row = encoded.slice(asked.row, asked.row + 1) if encoded is not None else None
-                effects = self._effects(words, replace(asked, rival=None, by_words=row is None), row)
-                found[asked.row] = [
-                    {"word": words.shown(unit), "weight": float(effects.weight[unit])}
-                    for unit in np.argsort(-effects.weight, kind="stable")[:count].tolist()
-                    if effects.weight[unit] > 0
-                ]
+                found[asked.row] = self._strongest(Words(texts[asked.row].as_py()), asked, row, count)
         return pa.array(found, BECAUSE_TYPE)
+
+    def _strongest(self, words: Words, asked: Asked, row: Any, count: int) -> list[dict[str, Any]] | None:
+        """None where the model fails at what is left of a text: its label is as good as any."""
+        try:
+            said = self._ask_about(words, replace(asked, tier=asked.tier if row is not None else BY_WORDS), row)
+        except (IndexError, ValueError, RuntimeError):
+            return None
+        weight = Effects.of(said, (asked.categories or (int(said[0].argmax()),))[0], None).weight
+        order = np.argsort(-weight, kind="stable")[:count].tolist()
+        return [{"word": words.shown(unit), "weight": float(weight[unit])} for unit in order if weight[unit] > 0]
 
     def probabilities(self, texts: pa.Array, encoded: Any = None, alone: bool = False) -> npt.NDArray[np.float32]:
         """[N, categories] of the first answer, by which its category is chosen: of words `alone`, or of all there is.
@@ -186,28 +198,25 @@ class Explainer:
         return {name: number for number, name in enumerate(self.spec.categories)}
 
     def _questions(self, labels: pa.Table) -> Iterator[Asked]:
-        """Of a row that has no category at all, the most probable one is explained."""
+        """Of the rows that have an answer."""
         many = self.spec.head == MANY_CATEGORIES
         tiers = labels.column(TIER).to_pylist() if TIER in labels.column_names else [None] * len(labels)
         names, others = labels.column(self._columns.answer).to_pylist(), labels.column("alternatives").to_pylist()
         for row, (answer, alternatives, tier) in enumerate(zip(names, others, tiers, strict=True)):
-            by_words = tier == BY_WORDS
-            next_best = [self._place[one["category"]] for one in alternatives or ()]
-            if many and answer is not None:
-                for category in [self._place[name] for name in answer] or next_best[:1]:
-                    yield Asked(row, category, None, by_words, tier)
-            elif answer is not None:
-                yield Asked(row, self._place[answer], next_best[0] if next_best else None, by_words, tier)
+            if answer is not None:
+                categories = tuple(self._place[name] for name in (answer if many else [answer]))
+                rival = None if many or not alternatives else self._place[alternatives[0]["category"]]
+                yield Asked(row, categories, rival, tier)
 
-    def _effects(self, words: Words, asked: Asked, row: Any) -> "Effects":
-        """Of the words of a row, which is `row` for the network."""
+    def _ask_about(self, words: Words, asked: Asked, row: Any) -> npt.NDArray[np.float32]:
+        """What `Effects.of` reads, of the words of a row, which is `row` for the network."""
         units = range(len(words.units))
         texts = pa.array([words.text, "", *map(words.without, units), *map(words.only, units)], pa.large_string())
         variants = None
         if row is not None and self.spec.picture:
             tokens = self.input.words.encode(texts) if self.spec.text_columns else None
             variants = replace(row.take(np.zeros(len(texts), np.int64)), tokens=tokens)
-        return Effects.of(self._ask(texts, asked, variants), asked)
+        return self._ask(texts, asked, variants)
 
     def _ask(self, texts: pa.Array, asked: Asked, variants: Any = None) -> npt.NDArray[np.float32]:
         """float32 [variants, categories]"""
@@ -235,14 +244,19 @@ class Explainer:
                 )
         return [word for _, word in sorted(placed, key=lambda pair: pair[0])]
 
-    def _regions(self, words: Words, asked: Asked, encoded: Pictured) -> tuple[Region, ...]:
-        """Each part of the picture, covered with the mean colour of the whole, and alone; nothing where there is no picture."""
+    def _look(
+        self, words: Words, asked: Asked, encoded: Pictured
+    ) -> tuple[npt.NDArray[np.float32] | None, tuple[Box, ...]]:
+        """What `Effects.of` reads, of each part of the picture: covered with the mean colour of the whole, and alone; and the parts.
+
+        Nothing where there is no picture.
+        """
         if encoded.index[0] < 0:
-            return ()
+            return None, ()
         whole = encoded.album.pixels(encoded.index, np.zeros(1, np.int64))[0]
         nothing = np.broadcast_to(whole.mean(axis=(1, 2), keepdims=True).astype(np.uint8), whole.shape)
-        edges, size = np.linspace(0, encoded.size, GRID + 1).round().astype(int), encoded.size
-        covered, alone, boxes = [], [], []
+        edges, size = np.linspace(0, encoded.size, GRID + 1).round().astype(int).tolist(), encoded.size
+        covered, alone, boxes = [], [], list[Box]()
         for down, across in np.ndindex(GRID, GRID):
             top, bottom, left, right = edges[down], edges[down + 1], edges[across], edges[across + 1]
             inside = np.zeros(whole.shape, bool)
@@ -253,12 +267,7 @@ class Explainer:
         pixels = np.stack([whole, nothing, *covered, *alone])
         rows: IntArray = np.zeros(len(pixels), np.int64)
         variants = replace(encoded.take(rows), index=np.arange(len(pixels)), album=Decoded(pixels))
-        effects = Effects.of(self._ask(pa.array([words.text] * len(rows), pa.large_string()), asked, variants), asked)
-        places = [tuple(map(float, box)) for box in boxes]
-        return tuple(
-            Region(left, top, right, bottom, *effect)
-            for (left, top, right, bottom), effect in zip(places, effects.each(), strict=True)
-        )
+        return self._ask(pa.array([words.text] * len(rows), pa.large_string()), asked, variants), tuple(boxes)
 
 
 @dataclass(frozen=True)
@@ -271,14 +280,14 @@ class Effects:
     confidence_without: FloatArray
 
     @classmethod
-    def of(cls, said: npt.NDArray[np.float32], asked: Asked) -> "Effects":
+    def of(cls, said: npt.NDArray[np.float32], category: int, rival: int | None) -> "Effects":
         """Of the probabilities [2 + 2 N, categories] of the whole, of nothing, of the whole without each part, and of each part alone."""
-        own = np.clip(said[:, asked.category].astype(float), LEAST, 1 - LEAST)
-        other = 1 - own if asked.rival is None else np.maximum(said[:, asked.rival].astype(float), LEAST)
+        own = np.clip(said[:, category].astype(float), LEAST, 1 - LEAST)
+        other = 1 - own if rival is None else np.maximum(said[:, rival].astype(float), LEAST)
         parts = (len(said) - 2) // 2
-        without = said[2 : 2 + parts, asked.category].astype(float)
+        without = said[2 : 2 + parts, category].astype(float)
         weight, against = (_mean_effect(np.log(own / rest), parts) for rest in (1 - own, other))
-        return cls(float(said[0, asked.category]), weight, against, without)
+        return cls(float(said[0, category]), weight, against, without)
 
     def each(self) -> list[tuple[float, float, float]]:
         columns = (self.weight, self.against_runner_up, self.confidence_without)

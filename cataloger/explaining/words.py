@@ -64,12 +64,19 @@ class Words:
         return self._kept(set(units))
 
     def _kept(self, units: set[int]) -> str:
-        left_out = np.zeros(len(self.text), bool)
-        for number, unit in enumerate(self.units):
-            for stretch in unit.stretches if number not in units else ():
-                left_out[stretch.start : stretch.end] = True
-        kept = (character for character, out in zip(self.text, left_out, strict=True) if not out)
-        return re.sub(r"\s+", " ", "".join(kept)).strip()
+        pieces, place = [], 0
+        for stretch in self._all:
+            pieces.append(self.text[place : stretch[0].start])
+            if stretch[1] in units:
+                pieces.append(self.text[stretch[0].start : stretch[0].end])
+            place = stretch[0].end
+        return re.sub(r"\s+", " ", "".join([*pieces, self.text[place:]])).strip()
+
+    @cached_property
+    def _all(self) -> list[tuple[Stretch, int]]:
+        """Each stretch with the number of its unit, in the order of the text."""
+        found = [(stretch, number) for number, unit in enumerate(self.units) for stretch in unit.stretches]
+        return sorted(found, key=lambda pair: pair[0].start)
 
 
 def stretches(text: str) -> list[Stretch]:

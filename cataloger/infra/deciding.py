@@ -30,8 +30,6 @@ MODULES = (
     "data.units",
     "data.values",
     "data.windows",
-    "explaining.occlusion",
-    "explaining.words",
     "heads.arrays",
     "heads.base",
     "heads.category_columns",
@@ -57,14 +55,16 @@ MODULES = (
     "spec",
     "taxonomy",
 )
+# Those that decide why a label is what it is, where that is published as well.
+EXPLAINING = ("explaining.occlusion", "explaining.words")
 LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "scipy", "timm", "tokenizers", "torch", "transformers")
 
 
 @functools.cache
-def digest() -> str:
+def digest(explained: bool = False) -> str:
     """16 hex digits that change with the deciding code and with the versions of its libraries."""
     total = hashlib.sha256(repr(libraries()).encode())
-    for name in MODULES:
+    for name in MODULES + EXPLAINING * explained:
         total.update(name.encode() + _meaning((PACKAGE / f"{name.replace('.', '/')}.py").read_text()))
     return total.hexdigest()[:16]
 

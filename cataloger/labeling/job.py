@@ -58,7 +58,12 @@ def label(config: LabelConfig) -> LabelResult:
     check_writable(output)
     seen = pointer.look(output)
     decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, spec.text_columns, config.alternatives]
-    decisive += [config.precision, config.tiers, deciding.digest(), *([spec.picture.column] if spec.picture else [])]
+    decisive += [
+        config.precision,
+        config.tiers,
+        deciding.digest(config.explain > 0),
+        *([spec.picture.column] if spec.picture else []),
+    ]
     decisive += [("explain", config.explain)] if config.explain else []
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
@@ -166,7 +171,7 @@ class _Night:
             "inputs": self.inputs,
             "catalog_fingerprint": self.catalog_fingerprint,
             "model_digest": self.model_digest,
-            "code_digest": deciding.digest(),
+            "code_digest": deciding.digest(self.config.explain > 0),
         }
 
 

@@ -83,7 +83,7 @@ class Labeler:
             found, others = found.slice(0, len(found) - len(asked_again)), found.slice(len(found) - len(asked_again))
             cost.agreed = pc.sum(pc.equal(others.column("label"), asked_again.column("label"))).as_py() or 0
         if len(known):
-            found = pa.concat_tables([known.cast(found.schema), found])
+            found = pa.concat_tables([known.select(found.schema.names).cast(found.schema), found])
         columns = {"unit": batch.column("unit"), "rows": batch.column("rows")}
         columns |= {"answers": pa.array([pack(found)], pa.large_binary())}
         self.has_answered |= len(encoded) > 0

@@ -91,8 +91,11 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
         with cost.timed("words"):
             first = first_tier(model.folder(), spec)
             said = first.ask(given.texts(fresh), reading.alternatives)
+        with cost.timed("explaining"):
+            own = _because(said, fresh, given, first, reading, spec)
+        with cost.timed("words"):
             answerer[answerer == NETWORK] = np.where(said.alone, ALONE, NETWORK)
-            known.append(unseen(_because(said, fresh, given, first, reading, spec), spec))
+            known.append(unseen(own, spec))
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
             if spec.network and said.alone.any():
                 # By unit as well: a text that is in all of them is asked about in a few.
@@ -178,7 +181,8 @@ def _joined(answers: Sequence[pa.Table]) -> pa.Table:
     """Answers that are known, as those of the network come: none of them with an error."""
     if not answers:
         return pa.table({})
-    table = pa.concat_tables([found.cast(answers[-1].schema) for found in answers])
+    schema = answers[-1].schema
+    table = pa.concat_tables([found.select(schema.names).cast(schema) for found in answers])
     return table.append_column("error", pa.nulls(len(table), pa.string()))
 
 

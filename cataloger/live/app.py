@@ -18,11 +18,13 @@ from cataloger.errors import ConfigError
 from cataloger.live.batches import Batches, Overloaded
 from cataloger.live.following import Followed
 from cataloger.live.measures import Measures
-from cataloger.live.products import MOST_EXPLAINED, MOST_PRODUCTS, BadRequest, columns_of, parse, size_of
+from cataloger.live.products import MOST_EXPLAINED, MOST_PRODUCTS, BadRequest, Product, columns_of, parse, size_of
+from cataloger.spec import Spec
 
 # Bytes of a request: of texts, and of pictures in base64.
 MOST_BYTES, MOST_BYTES_WITH_PICTURES = 4 << 20, 64 << 20
 MOST_DISCARDED = 4
+LARGE = 64 << 10
 # A caller that has not been answered by then is told so.
 SECONDS = 30.0
 # What anybody may ask.
@@ -45,12 +47,17 @@ def application(
     answering = model.answering
     app = FastAPI(title="cataloger", version=__version__, docs_url="/docs", redoc_url=None)
 
+    async def parsed(body: bytes, spec: Spec, most: int) -> tuple[list[Product], bool]:
+        arguments = body, spec, answering.id_column, most, answering.image_sources
+        # A large one would keep all others waiting.
+        return await asyncio.to_thread(parse, *arguments) if len(body) > LARGE else parse(*arguments)
+
     @app.post("/categorize", openapi_extra={"requestBody": {"required": True, "content": {"application/json": {}}}})
     async def categorize(request: Request) -> Response:
         """The category of one product, or of each product of a list, in its order. Further fields are ignored."""
         spec = model.now.spec
         body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
-        products, single = parse(body, spec, answering.id_column, sources=answering.image_sources)
+        products, single = await parsed(body, spec, MOST_PRODUCTS)
         found = await asyncio.wait_for(batches.ask(products, size_of(products, spec, len(body))), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
@@ -61,8 +68,8 @@ def application(
         """Why one product has its category, or each product of a short list: the words, and parts of the picture, that speak for it."""
         spec = model.now.spec
         body = await _body(request, MOST_BYTES_WITH_PICTURES if spec.picture else MOST_BYTES)
-        products, single = parse(body, spec, answering.id_column, MOST_EXPLAINED, answering.image_sources)
-        found = await asyncio.wait_for(explaining.ask(products, size_of(products, spec, len(body))), SECONDS)
+        products, single = await parsed(body, spec, MOST_EXPLAINED)
+        found = await asyncio.wait_for(explaining.ask(products, len(products)), SECONDS)
         if single and "reason" in found[0]:
             raise BadRequest(f"the product cannot be categorized: {found[0]['reason']}")
         return _json(found[0] if single else found)

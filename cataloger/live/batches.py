@@ -14,6 +14,8 @@ from cataloger.live.products import Product
 Answers = list[dict[str, Any]]
 # A newer measurement of the rate counts so much beside all older ones.
 FRESHNESS = 0.1
+# Requests that may wait, however short: fewer than the proxy lets through, which makes those beyond wait where nobody tells them.
+MOST_REQUESTS = 700
 
 
 class Overloaded(Exception):
@@ -60,7 +62,7 @@ class Batches:
 
     async def ask(self, products: Sequence[Product], tokens: int) -> Answers:
         """An answer for each product. Raises Overloaded, and whatever `answer` raises."""
-        if self.waiting and self.waiting + tokens > self.most_waiting:
+        if self.waiting and (self.waiting + tokens > self.most_waiting or len(self.queue) >= MOST_REQUESTS):
             raise Overloaded(max(1, math.ceil(self.waiting / self._rate)) if self._rate else 1)
         asked = Asked(products, tokens, asyncio.get_running_loop().create_future())
         self.queue.append(asked)

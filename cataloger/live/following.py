@@ -1,6 +1,5 @@
 """The model that answers now. Where an alias such as @champion names it, the one that the alias names now."""
 
-import functools
 import logging
 import shutil
 import threading
@@ -11,7 +10,6 @@ from typing import Any
 
 from cataloger.bundle import digest
 from cataloger.config import Precision
-from cataloger.errors import ConfigError
 from cataloger.explaining.occlusion import Explainer
 from cataloger.live import products
 from cataloger.live.products import Product
@@ -45,11 +43,14 @@ class Loaded:
     digest: str
     example: tuple[dict[str, Any], dict[str, Any]] = field(init=False)
     """A product, and its answer: that it has one shows that the model works."""
+    explained: dict[str, Any] = field(init=False)
+    """Why it has that answer; nothing where the model's answers cannot be explained."""
 
     def __post_init__(self) -> None:
         given = {name: values[0] for name, values in pyfunc.example(self.source.folder).items()}
         product = {self.answering.id_column: "sku-1", **given}
         object.__setattr__(self, "example", (product, self.answer([product])[0]))
+        object.__setattr__(self, "explained", {} if self.spec.tags else self.explain([product])[0])
 
     @property
     def spec(self) -> Spec:
@@ -61,14 +62,6 @@ class Loaded:
             products.table(asked, self.spec, self.answering.image_sources), self.answering.alternatives
         )
         return products.answers(asked, labelled, self.answering.id_column)
-
-    @functools.cached_property
-    def explained(self) -> dict[str, Any]:
-        """Of the example; nothing where the model's answers cannot be explained."""
-        try:
-            return self.explain([self.example[0]])[0]
-        except ConfigError:
-            return {}
 
     def explain(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
         """Why each has its category. Raises ConfigError for a model whose answers cannot be explained."""

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -30,8 +31,8 @@ NAME = "cataloger"
 AT_ONCE = 1_000
 # What may wait for a replica, as a multiple of what it answers at the same time.
 BATCHES_WAITING = 8
-# Products that may wait for an explanation: each takes as long as some hundred answers.
-EXPLANATIONS_WAITING = 200
+# Products that may wait for an explanation: each takes as long as up to 130 answers.
+EXPLANATIONS_WAITING = 100
 # What the proxy may take to find replicas that are ready.
 START_SECONDS = 60.0
 # A replica is added where so many requests are with each of them.
@@ -48,9 +49,9 @@ def serving(config: ServeConfig) -> Iterator[str]:
     if not 1 <= config.port < 1 << 16:
         raise ConfigError(f"--port {config.port}: must be from 1 to 65535")
     for place in config.image_sources:
-        if not place.endswith("/") or not place.startswith(("s3://", "https://", "http://")):
+        if not re.match(r"(s3|https?)://[^/]+/(.*/)?$", place):
             raise ConfigError(
-                f"--image-sources {place}: must begin with s3://, https:// or http://, and end with a slash"
+                f"--image-sources {place}: must be s3://, https:// or http://, a host or a bucket, and end with a slash"
             )
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
@@ -131,6 +132,7 @@ def _builder(
         import mlflow
         import torch
 
+        from cataloger.data import fetching
         from cataloger.live.app import application
         from cataloger.live.batches import Batches
         from cataloger.live.following import Answering, Followed
@@ -143,6 +145,8 @@ def _builder(
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow.set_tracking_uri(tracking_uri)
         torch.set_num_threads(shape.threads)
+        if config.image_sources:
+            fetching.hurry()
         answering = Answering(
             config.id_column, config.alternatives, config.precision, shape.device, config.image_sources
         )
@@ -162,9 +166,8 @@ def _builder(
 
         # One more than the engine has streams: what is asked is read and what is answered is written meanwhile.
         batches = Batches(answer, turns + 1, most, config.max_wait_ms / 1000, BATCHES_WAITING * most)
-        explaining = Batches(
-            lambda asked: model.now.explain(asked), 1, most, 0.0, EXPLANATIONS_WAITING * spec.max_tokens
-        )
+        # Counted in products, request by request: of what is explained, each product takes a while by itself.
+        explaining = Batches(lambda asked: model.now.explain(asked), 1, 1, 0.0, EXPLANATIONS_WAITING)
         return application(model, batches, explaining, measures, token)
 
     return build

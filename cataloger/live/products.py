@@ -35,8 +35,11 @@ def is_allowed(reference: Any, sources: Sequence[str]) -> bool:
     """Whether a picture may be fetched from there: below one of the sources, and by no way that leads out of it."""
     if not isinstance(reference, str) or not reference.startswith(tuple(sources)):
         return False
-    path = unquote(reference.partition("://")[2].partition("?")[0])
-    return not {"..", "."} & set(path.replace("\\", "/").split("/"))
+    path = reference.partition("://")[2].partition("?")[0]
+    while (plain := unquote(path)) != path:  # some servers decode twice
+        path = plain
+    steps = (step.partition(";")[0] for step in path.replace("\\", "/").split("/"))
+    return not {"..", "."} & set(steps)
 
 
 def parse(

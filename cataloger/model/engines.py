@@ -133,7 +133,8 @@ class OpenVino:
 
     def __init__(self, folder: Path, dtype: torch.dtype, int8: bool = False, live: bool = False) -> None:
         openvino = openvino_module()
-        self.live = live
+        self.arguments = list(example_of(folder))
+        self.live = live and set(self.arguments) == set(TEXT)  # pictures and windows are not padded
         hint = "bf16" if dtype == torch.bfloat16 else "f32"  # of int8, for what is not quantised
         self.name = f"OpenVINO {'int8' if int8 else hint}"
         self.streams = torch.get_num_threads()
@@ -144,7 +145,7 @@ class OpenVino:
             "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "THROUGHPUT",
             # OpenVINO itself would keep those of 5,000; beside a large batch, to make them anew takes no time that can be measured.
-            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES if live else 0,
+            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES if self.live else 0,
         }
         if int8:
             file = folder / INT8
@@ -154,7 +155,6 @@ class OpenVino:
             file = once_per_node("openvino", key, lambda aside: convert(folder, aside / NETWORK)) / NETWORK
         self.network = openvino.Core().compile_model(str(file), "CPU", settings)
         self.own = threading.local()
-        self.arguments = list(example_of(folder))
         # The first call makes OpenVINO's bridge to NumPy; two threads that make it at once wait for each other for ever.
         self({name: tensor.numpy() for name, tensor in example_of(folder).items()})
 
@@ -164,7 +164,7 @@ class OpenVino:
         rows = len(batch[self.arguments[0]])
         arrays = [batch[name] for name in self.arguments]
         arrays = [array.astype(np.int64) if array.dtype == np.bool_ else array for array in arrays]
-        if self.live and set(self.arguments) == set(TEXT):
+        if self.live:
             arrays = [padded(array) for array in arrays]
         (logits,) = self.own.request.infer(arrays, share_inputs=True).values()
         return torch.from_numpy(logits[:rows])
@@ -198,7 +198,7 @@ class Ensemble:
 def padded(array: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """[rows, tokens] with a few more of both: rows like the last one, tokens that are masked."""
     rows, tokens = array.shape
-    step = 1 if rows <= 8 else 8 if rows <= 64 else 64
+    step = 1 if rows <= 8 else 8 if rows <= 64 else 32
     more = -rows % step, -tokens % (8 if tokens <= 64 else 32)
     return np.pad(np.pad(array, ((0, more[0]), (0, 0)), mode="edge"), ((0, 0), (0, more[1])))
 

@@ -1,10 +1,11 @@
 """The network of a bundle, loaded: rows in, calibrated answers out."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ from cataloger.heads.category_columns import BY_BOTH
 from cataloger.heads.columns import by, seen
 from cataloger.model.engines import load_engine
 from cataloger.spec import Spec
+
+Found = TypeVar("Found")
 
 
 class Predictor:
@@ -56,9 +59,16 @@ class Predictor:
 
         Of a model with words, `encoded` is `WithRanked`. Raises IndexError for a token the model does not have.
         """
+        return self._within_memory(encoded, lambda: self._answer(encoded, alternatives))
+
+    def probabilities(self, encoded: Encoded) -> npt.NDArray[np.float32]:
+        """[N, categories] of the first answer, which is of texts; those that `answer` chooses from."""
+        return self._within_memory(encoded, lambda: self._probabilities(encoded))
+
+    def _within_memory(self, encoded: Encoded, ask: Callable[[], Found]) -> Found:
         budget = self.token_budget
         try:
-            return self._answer(encoded, alternatives)
+            return ask()
         except torch.OutOfMemoryError:
             if budget <= int(encoded.costs.max()):
                 raise
@@ -66,10 +76,9 @@ class Predictor:
             self.token_budget, self.row_budget = budget // 2, max(1, self.row_budget // 2)
             self.halvings += 1
         torch.cuda.empty_cache()
-        return self.answer(encoded, alternatives)
+        return self._within_memory(encoded, ask)
 
-    def probabilities(self, encoded: Encoded) -> npt.NDArray[np.float32]:
-        """[N, categories] of the first answer, which is of texts; those that `answer` chooses from."""
+    def _probabilities(self, encoded: Encoded) -> npt.NDArray[np.float32]:
         found = np.empty((len(encoded), len(self.spec.categories)), np.float32)
         for rows, logits in self.logits(encoded):
             found[rows] = self._head.probabilities(self._joined(logits, encoded, rows)).cpu().numpy()  # type: ignore[attr-defined]

@@ -77,7 +77,7 @@ def test_what_cannot_be_explained_is_said(model: Path, catalog: Path, job: Job) 
 
     refuse(sentence="name either --catalog with --ids, or a --text")
     refuse("--text", "tea", "--catalog", catalog, sentence="name either --catalog with --ids, or a --text")
-    refuse("--text", "tea", "--ids", 1, sentence="--ids: are of --catalog; leave the option out beside --text")
+    refuse("--text", "tea", "--ids", 1, sentence="--ids: names products of --catalog; leave it out beside --text")
     refuse("--catalog", catalog, sentence="--ids: name the products of --catalog to explain")
     refuse("--catalog", catalog, "--ids", "x", 1, sentence="no product has the id x in column 'id'")
     refuse("--catalog", catalog, "--ids", 1, "--text-columns", "name", sentence="no column 'name'")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cataloger.live.batches import Batches, Overloaded
+from cataloger.live.batches import MOST_REQUESTS, Batches, Overloaded
 
 
 class Model:
@@ -139,3 +139,20 @@ def test_who_has_gone_is_not_answered() -> None:
 
     asyncio.run(run())
     assert model.asked == [[0], [2]]
+
+
+def test_many_short_requests_are_too_many_as_well() -> None:
+    model = Model()
+
+    async def run() -> list[Any]:
+        batches = model.batches(most_tokens=10, most_waiting=10**9)
+        model.gate.clear()
+        first = asyncio.create_task(batches.ask([{"n": 0}], 1))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batches.ask([{"n": n}], 1)) for n in range(MOST_REQUESTS + 3)]
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    found = asyncio.run(run())
+    assert [isinstance(one, Overloaded) for one in found] == [False] * (MOST_REQUESTS + 1) + [True] * 3

@@ -87,6 +87,8 @@ SOURCES = ("https://images.shop.example/", "s3://shop/images/")
         ("https://images.shop.example.evil.example/a.jpg", False),
         ("https://images.shop.example/../a.jpg", False),
         ("https://images.shop.example/%2e%2E/a.jpg", False),
+        ("https://images.shop.example/%252e%252e/a.jpg", False),
+        ("https://images.shop.example/a/..;/b.jpg", False),
         ("s3://shop/images/..\\a.jpg", False),
         ("/etc/passwd", False),
         ("file:///etc/passwd", False),
