@@ -15,16 +15,26 @@ from pathlib import Path
 
 from cataloger.infra import runtime
 
-# What Ray 2.60 cannot be told: to show HAProxy's figures to this machine alone, whatever address the service listens at, and to keep the
-# body of a request until it is answered, without which it cannot be asked again.
+# What Ray 2.60 cannot be told: to show HAProxy's figures to this machine alone, whatever address the service listens at; to keep the
+# body of a request until it is answered, without which it cannot be asked again; and to refuse what a replica cannot take, which costs
+# HAProxy next to nothing, and a replica as much as an answer.
 STARTER = """#!/bin/sh
 for argument; do
   case $argument in
-    *.cfg) sed -i -e 's/bind .*:\\({ports}\\)$/bind 127.0.0.1:\\1/' -e 's/^ *option redispatch.*/&\\n    option http-buffer-request/' "$argument" ;;
+    *.cfg) sed -i -e 's/bind .*:\\({ports}\\)$/bind 127.0.0.1:\\1/' \\
+                  -e 's/^ *option redispatch.*/&\\n    option http-buffer-request/' \\
+                  -e 's/^ *use_backend \\(http-[^ ]*\\) .*/{refusal}\\n&/' "$argument" ;;
   esac
 done
 exec {binary} "$@"
 """
+REFUSAL = (
+    r"    http-request set-var(txn.room) nbsrv(\1),mul({most})\n"
+    r"    http-request return status 429 content-type application\/json hdr Retry-After 1 "
+    r'string "{{\\"detail\\": \\"too many requests; ask again in 1 s\\"}}" if {{ be_conn(\1),sub(txn.room) gt 0 }}'
+)
+# Requests that each replica may have at the same time: more than its own queue has room for, so that it is the first to refuse.
+MOST_REQUESTS = 900
 # How often another replica is asked: one that has just gone has the fewest requests, and is asked again until that is noticed.
 RETRIES = 10
 # Bytes of a request that can be asked again: about 1,500 titles. HAProxy has twice that for every connection.
@@ -44,7 +54,13 @@ def in_front() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="s", dir=os.environ.get("RAY_TMPDIR", "/tmp")) as folder:
         binary = Path(folder, "haproxy")
         metrics, figures = _free_ports()  # two services may run on one machine
-        binary.write_text(STARTER.format(binary=shlex.quote(get_haproxy_binary()), ports=f"{metrics}\\|{figures}"))
+        binary.write_text(
+            STARTER.format(
+                binary=shlex.quote(get_haproxy_binary()),
+                ports=f"{metrics}\\|{figures}",
+                refusal=REFUSAL.format(most=MOST_REQUESTS),
+            )
+        )
         binary.chmod(0o755)
         settings = {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
