@@ -166,7 +166,7 @@ class LabelConfig:
     """How many runner-up categories to write for each row."""
     explain: int = 0
     """Of labels that need review, how many of the words that speak most for the category to write; each such row is asked about again,
-    up to a hundred times."""
+    up to 130 times."""
     tiers: Tiers = "auto"
     """auto lets the model's words answer alone what they are certified for; off asks words and network about every row."""
     precision: Precision = "auto"

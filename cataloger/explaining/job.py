@@ -24,7 +24,7 @@ from cataloger.model import registry
 from cataloger.model.tiers import Tiers
 from cataloger.spec import Spec
 
-# Each is asked about up to a hundred times.
+# Each is asked about up to 130 times.
 MOST_IDS = 1_000
 NEIGHBOURS = 5
 

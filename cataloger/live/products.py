@@ -17,7 +17,7 @@ from cataloger.spec import Spec
 
 Product = Mapping[str, Any]
 MOST_PRODUCTS = 1_000
-# The model is asked about each of these up to a hundred times.
+# The model is asked about each of these up to 130 times.
 MOST_EXPLAINED = 20
 # A request of more bytes than this for each token takes more room among those that wait.
 BYTES_PER_TOKEN = 256

@@ -25,8 +25,6 @@ from cataloger.infra.node_cache import once_per_node
 from cataloger.spec import MANY_CATEGORIES
 
 NETWORK = "network.xml"
-# Those of live batches whose kernels are kept: more than there are of texts of up to 64 tokens.
-SHAPES = 256
 TEXT = ("input_ids", "attention_mask")
 
 
@@ -52,11 +50,11 @@ class Engine(Protocol):
 def load_engine(folder: Path, device: str, precision: Precision, live: bool = False) -> Engine:
     """The fastest engine there is for a bundle on this device. Raises ConfigError, ModelError.
 
-    For a night it has large batches, of thousands of shapes; `live` ones are small, and are padded to a few shapes.
+    A night has large batches, of thousands of shapes; `live` ones are small, and are padded to a few shapes.
     """
     # oneDNN, in PyTorch and OpenVINO alike, keeps the kernels of 1,024 batch shapes, megabytes each, if it is not told before
     # its first one.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(SHAPES if live else 64))
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if (folder / MEMBERS).exists():
         return Ensemble(folder, device, precision, live)
     there = (folder / INT8).exists()
@@ -144,8 +142,9 @@ class OpenVino:
             "NUM_STREAMS": self.streams,
             "ENABLE_CPU_PINNING": False,
             "PERFORMANCE_HINT": "THROUGHPUT",
-            # OpenVINO itself would keep those of 5,000; beside a large batch, to make them anew takes no time that can be measured.
-            "CPU_RUNTIME_CACHE_CAPACITY": SHAPES if self.live else 0,
+            # OpenVINO itself would keep those of 5,000; to make them anew takes no time that can be measured. With any of them kept,
+            # logits are other ones by some hundredths: labels must not depend on it.
+            "CPU_RUNTIME_CACHE_CAPACITY": 0,
         }
         if int8:
             file = folder / INT8

@@ -5,6 +5,7 @@ import functools
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,15 +21,17 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from cataloger.bundle import read_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig, VerifyConfig
 from cataloger.data.images import BROKEN, MISSING, OK, TOO_LARGE, UNREACHABLE, UNREAD
 from cataloger.data.units import plan_units
 from cataloger.errors import PublishError
+from cataloger.explaining.occlusion import Explainer
 from cataloger.infra.storage import locate
 from cataloger.labeling import job
 from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
+from cataloger.model.tiers import Tiers
 from cataloger.publishing import snapshot, upkeep
 from drawn import GREEN, GREY, RED, jpeg, shop
 from servers import answering
@@ -334,14 +337,48 @@ def test_a_server_that_is_down_holds_the_night_back(
 
 
 def test_words_that_are_sure_need_no_picture(trained: tuple[Path, dict[str, float]], odd: Path) -> None:
-    from cataloger.model.tiers import Tiers
-
     spec = read_spec(trained[0])
     assert spec.words
     sure = Tiers(trained[0], spec=replace(spec, words=replace(spec.words, alone_from=0.0)))
     labels = sure.label(pq.read_table(odd))
     status = labels.column("image_status").to_pylist()
     assert (status[0], status[3], status[4]) == (UNREAD, OK, None)
+
+
+def test_labels_say_which_words_they_rest_on_whoever_answered(
+    trained: tuple[Path, dict[str, float]], write: Callable[..., Path]
+) -> None:
+    rows, spec = shop(40, 3), read_spec(trained[0])
+    rows["image"][1] = None
+    assert spec.words
+    table = pq.read_table(write("shop.parquet", **rows))
+    alone = Tiers(trained[0], spec=replace(spec, words=replace(spec.words, alone_from=0.0)))
+    middle = float(np.median(alone.label(table).column("confidence").to_numpy()))
+    words = replace(spec.words, alone_from=middle)
+    folder = shutil.copytree(trained[0], Path("model"))
+    write_spec(folder, replace(spec, words=words, thresholds=(1.01,) * len(spec.thresholds or (0, 0))))
+    config = LabelConfig(catalog="shop.parquet", output="labels", model=(str(folder),), explain=2, precision="fp32")
+    label(config)
+    before = {row["id"]: row for row in labels_of().to_pylist()}
+    assert {row["tier"] for row in before.values()} == {"words", "both"}
+    assert {row["image_status"] for row in before.values()} == {UNREAD, OK, MISSING} - (
+        {MISSING} if before["P3-1"]["tier"] == "words" else set()
+    )
+    assert all(row["because"] is not None for row in before.values()), "all need review"
+    assert any(row["because"] for row in before.values())
+    write("shop.parquet", **{name: [*values, *shop(3, 4)[name]] for name, values in rows.items()})
+    second = label(config)
+    after = {row["id"]: row for row in labels_of().to_pylist()}
+    assert second.cost.carried == 40
+    assert {name: after[name] for name in before} == before
+    # And one by one, with the parts of the picture where it was looked at.
+    tiers = Tiers(folder)
+    for row, (own,) in enumerate(Explainer.of(tiers).explain(table, tiers.published(table, 1).labels)):
+        found = before[f"P3-{row}"]
+        assert (own.category, own.tier) == (found["category"], found["tier"])
+        assert bool(own.regions) == (found["image_status"] == OK)
+        expected = [word.weight for word in own.strongest(2)]
+        assert [one["weight"] for one in found["because"]] == pytest.approx(expected, abs=1e-2)
 
 
 def test_an_image_column_must_hold_pictures(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cataloger.bundle import read_spec
+from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.labeling.job import label
 from cataloger.model import registry
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS
+from cataloger.taxonomy import Taxonomy
 from cataloger.training.job import TrainResult, train
-from conftest import losses, refused, upload
+from conftest import losses, published, refused, upload
 from tagged import shop
 
 pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
@@ -134,6 +137,25 @@ def test_the_second_night_carries_all_answers_over(model: TrainResult, s3: str, 
     assert rounded(one) == rounded(other)
     metrics = mlflow.get_run(second.mlflow_run).data.metrics
     assert metrics["seasons/changed_fraction"] == metrics["tags/changed_fraction"] == 0
+
+
+def test_the_first_of_several_categories_says_what_it_rests_on(
+    catalog: Path, tiny_model: Path, working_folder: Path
+) -> None:
+    two = {"label_column": ("category_path", "seasons"), "model_name": "two", "epochs": 2}
+    source = folder(train(settings(catalog, tiny_model, working_folder / "checkpoints", **two)))
+    model = shutil.copytree(source, working_folder / "model")
+    write_spec(model, replace(read_spec(model), thresholds=(1.01,) * Taxonomy(read_spec(model).categories).depth))
+    about = {"catalog": "shop.parquet", "output": "labels", "model": (str(model),), "explain": 2}
+    pq.write_table(shop(65, 5).slice(0, 60), "shop.parquet")
+    label(LabelConfig(**about))
+    before = {row["id"]: row for row in published().to_pylist()}
+    assert any(row["because"] for row in before.values())
+    assert all(row["needs_review"] for row in before.values())
+    pq.write_table(shop(65, 5), "shop.parquet")
+    assert label(LabelConfig(**about)).cost.carried == 60
+    after = {row["id"]: row for row in published().to_pylist()}
+    assert {name: after[name] for name in before} == before
 
 
 def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, catalog: Path, job: Job) -> None:
