@@ -160,11 +160,11 @@ class OpenVino:
     def __call__(self, batch: Batch) -> torch.Tensor:
         if not hasattr(self.own, "request"):
             self.own.request = self.network.create_infer_request()
-        rows = len(batch[self.arguments[0]])
         arrays = [batch[name] for name in self.arguments]
         arrays = [array.astype(np.int64) if array.dtype == np.bool_ else array for array in arrays]
+        rows = None
         if self.live:
-            arrays = [padded(array) for array in arrays]
+            rows, arrays = len(arrays[0]), [padded(array) for array in arrays]
         (logits,) = self.own.request.infer(arrays, share_inputs=True).values()
         return torch.from_numpy(logits[:rows])
 

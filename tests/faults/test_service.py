@@ -202,7 +202,7 @@ def test_it_says_why(service: Service, bundle: Path) -> None:
         ("title", 5, 10),
         ("brand", 0, 4),
     ]
-    tiers = Tiers(bundle)
+    tiers = Tiers(bundle, precision="auto")
     table = pa.table({"title": ["red  shoes"], "brand": ["Acme"], "description": pa.nulls(1, pa.string())})
     ((own,),) = Explainer.of(tiers).explain(table, tiers.published(table, 1).labels)
     assert [one["weight"] for one in why["words"]] == pytest.approx([one.weight for one in own.words], abs=0.05)
