@@ -40,10 +40,10 @@ def products(catalog: Catalog, id_column: str, ids: Sequence[str]) -> pa.Table:
     with_one = [
         unit
         for unit, table in read_units(filesystem, units, alone)
-        if pc.any(pc.is_in(written(table.column(id_column))[0], wanted)).as_py()
+        if pc.any(pc.is_in(_texts(table.column(id_column)), wanted)).as_py()
     ]
     for _, table in read_units(filesystem, with_one, catalog.schema):
-        names, _ = written(table.column(id_column))
+        names = _texts(table.column(id_column))
         for row in np.flatnonzero(pc.is_in(names, wanted).to_numpy(zero_copy_only=False)).tolist():
             found.setdefault(names[row].as_py(), table.take([row]))
     missing = [one for one in dict.fromkeys(ids) if one not in found]
@@ -82,7 +82,7 @@ def nearest(
             for place, found in enumerate(likeness):
                 for at in np.argsort(-found, kind="stable")[: count + 1].tolist():
                     row = int(rows[start + at])
-                    name = str(written(table.column(id_column).slice(row, 1))[0][0].as_py())
+                    name = str(_texts(table.column(id_column).slice(row, 1))[0].as_py())
                     if name == own[place] or found[at] <= 0:
                         continue
                     label = table.column(label_column)[row].as_py()
@@ -102,3 +102,8 @@ def _weighed(counts: sparse.csr_matrix, vocabulary: Vocabulary | None) -> sparse
     length = np.sqrt(np.asarray(weighed.multiply(weighed).sum(axis=1)).ravel())
     scaled: sparse.csr_matrix = sparse.diags(1 / np.maximum(length, 1e-12)) @ weighed
     return scaled
+
+
+def _texts(ids: pa.ChunkedArray) -> pa.Array:
+    """Ids as they are given on the command line."""
+    return written(ids)[0].cast(pa.large_string())

@@ -16,11 +16,18 @@ import pyarrow as pa
 import pytest
 
 from cataloger.config import EvaluateConfig
+from cataloger.data.images import as_jpeg
 from cataloger.evaluation.comparison import Comparison, Decision, Pair, Row, compare_predictions
 from cataloger.evaluation.comparison_page import comparison_page
+from cataloger.evaluation.fairness import judge
+from cataloger.evaluation.groups_page import groups_page
 from cataloger.evaluation.impact import Effect, Flow
 from cataloger.evaluation.predictions import About, Predictions
+from cataloger.explaining.job import Explained
+from cataloger.explaining.lookup import Neighbour
+from cataloger.explaining.occlusion import Explanation, Region, Word
 from cataloger.infra import tracking
+from cataloger.infra.pages import render
 from cataloger.publishing import drift, nightly
 from cataloger.publishing.doubts import Product
 from cataloger.publishing.nightly import Night
@@ -263,3 +270,35 @@ def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(
         compared = f"{server}/#/compare-runs?runs={both}&experiments={urllib.parse.quote(json.dumps([run.info.experiment_id]))}"
         seen(compared, str(run.info.run_name), str(other.info.run_name), "Parameters")
         seen(f"{server}/#/models/{name}", "champion", "challenger")
+
+
+def test_the_explanation(browser: Any, opened: Callable[[str], str]) -> None:
+    title = "Blue <b>running</b>\nshoes " + "x" * 200
+    words = (
+        Word("title", 0, 4, "Blue", 2.0, 1.0, 0.4),
+        Word("title", 23, 28, "shoes", -1.0, -1.5, 0.9),
+        Word("title", 29, 229, "x" * 200, 0.01, 0.0, 0.7),
+    )
+    regions = (Region(0.0, 0.0, 0.2, 0.2, 1.5, 1.0, 0.5), Region(0.2, 0.0, 0.4, 0.2, -1.0, 1.0, 0.5))
+    why = Explanation("Shoes > Boots", 0.75, "Tea", "both", words, regions)
+    near = Neighbour("sku-<2>", "Blue boots", ("Shoes > Boots",), 0.9)
+    products = [
+        Explained("sku-1", {"title": title}, (why,), None, as_jpeg(np.zeros((3, 32, 32), np.uint8)), (near,)),
+        Explained("sku-3", {}, (), "no text in any of the text columns"),
+    ]
+    shown = opened(render("explanation.html", products=products, model="models:/shop/1"))
+    assert "Blue" in shown
+    assert "<b>running</b>" in shown
+    assert "It has no category: no text in any of the text columns." in shown
+    marks = browser.find_elements("css selector", "article mark")
+    assert [mark.get_attribute("class") for mark in marks] == ["for", "against"]
+    assert "(against, -1.0)" in marks[1].get_attribute("textContent"), "for those who listen"
+    assert len(browser.find_elements("css selector", "svg rect")) == 2
+
+
+def test_groups_of_products(browser: Any, opened: Callable[[str], str]) -> None:
+    said = predictions(1, 0.7)
+    shown = opened(groups_page(judge(said, ["language"]), said.about))
+    assert "By language" in shown
+    assert "No group gets clearly worse answers than other products." in shown
+    assert len(browser.find_elements("css selector", ".wide table tr")) == 3
