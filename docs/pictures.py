@@ -31,7 +31,7 @@ IMAGES = Path(__file__).parent / "images"
 WIDTH = 1100
 COLOURS = 64
 TEXTS = ("title", "brand", "description")
-EXPLAINED = ("P0000000069", "P0000000003")
+EXPLAINED = ("P0000000003",)
 
 
 def make_pages() -> dict[str, tuple[Path, str | None]]:
