@@ -169,7 +169,7 @@ class Spec:
     @property
     def prefix(self) -> str:
         """What stands before the names of metrics and files of a further answer: its column, as MLflow takes it; no other metric has a
-        slash."""
+        slash, but those of groups of products."""
         return prefix_of(self.label_column)
 
     @property

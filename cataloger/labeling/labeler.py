@@ -18,7 +18,7 @@ from cataloger.config import Precision
 from cataloger.data.batching import slots
 from cataloger.data.inputs import Encoded
 from cataloger.errors import ResourceError
-from cataloger.heads.category_columns import BECAUSE
+from cataloger.heads.columns import explained
 from cataloger.heads.ranked import WithRanked
 from cataloger.infra import runtime
 from cataloger.infra.node_cache import first_time
@@ -116,11 +116,7 @@ class Labeler:
         place = np.full(len(answers), -1)
         place[rows] = np.arange(len(rows))
         because = found.take(pa.array(place, mask=place < 0))
-        return (
-            answers.drop_columns(["error"])
-            .append_column(BECAUSE, because)
-            .append_column("error", answers.column("error"))
-        )
+        return explained(answers.drop_columns(["error"]), because).append_column("error", answers.column("error"))
 
     def _isolate(self, encoded: Encoded, start: int, stop: int, errors: dict[int, str]) -> Iterator[pa.Table]:
         """Answers for rows `start` to `stop`; rows that make the model raise are found by bisection and go to `errors`."""
