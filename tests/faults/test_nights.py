@@ -138,7 +138,7 @@ def test_anew_means_every_row_and_stays_published(yesterday: str, label: Job, jo
 
 def test_labels_by_other_code_are_not_carried_over(yesterday: str, label: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     before = published()[0]
-    monkeypatch.setattr(deciding, "digest", lambda: "mended")
+    monkeypatch.setattr(deciding, "digest", lambda explained: "mended")
     code, out, err = label()
     assert code == 0, err
     assert cost(out) == (0, ROWS), "of the same catalog"
