@@ -164,6 +164,10 @@ class LabelConfig:
     """Column with the pictures; by default the one that the model was trained on, if it sees."""
     alternatives: int = 3
     """How many runner-up categories to write for each row."""
+    pins: str | None = None
+    """Parquet with `id` and `category_path`: products whose category a person has chosen. It stands, whatever the model says."""
+    rules: str | None = None
+    """YAML file of rules: what holds of a product, and the category that it then has, or must not have."""
     explain: int = 0
     """Of labels that need review, how many of the words that speak most for the category to write; each such row is asked about again,
     up to 130 times."""
@@ -428,6 +432,10 @@ class ServeConfig:
     """Field that identifies a product; copied to the answer as it is."""
     alternatives: int = 3
     """How many runner-up categories to give for each product."""
+    pins: str | None = None
+    """Parquet with `id` and `category_path`: products whose category a person has chosen, as for label.py."""
+    rules: str | None = None
+    """YAML file of rules, as for label.py."""
     image_sources: tuple[str, ...] = ()
     """Where pictures may be fetched from: beginnings of addresses such as https://images.shop.example/ or s3://shop/images/. Without any,
     pictures are sent in base64."""

@@ -47,12 +47,12 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "run": ("use_gpu", "precision", "seed", "storage", "checkpoint_minutes", "experiment", "sweep"),
     },
     ServeConfig: {
-        "common": ("model", "port", "host", "token_file"),
+        "common": ("model", "port", "host", "token_file", "pins", "rules"),
         "data": ("id_column", "alternatives", "image_sources"),
         "run": ("replicas", "max_wait_ms", "use_gpu", "precision"),
     },
     LabelConfig: {
-        "common": ("catalog", "output", "model"),
+        "common": ("catalog", "output", "model", "pins", "rules"),
         "data": ("id_column", "text_columns", "image_column", "alternatives", "explain"),
         "publishing": ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction", "publish_anyway"),
         "run": ("tiers", "anew", "use_gpu", "precision", "experiment"),

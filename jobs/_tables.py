@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cataloger.evaluation.report import Evaluation
     from cataloger.explaining.job import Explained
     from cataloger.heads.metrics import Scores
+    from cataloger.publishing.decided import Decided
     from cataloger.training.sweep import SweepResult
 
 SHOWN_GROUPS = 20
@@ -31,6 +32,16 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], mark
     console = console if console.is_terminal else Console(width=160)
     console.print(f"\n{title}", style="bold", highlight=False, markup=False)
     console.print(table)
+
+
+def show_rules(decided: "Decided") -> None:
+    """What each rule did."""
+    if decided.rules:
+        rows = [
+            (rule.name, rule.action, f"{rule.matched:,}", f"{rule.decided:,}", f"{rule.conflicts:,}", rule.said)
+            for rule in decided.rules
+        ]
+        show("rules", ("rule", "", "matched", "decided", "the model differs", ""), rows)
 
 
 def show_explanation(product: "Explained") -> None:

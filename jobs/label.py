@@ -12,7 +12,7 @@ def main() -> None:
     config = parse(LabelConfig)
 
     def job() -> None:
-        from _tables import show
+        from _tables import show, show_rules
         from cataloger.labeling.job import label
 
         result = label(config)
@@ -23,12 +23,15 @@ def main() -> None:
             ("carried over from the published run", f"{result.cost.carried:,}"),
             ("distinct texts through the model", f"{result.cost.asked:,}"),
             *([("of these by words alone", f"{result.cost.alone:,}")] if result.cost.alone else []),
+            *(result.decided.figures.items() if result.decided else ()),
             ("padding", f"{result.cost.padding_waste:.1%}"),
             ("seconds, start-up included", f"{result.seconds:.1f}"),
             ("rows/s", f"{result.rows / result.seconds:,.0f}"),
         ]
         rows.append(("as a page", f"{result.output}/run={result.run}/_report.html"))
         show(f"{result.output}/run={result.run}", ("published", ""), rows)
+        if result.decided:
+            show_rules(result.decided)
 
     run(job)
 

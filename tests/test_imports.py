@@ -28,7 +28,21 @@ def test_a_predictor_loads_nothing_that_only_trains_or_only_scores() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["infra", "data", "heads", "model", "publishing", "labeling", "training", "compression", "evaluation"]
+    "package",
+    [
+        "infra",
+        "data",
+        "heads",
+        "model",
+        "publishing",
+        "labeling",
+        "training",
+        "compression",
+        "evaluation",
+        "curation",
+        "explaining",
+        "live",
+    ],
 )
 def test_a_package_is_its_promise_and_imports_nothing(package: str) -> None:
     source = (ROOT / "cataloger" / package / "__init__.py").read_text()

@@ -18,6 +18,14 @@ TIER, BY_WORDS, BY_BOTH = "tier", "words", "both"
 IMAGE_STATUS = "image_status"
 # Of labels that need review, where that was asked for: the words that speak most for the category.
 BECAUSE = "because"
+# Where pins or rules were given: who decided the label, and what the model would have said where it was not the model.
+SOURCE, MODELS = "source", "model"
+BY_PIN = "pin"
+
+
+def by_rule(name: str) -> str:
+    """What `source` says of a label that a rule decided."""
+    return f"rule:{name}"
 
 
 class Category:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.heads.category_columns import BECAUSE, IMAGE_STATUS, TIER, Categories, Category
+from cataloger.heads.category_columns import BECAUSE, IMAGE_STATUS, MODELS, SOURCE, TIER, Categories, Category
 from cataloger.heads.tag_columns import PublishedTags, Tagged
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Spec
 
@@ -67,7 +67,7 @@ COLUMNS: dict[str, type[Columns]] = {ONE_CATEGORY: Category, MANY_CATEGORIES: Ca
 
 # Names that labels may have for other things than a further answer.
 OWN = {
-    *("id", "text_hash", TIER, IMAGE_STATUS, BECAUSE, "needs_review", "trusted_category"),
+    *("id", "text_hash", TIER, IMAGE_STATUS, BECAUSE, SOURCE, MODELS, "needs_review", "trusted_category"),
     *("row", "text", "seen", "written", "places"),  # of evaluations
     "reason",  # of rejects
     *(name for kind in (Category, Categories) for name in kind.kept),
@@ -165,6 +165,23 @@ def assemble(rows: pa.Table, answers: pa.Table, columns: Columns) -> tuple[pa.Ta
     labels = labels.append_column("text_hash", rows.column("text_hash").filter(labelled))
     rejected = pc.invert(labelled)
     return labels, kept.filter(rejected).append_column("reason", reason.filter(rejected))
+
+
+def by_the_model(labels: pa.Table) -> pa.Table:
+    """Labels as they would be if nobody but the model had decided; those that it had no answer for are left out."""
+    if MODELS not in labels.column_names:
+        return labels
+    own = labels.column(MODELS).combine_chunks()
+    model = pc.equal(labels.column(SOURCE), "model").combine_chunks()
+    for field in own.type:
+        if field.name not in labels.column_names:
+            continue
+        place = labels.column_names.index(field.name)
+        column = labels.column(field.name).combine_chunks()
+        both = pa.concat_arrays([column, pc.struct_field(own, field.name)])
+        rows = pa.array(range(len(labels)))
+        labels = labels.set_column(place, field.name, both.take(pc.if_else(model, rows, pc.add(rows, len(labels)))))
+    return labels.filter(pc.or_(model, own.is_valid())).drop_columns([SOURCE, MODELS])
 
 
 def by(answers: pa.Table, tier: str) -> pa.Table:

@@ -57,14 +57,35 @@ MODULES = (
 )
 # Those that decide why a label is what it is, where that is published as well.
 EXPLAINING = ("explaining.occlusion", "explaining.words")
+# Those that put pins and rules in the place of what a model says, where there are any.
+CURATING = (
+    "curation.conditions",
+    "curation.decisions",
+    "curation.outcome",
+    "curation.pins",
+    "curation.rules",
+    "curation.tables",
+    "curation.verdicts",
+    "data.ids",
+)
 LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "scipy", "timm", "tokenizers", "torch", "transformers")
 
 
 @functools.cache
 def digest(explained: bool = False) -> str:
-    """16 hex digits that change with the deciding code and with the versions of its libraries."""
+    """16 hex digits that change with the code that decides what a model says, and with the versions of its libraries."""
+    return _digest(MODULES + EXPLAINING * explained)
+
+
+@functools.cache
+def digest_of_decisions() -> str:
+    """The same for what is made of pins and rules."""
+    return _digest(CURATING)
+
+
+def _digest(modules: tuple[str, ...]) -> str:
     total = hashlib.sha256(repr(libraries()).encode())
-    for name in MODULES + EXPLAINING * explained:
+    for name in modules:
         total.update(name.encode() + _meaning((PACKAGE / f"{name.replace('.', '/')}.py").read_text()))
     return total.hexdigest()[:16]
 

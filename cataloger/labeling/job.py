@@ -5,12 +5,13 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cataloger.bundle import digest, read_spec
 from cataloger.config import LabelConfig
+from cataloger.curation import decisions
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.inputs import input_of
@@ -19,20 +20,20 @@ from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.explaining import occlusion as explaining
 from cataloger.explaining.words import MOST_UNITS
 from cataloger.infra import deciding, places, runtime, tracking, vitals
-from cataloger.infra.storage import Location, check_writable, locate
+from cataloger.infra.storage import check_writable, locate
+from cataloger.labeling.call import Call
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import ASKED_AGAIN, Reading
 from cataloger.labeling.result import LabelResult
-from cataloger.labeling.reuse import Published
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.model.ensemble import fetch_models
-from cataloger.publishing import doubts, fitness, nightly, pointer, snapshot
+from cataloger.publishing import decided, doubts, fitness, nightly, pointer, snapshot
+from cataloger.publishing.decided import Decided
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
 from cataloger.publishing.parts import REJECTS, Part, finished_parts
-from cataloger.spec import Words
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
@@ -53,7 +54,10 @@ def label(config: LabelConfig) -> LabelResult:
     spec = spec if config.tiers == "auto" else spec.without_tiers()
     if config.explain:
         explaining.check(spec)
-    catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
+    given = decisions.read(config.pins, config.rules, spec)
+    catalog = open_catalog(
+        config.catalog, config.id_column, spec.text_columns, others=given.columns, picture=spec.picture
+    )
     model_digest = digest(source.folder)
     check_writable(output)
     seen = pointer.look(output)
@@ -65,6 +69,7 @@ def label(config: LabelConfig) -> LabelResult:
         *([spec.picture.column] if spec.picture else []),
     ]
     decisive += [("explain", config.explain)] if config.explain else []
+    decisive += [(*given.digests, deciding.digest_of_decisions())] if any(given.digests) else []
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
     # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
@@ -73,7 +78,7 @@ def label(config: LabelConfig) -> LabelResult:
         run = published["run"]  # it may have been labelled anew
     else:
         fitness.check_not_withdrawn(run, seen.withdrawn.get(inputs), seen.run, config)
-    night = _Night(
+    night = Call(
         config,
         output,
         run,
@@ -84,8 +89,8 @@ def label(config: LabelConfig) -> LabelResult:
         source.uri,
         model_digest,
         started,
-        spec.words,
-        spec.tags,
+        spec,
+        given,
     )
     if snapshot.is_complete(output, run):
         return _publish_again(night)
@@ -112,10 +117,11 @@ def label(config: LabelConfig) -> LabelResult:
                 schema,
                 kept,
                 catalog.base,
-                published=_to_carry_over(night),
+                published=night.to_carry_over(),
                 asked_again=ASKED_AGAIN,
                 alternatives=config.alternatives,
                 explain=config.explain,
+                decisions=given.share(),
             )
             todo = [unit for unit in units if unit.index not in parts]
             cost = Cost()
@@ -127,9 +133,11 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 cost += spent
             snapshot.check_complete(run, units, parts)
-            result = _result(night, units, parts, cost, mlflow_run)
+            people = _decided(night, len(units), parts.values())
+            result = _result(night, units, parts, cost, mlflow_run, people)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {"images": dict(result.images)} if spec.picture else {}
+            about |= {"decisions": people.as_dict()} if people else {}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
             rejected = {unit: part.rejects for unit, part in parts.items()}
             origin = Origin(catalog, units, rejected, input_of(spec, source.folder, catalog.base))
@@ -140,39 +148,6 @@ def label(config: LabelConfig) -> LabelResult:
         "published run %s in %s: %s labelled, %s rejected", run, output, f"{result.labelled:,}", f"{result.rejects:,}"
     )
     return result
-
-
-@dataclass(frozen=True)
-class _Night:
-    """One call of the job: what is to be done, where, and what stood there when it began."""
-
-    config: LabelConfig
-    output: Location
-    run: str
-    inputs: str
-    """The run's id, but where these rows are labelled anew or such a run was pruned."""
-    seen: pointer.Seen
-    published: dict[str, Any] | None
-    """The manifest of the published run."""
-    catalog_fingerprint: str
-    model: str
-    model_digest: str
-    started: float
-    words: Words | None
-    tags: bool
-
-    @property
-    def folder(self) -> Location:
-        return snapshot.run_folder(self.output, self.run)
-
-    @property
-    def decided_by(self) -> dict[str, str]:
-        return {
-            "inputs": self.inputs,
-            "catalog_fingerprint": self.catalog_fingerprint,
-            "model_digest": self.model_digest,
-            "code_digest": deciding.digest(self.config.explain > 0),
-        }
 
 
 def _check(config: LabelConfig) -> None:
@@ -210,31 +185,20 @@ def _tracked(
         yield mlflow_run
 
 
-def _to_carry_over(night: _Night) -> Published | None:
-    """The published run, where the same code and model made it with the same settings: equal texts have equal labels."""
-    before, config = night.published, night.config
-    if before is None or config.anew:
-        return None
-    alike = all(before["config"].get(name) == getattr(config, name) for name in ("alternatives", "precision", "tiers"))
-    alike &= before["config"].get("explain", 0) == config.explain
-    alike &= all(before.get(name) == night.decided_by[name] for name in ("model_digest", "code_digest"))
-    if night.tags:  # which say the names of the columns that they are in
-        alike &= tuple(before["config"].get("text_columns") or ()) == tuple(config.text_columns or ())
-    if not alike or not before["labelled"]:
-        return None
-    folder = snapshot.run_folder(night.output, before["run"])
-    return Published(before["run"], folder, before["units"], before["labelled"], config.alternatives, config.explain)
-
-
-def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:
+def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:
     """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
     found = _look(night, len(origin.units), parts.values(), result)
     try:
         fitness.check_pictures(night.run, parts.values(), night.config)
         fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / REJECTS))
-        if night.words:
-            fitness.check_tiers(night.run, parts.values(), night.words.agreement, night.config)
+        if night.spec.words:
+            fitness.check_tiers(night.run, parts.values(), night.spec.words.agreement, night.config)
         fitness.check_drift(found, night.config)
+        decided.keep(
+            night.folder,
+            night.given.pins.table if night.given.pins else None,
+            night.given.rules.written if night.given.rules else None,
+        )
         snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
     except PublishError:
@@ -248,14 +212,14 @@ def _publish(night: _Night, origin: Origin, parts: dict[int, Part], about: dict[
     _report(night, found, result, origin)
 
 
-def _look(night: _Night, units: int, parts: Collection[Part], result: LabelResult) -> Night:
+def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
     """What this run did, beside the published one."""
     found = nightly.look(night.output, night.run, units, result.rows, parts, night.published, night.model_digest)
     tracking.log_metrics(found.metrics)
     return found
 
 
-def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) -> None:
+def _report(night: Call, found: Night, result: LabelResult, origin: Origin) -> None:
     """A page of it in the run's folder and in MLflow."""
     try:
         products = doubts.products(found.now.doubts, night.folder, origin)
@@ -263,12 +227,12 @@ def _report(night: _Night, found: Night, result: LabelResult, origin: Origin) ->
         log.warning("the least certain products of run %s could not be looked up", night.run, exc_info=True)
         products = None
     about = {"catalog": night.config.catalog, "model": night.model}
-    page = nightly.page(found, about, result.figures(), products)
+    page = nightly.page(found, about, result.figures(), products, result.decided)
     (night.folder / snapshot.REPORT).write(page.encode())
     tracking.log_text(page, "night.html")
 
 
-def _publish_again(night: _Night) -> LabelResult:
+def _publish_again(night: Call) -> LabelResult:
     """The run is complete: nothing to compute, only the pointer may need turning."""
     manifest = snapshot.read_manifest(night.output, night.run)
     if night.seen.run != night.run:
@@ -282,8 +246,42 @@ def _publish_again(night: _Night) -> LabelResult:
     return LabelResult(night.run, str(night.output), rows, labelled, rejects, Cost(), seconds, None)
 
 
+def _decided(night: Call, units: int, parts: Collection[Part]) -> Decided | None:
+    """What pins and rules did, where there are any."""
+    given = night.given
+    if not given.pins and not given.rules:
+        return None
+    rules = [(rule.name, rule.action) for rule in given.rules.rules] if given.rules else []
+    effects, pinned = decided.effects(rules, parts)
+    if not given.pins:
+        return Decided(rules=effects)
+    unknown = decided.unknown_ids(night.folder, units, given.pins.table.column("id").combine_chunks())
+    if unknown:
+        log.warning(
+            "--pins %s: the catalog has no product with the id of %s of %s pins, the first is %s",
+            night.config.pins,
+            f"{len(unknown):,}",
+            f"{len(given.pins.table):,}",
+            unknown[0],
+        )
+    return Decided(
+        len(given.pins.table),
+        given.pins.repeated,
+        len(unknown),
+        tuple(unknown[: decided.SHOWN_IDS]),
+        pinned["decided"],
+        pinned["conflicts"],
+        effects,
+    )
+
+
 def _result(
-    night: _Night, units: Sequence[Unit], parts: dict[int, Part], cost: Cost, mlflow_run: str | None
+    night: Call,
+    units: Sequence[Unit],
+    parts: dict[int, Part],
+    cost: Cost,
+    mlflow_run: str | None,
+    people: Decided | None,
 ) -> LabelResult:
     return LabelResult(
         run=night.run,
@@ -295,4 +293,5 @@ def _result(
         seconds=time.monotonic() - night.started,
         mlflow_run=mlflow_run,
         images=sum((Counter(part.images) for part in parts.values()), Counter()),
+        decided=people,
     )

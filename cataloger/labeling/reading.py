@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.fs import FileSystem
 
+from cataloger.curation.decisions import Decisions
 from cataloger.data import ids, seen
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Input, input_of
@@ -57,6 +58,8 @@ class Reading:
     alternatives: int = 0
     explain: int = 0
     """So many words say why, where a label needs review."""
+    decisions: Decisions | None = None
+    """What people have decided, by the columns of the catalog."""
 
 
 def read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[str, Any]]:
@@ -76,6 +79,14 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
     spec, given = model.spec, input_of(model.spec, model.folder(), reading.base)
     with cost.timed("reading"):
         table, values, reason = _rows(table, given, spec, reading)
+        marks: dict[str, pa.Array] = {}
+        if reading.decisions:
+            marks = reading.decisions.mark(table, table.column(reading.kept["id"]))
+            # What people reject costs nothing.
+            refused = reading.decisions.refusals(marks)
+            reason = pc.coalesce(refused, reason)
+            unwanted = refused.is_valid().to_numpy(zero_copy_only=False)
+            values = values.take(pa.array(np.arange(len(values)), mask=unwanted))
         distinct = given.distinct(values)
         fresh, hashes, place = distinct.values, distinct.keys, distinct.place
         # Who answers each distinct text: the published labels, words alone, or the network.
@@ -120,6 +131,8 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
     answer_of[np.argsort(answerer, kind="stable")] = np.arange(len(answerer))
     cost.rows = len(table)
     rows = pa.table({name: table.column(column) for name, column in reading.kept.items()})
+    for name, column in marks.items():
+        rows = rows.append_column(name, column)
     rows = rows.append_column("text_hash", hashes.take(place))
     rows = rows.append_column("place", pa.array(answer_of).take(place)).append_column("reason", reason)
     cost.carried = pc.sum(pa.array(answerer == CARRIED).take(place)).as_py() or 0

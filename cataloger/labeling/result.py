@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from cataloger.data.images import OK, UNREAD
 from cataloger.labeling.cost import Cost
+from cataloger.publishing.decided import Decided
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class LabelResult:
     mlflow_run: str | None
     images: Mapping[str, int] = field(default_factory=dict)
     """Labels by what became of the row's picture, where the model sees."""
+    decided: Decided | None = None
+    """What pins and rules did, where there were any."""
 
     def figures(self) -> dict[str, str]:
         """For the page."""
@@ -28,6 +31,7 @@ class LabelResult:
         if self.images:
             without = self.labelled - self.images.get(OK, 0) - self.images.get(UNREAD, 0)
             figures["without a picture"] = f"{without:,}"
+        figures |= self.decided.figures if self.decided else {}
         if self.cost.rows:
             figures["carried over"] = f"{self.cost.carried / self.cost.rows:.1%}"
             if self.cost.alone:
@@ -43,6 +47,7 @@ class LabelResult:
             "rows": self.rows,
             "rejects": self.rejects,
             **{f"images_{status.replace(' ', '_')}": float(count) for status, count in self.images.items()},
+            **(self.decided.metrics if self.decided else {}),
             **self.cost.metrics(self.seconds),
             "seconds": self.seconds,
             "rows_per_second": self.rows / self.seconds,

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from cataloger.data.text import hash_words
 from cataloger.errors import StorageError
-from cataloger.heads.columns import also, columns_of
+from cataloger.heads.category_columns import MODELS, SOURCE
+from cataloger.heads.columns import also, by_the_model, columns_of
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
@@ -41,6 +42,8 @@ class Published:
     rows: int
     alternatives: int
     explain: int = 0
+    decided: bool = False
+    """Whether pins or rules had a part in its labels: what the model says is carried over, not what they say."""
 
     @property
     def bits(self) -> int:
@@ -103,17 +106,19 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
     """Each part's distinct hashes and their answers."""
 
     columns = columns_of(spec)
+    others = (SOURCE, MODELS) if published.decided else ()
 
     def read(location: Location) -> pa.Table:
         try:
             labels = pq.read_table(
                 location.path,
                 filesystem=location.filesystem,
-                columns=["text_hash", *columns.kept, *also(spec, published.explain)],
+                columns=["text_hash", *columns.kept, *also(spec, published.explain), *others],
                 partitioning=None,
             )
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
+        labels = by_the_model(labels)
         hashes = labels.column("text_hash").combine_chunks()
         words = hash_words(hashes)
         table = columns.from_labels(labels, published.alternatives)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cataloger.config import Precision
+from cataloger.curation.decisions import Decisions
 from cataloger.data import ids
 from cataloger.data.images import UNREACHABLE
 from cataloger.data.units import Unit
@@ -46,7 +47,9 @@ def label_units(
     """
     if not units:
         return
-    write = functools.partial(_write, spec=model.spec, folder=folder, about=about, every=every)
+    write = functools.partial(
+        _write, spec=model.spec, folder=folder, about=about, every=every, decisions=reading.decisions
+    )
     stream = predict_units(reading, model, units, shape, precision).map(write, num_cpus=runtime.TASK_CPUS)
     rejects, cost = 0, Cost()
     with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
@@ -62,11 +65,20 @@ def label_units(
             yield part, np.frombuffer(row["ids"], np.uint64), spent
 
 
-def _write(row: dict[str, Any], spec: Spec, folder: Location, about: Mapping[str, str], every: int) -> dict[str, Any]:
-    done = Done.of(row)
+def _write(
+    row: dict[str, Any],
+    spec: Spec,
+    folder: Location,
+    about: Mapping[str, str],
+    every: int,
+    decisions: Decisions | None,
+) -> dict[str, Any]:
+    done, columns = Done.of(row), columns_of(spec)
     with done.cost.timed("writing"):
-        labels, rejects = assemble(done.rows, done.answers, columns_of(spec))
+        labels, rejects = assemble(done.rows, done.answers, columns)
         answered = {**done.cost.answered, **_images(labels, rejects)}
+        if decisions:
+            labels, rejects, answered["decisions"] = decisions.decide(labels, rejects, columns)
         part = write_part(folder, done.unit, labels, rejects, answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}

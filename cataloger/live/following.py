@@ -10,12 +10,13 @@ from typing import Any
 
 from cataloger.bundle import digest
 from cataloger.config import Precision
+from cataloger.curation.decisions import Decisions, check
 from cataloger.explaining.occlusion import Explainer
 from cataloger.live import products
 from cataloger.live.products import Product
 from cataloger.model import pyfunc, registry
 from cataloger.model.registry import ModelSource
-from cataloger.model.tiers import Tiers
+from cataloger.model.tiers import Labelled, Tiers
 from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,8 @@ class Answering:
     precision: Precision
     device: str
     image_sources: tuple[str, ...] = ()
+    decisions: Decisions | None = None
+    """What people have decided, whatever the model says."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Loaded:
         labelled = self.tiers.published(
             products.table(asked, self.spec, self.answering.image_sources), self.answering.alternatives
         )
+        if people := self.answering.decisions:
+            asked_by = products.fields(asked, people.columns)
+            ids = products.fields(asked, [self.answering.id_column]).column(0)
+            found = people.apply(asked_by, ids, labelled.labels, labelled.reasons, self.tiers.columns)
+            labelled = Labelled(*found)
         return products.answers(asked, labelled, self.answering.id_column)
 
     def explain(self, asked: Sequence[Product]) -> list[dict[str, Any]]:
@@ -72,8 +80,10 @@ class Loaded:
 
 
 def load(source: ModelSource, answering: Answering) -> Loaded:
-    """Raises ModelError, and what a model raises that cannot answer."""
+    """Raises ModelError, ConfigError where people have decided what this model cannot give, and what a model raises that cannot answer."""
     tiers = Tiers(source.folder, answering.device, answering.precision, live=True)
+    if answering.decisions:
+        check(answering.decisions.pins, answering.decisions.rules, tiers.spec)
     return Loaded(source, tiers, answering, digest(source.folder))
 
 

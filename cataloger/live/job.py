@@ -17,6 +17,8 @@ import requests
 
 from cataloger.bundle import digest, read_spec
 from cataloger.config import ServeConfig
+from cataloger.curation import decisions
+from cataloger.curation.decisions import Decisions
 from cataloger.errors import ConfigError, ModelError, ResourceError
 from cataloger.infra import runtime, tracking
 from cataloger.labeling.packed import Model
@@ -57,6 +59,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
     tracking_uri = tracking.connect()
     source = registry.fetch_model(config.model)
+    spec = read_spec(source.folder)
+    given = decisions.read(config.pins, config.rules, spec)
     _check_free(config.host, config.port)
     with in_front(), runtime.session():
         tracking.check_nodes(tracking_uri)
@@ -70,9 +74,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
                 "or take another cluster"
             )
         shape = runtime.serving_shape(config.use_gpu, least, most)
-        spec = read_spec(source.folder)
         shared = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
-        build = _builder(config, spec, shared, source, shape, token, tracking_uri)
+        build = _builder(config, spec, shared, source, shape, token, tracking_uri, given.share())
         quiet = {"log_level": "ERROR", "enable_access_log": False}
         serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
         try:
@@ -125,6 +128,7 @@ def _builder(
     shape: runtime.ActorShape,
     token: str | None,
     tracking_uri: str,
+    people: Decisions | None,
 ) -> Any:
     """Makes the service of a replica, in its process."""
 
@@ -148,7 +152,7 @@ def _builder(
         if config.image_sources:
             fetching.hurry()
         answering = Answering(
-            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources
+            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources, people
         )
         model = Followed(config.model, ModelSource(shared.folder(), source.uri, source.version), answering)
         model.follow()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 from urllib.parse import unquote
@@ -94,6 +94,12 @@ def table(products: Sequence[Product], spec: Spec, sources: Sequence[str] = ()) 
         both = pa.StructArray.from_arrays([contents, pa.array(places, pa.large_string())], ["bytes", "path"])
         columns[spec.picture.column] = both if sources else contents
     return pa.table(columns)
+
+
+def fields(products: Sequence[Product], names: Iterable[str]) -> pa.Table:
+    """[products] further columns, as text; those that a product lacks are null."""
+    columns = {name: pa.array([_text(one.get(name)) for one in products], pa.string()) for name in names}
+    return pa.table(columns) if columns else pa.table({"": pa.nulls(len(products))})
 
 
 def _text(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 from cataloger.config import LabelConfig
 from cataloger.errors import PublishError
+from cataloger.publishing.decided import rejected_by_rules
 from cataloger.publishing.nightly import Night
 from cataloger.publishing.parts import Part
 
@@ -17,6 +18,7 @@ def check_rejects(run: str, parts: Collection[Part], config: LabelConfig, where:
     """Raises PublishError when more rows were rejected than may be; `where` are the reasons."""
     rejects, labelled = sum(part.rejects for part in parts), sum(part.rows for part in parts)
     rows, limit = rejects + labelled, config.max_reject_fraction
+    rejects -= rejected_by_rules(parts)  # as people want it
     if rejects > limit * rows:
         raise PublishError(
             f"run {run}: {rejects:,} of {rows:,} rows were rejected ({rejects / rows:.1%}, the limit is {limit:.1%}); "

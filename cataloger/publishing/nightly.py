@@ -13,6 +13,7 @@ from cataloger.infra import plots
 from cataloger.infra.pages import render, svg
 from cataloger.infra.storage import Location
 from cataloger.publishing import drift, snapshot
+from cataloger.publishing.decided import Decided
 from cataloger.publishing.doubts import Product
 from cataloger.publishing.drift import Drift, Summary
 from cataloger.publishing.parts import REJECTS, Part, part_name, read_file
@@ -130,8 +131,14 @@ def _named(answers: Sequence[str | None], others: Sequence[Night]) -> dict[str, 
     return {column: other for column, other in zip(answers[1:], others, strict=True) if column}
 
 
-def page(night: Night, about: dict[str, Any], figures: dict[str, str], products: Sequence[Product] | None) -> str:
-    """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s.
+def page(
+    night: Night,
+    about: dict[str, Any],
+    figures: dict[str, str],
+    products: Sequence[Product] | None,
+    decided: Decided | None = None,
+) -> str:
+    """`about` is what the manifest says of the run; `figures` are further ones by name, such as rows/s; `decided` is what people did.
 
     `products` are those that most need a person's look, None where they could not be looked up.
     """
@@ -161,6 +168,7 @@ def page(night: Night, about: dict[str, Any], figures: dict[str, str], products:
         total_of=_total,
         tree=tree(now, before),
         products=products,
+        decided=decided,
         appeared=appeared,
         vanished=vanished,
         shown_names=SHOWN_NAMES,

@@ -53,6 +53,8 @@ class Part:
     """Labels by what became of the row's picture, where the model sees."""
     unreachable: int = 0
     """Rows, labelled or rejected, whose picture could not be reached."""
+    decisions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """What pins and each rule did, as labels name them in `source`: matched, decided, agreed, conflicts and rejected, in rows."""
 
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":

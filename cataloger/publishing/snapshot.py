@@ -3,6 +3,7 @@
 OUTPUT/run=<id>/part-00000.parquet …     one part per unit, immutable
 OUTPUT/run=<id>/_rejects/…parquet        rows that could not be labelled: id, reason
 OUTPUT/run=<id>/_report.html             a page for people
+OUTPUT/run=<id>/_pins.parquet, _rules.yaml   what people decided, where they did (`decided`)
 OUTPUT/run=<id>/_manifest.json           written when every unit is complete
 """
 

@@ -16,7 +16,7 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
-from cataloger.publishing import pointer, snapshot
+from cataloger.publishing import decided, pointer, snapshot
 from cataloger.publishing.parts import REJECTS, part_name, read_file
 
 
@@ -41,6 +41,8 @@ class Verification:
     files: int
     rows: int
     ids_checked: bool
+    pins: int = 0
+    """Pins that are all in the labels, as far as the catalog has their ids."""
 
 
 def publish(config: PublishConfig) -> list[Run]:
@@ -99,7 +101,7 @@ def prune(output: Location, keep: int) -> None:
 
 
 def verify(config: VerifyConfig) -> Verification:
-    """Re-read the published run against its manifest, and its ids against the catalog. Raises PublishError, StorageError.
+    """Re-read the published run against its manifest and its pins, and its ids against the catalog. Raises PublishError, StorageError.
 
     Ids are compared unit by unit, labels and rejects together, when the catalog is still the one that was labelled.
     """
@@ -115,14 +117,17 @@ def verify(config: VerifyConfig) -> Verification:
     # What a killed writer left aside is no part of the run: readers skip it, pruning removes it.
     there = (info for info in folder.files() if not info.base_name.startswith((WRITING, PROBE)))
     present = {info.path.removeprefix(folder.path + "/") for info in there}
-    listed = {entry["name"] for entry in manifest["files"]} | {snapshot.MANIFEST, snapshot.REPORT}
+    listed = {entry["name"] for entry in manifest["files"]}
+    listed |= {snapshot.MANIFEST, snapshot.REPORT, decided.PINS, decided.RULES}
     problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
     checked = False
     if not problems:
         problems, checked = _check_ids(manifest, folder)
+        problems += decided.problems(manifest, folder)
     if problems:
         raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
-    return Verification(run, len(manifest["files"]), manifest["rows"], checked)
+    pins = (manifest.get("decisions") or {}).get("pins", 0)
+    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins)
 
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:

@@ -1,0 +1,1 @@
+"""What people know of products: pins, rules, and their answers to what they are asked."""
