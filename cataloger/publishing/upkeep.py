@@ -42,7 +42,7 @@ class Verification:
     rows: int
     ids_checked: bool
     pins: int = 0
-    """Pins that are all in the labels, as far as the catalog has their ids."""
+    """Pins of products that are in the catalog, all of which are in the labels."""
 
 
 def publish(config: PublishConfig) -> list[Run]:
@@ -126,8 +126,8 @@ def verify(config: VerifyConfig) -> Verification:
         problems += decided.problems(manifest, folder)
     if problems:
         raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
-    pins = (manifest.get("decisions") or {}).get("pins", 0)
-    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins)
+    people = manifest.get("decisions") or {"pins": 0, "unknown": 0}
+    return Verification(run, len(manifest["files"]), manifest["rows"], checked, people["pins"] - people["unknown"])
 
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:
