@@ -33,6 +33,9 @@ class TrainConfig:
     """Labelled Parquet: a file, a folder or an s3:// prefix; without it, a generated sample catalog."""
     unlabelled_catalog: str | None = None
     """Parquet without categories, such as the whole catalog, for --pretrain-epochs and --pseudo-labels."""
+    corrections: str | None = None
+    """Folder of `review.py import`, or Parquet with `id`, `category_path` and the text columns: what people corrected. It wins over the
+    catalog's category, and products that are not in the catalog are learnt from as well."""
     eval_catalog: str | None = None
     """Labelled Parquet to validate on after each epoch; without it, on --validation-fraction of the catalog's texts."""
     id_column: str = "id"
@@ -240,6 +243,8 @@ class AuditConfig:
     """Models, named as in `label.py`; each is asked about the rows that its --test-fraction kept from training."""
     output: str = "suspects.parquet"
     """Parquet file to write, one row per suspect."""
+    corrections: str | None = None
+    """Folder of `review.py import`: what people have looked at is no suspect."""
     id_column: str = "id"
     """Column that identifies a product."""
     text_columns: tuple[str, ...] | None = None
@@ -413,6 +418,42 @@ class ExplainConfig:
     """Column of --neighbours with the category path, or list of paths."""
     tiers: Tiers = "auto"
     """auto explains the answer of whoever gives it, words alone or both; off that of words and network together."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Choose the products that are worth a person's minute, and write them for a review tool."""
+
+    labels: str
+    """Folder or s3:// prefix that label.py wrote to; the published labels are asked about."""
+    catalog: str
+    """Parquet that they were made from."""
+    output: str = "queue"
+    """Folder or s3:// prefix to write to."""
+    budget: int = 500
+    """So many products are asked about."""
+    format: Literal["labelstudio", "argilla", "parquet"] = "parquet"
+    """What people use: Label Studio, Argilla, or a table whose column `answer` they fill."""
+    weight_column: str | None = None
+    """Column with numbers, such as views or revenue: a product that has twice as many is worth asking about twice as much."""
+    model: tuple[str, ...] = ()
+    """Model that made the labels; by default the one that the run names."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns that are shown; by default those that the model reads."""
+    image_column: str | None = None
+    """Column that says where each picture lies, to be shown."""
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Take people's answers as corrections: pins for label.py, and rows for train.py."""
+
+    answers: str
+    """What the tool exported: JSON of Label Studio, records.json of Argilla, or the filled table."""
+    queue: str = "queue"
+    """Folder or s3:// prefix with the questions."""
+    output: str = "corrections"
+    """Folder or s3:// prefix of corrections to add to."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -25,6 +26,22 @@ def parse(config: type[Config], *markers: Any) -> Config:
         os.environ["COLUMNS"] = str(min(shutil.get_terminal_size().columns, 120))
     conf = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, *markers)
     return flat(config, tyro.cli(nested(config), description=config.__doc__, config=conf))
+
+
+def parse_one(configs: Mapping[str, type[Any]], about: str) -> Any:
+    """The configuration of one of several commands of a job, by the first word of the command line."""
+    command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command not in configs:
+        each = "".join(f"\n  {name:<8}{config.__doc__}" for name, config in configs.items())
+        helped = command in ("-h", "--help")
+        problem = "" if helped and len(sys.argv) > 1 else f"name one of {', '.join(configs)}\n"
+        print(
+            f"{problem}usage: {Path(sys.argv[0]).name} COMMAND [--help] ...\n\n{about}\n{each}",
+            file=sys.stderr if problem else sys.stdout,
+        )
+        sys.exit(2 if problem else 0)
+    sys.argv[:2] = [f"{sys.argv[0]} {command}"]
+    return parse(configs[command])
 
 
 def run(job: Callable[[], Any]) -> None:

@@ -9,6 +9,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from cataloger.compression.job import Compressed
+    from cataloger.curation.answers import Imported
+    from cataloger.curation.review import Exported
     from cataloger.evaluation.comparison import Comparison, Pair
     from cataloger.evaluation.fairness import Fairness
     from cataloger.evaluation.report import Evaluation
@@ -42,6 +44,45 @@ def show_rules(decided: "Decided") -> None:
             for rule in decided.rules
         ]
         show("rules", ("rule", "", "matched", "decided", "the model differs", ""), rows)
+
+
+def show_queue(found: "Exported") -> None:
+    """What is asked."""
+    rows = [
+        ("products to ask about", f"{found.asked:,}"),
+        ("labels that they were chosen from", f"{found.seen:,}"),
+        ("products with the same texts", f"{found.alike:,}"),
+        ("mean confidence of their labels", f"{found.unsure:.3f}"),
+        *((path, f"{count:,}") for path, count in found.categories),
+    ]
+    show(f"queue {found.queue} in {found.output}", ("", "products"), rows)
+
+
+def show_import(found: "Imported") -> None:
+    """What was answered, and how far people agree."""
+    rows = [
+        ("new answers", f"{found.new:,}"),
+        ("answers that were changed", f"{found.changed:,}"),
+        ("answers that were there already", f"{found.known:,}"),
+        ("products with a correction", f"{found.products:,}"),
+        ("products on which people are undecided", f"{len(found.undecided):,}"),
+    ]
+    show(f"corrections in {found.output}", ("", ""), rows)
+    if found.undecided:
+        print(
+            f"undecided: {', '.join(found.undecided[:SHOWN_GROUPS])}{', …' if len(found.undecided) > SHOWN_GROUPS else ''}"
+        )
+    if found.agreements:
+        pairs = [
+            (
+                " and ".join(who or "nobody named" for who in pair.people),
+                f"{pair.products:,}",
+                f"{pair.agreed:.1%}",
+                "" if pair.kappa is None else f"{pair.kappa:.2f}",
+            )
+            for pair in found.agreements[:SHOWN_GROUPS]
+        ]
+        show("agreement", ("people", "products", "the same answer", "Cohen's kappa"), pairs)
 
 
 def show_explanation(product: "Explained") -> None:

@@ -6,7 +6,7 @@ a process nothing but the pages that it looks at.
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cataloger.curation.known import Known
-from cataloger.curation.tables import as_text, ids_of, paths_of, read_table
+from cataloger.curation.tables import ids_of, paths_of, read_table
 from cataloger.data import ids
+from cataloger.data.ids import as_text
 from cataloger.data.kinds import is_list
 from cataloger.errors import ConfigError
 from cataloger.infra import runtime
@@ -70,14 +71,18 @@ class SharedPins:
         return _open(runtime.local_copy(self.shared[0], f"pins-{self.digest}") / FILE).find(own)
 
 
-def read_pins(uri: str) -> Pins:
-    """Read and check pins; of several of one id the one with the latest `when` counts, or else the last one. Raises CatalogerError."""
-    where = f"--pins {uri}"
-    table = read_table(uri, "--pins", ("id", "category_path"), ABOUT)
+def read_pins(uri: str, flag: str = "--pins", also: Sequence[str] = ()) -> Pins:
+    """Read and check pins; of several of one id the one with the latest `when` counts, or else the last one. Raises CatalogerError.
+
+    The columns `also` are kept as they are, where they are there.
+    """
+    where = f"{flag} {uri}"
+    others = (*ABOUT, *(name for name in also if name not in ("id", "category_path", *ABOUT)))
+    table = read_table(uri, flag, ("id", "category_path"), others)
     columns: Mapping[str, pa.Array] = {
         "id": ids_of(table, where),
         "category_path": paths_of(table, where),
-        **{name: table.column(name) for name in ABOUT if name in table.column_names},
+        **{name: table.column(name) for name in others if name in table.column_names},
     }
     table = pa.table(columns)
     order = pa.array(np.arange(len(table)))

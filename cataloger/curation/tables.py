@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data import ids
+from cataloger.data.ids import as_text
 from cataloger.data.kinds import is_list, is_string
 from cataloger.data.text import undecodable
 from cataloger.errors import CatalogError
@@ -24,7 +24,11 @@ def read_table(uri: str, flag: str, needed: Sequence[str], also: Sequence[str] =
         raise CatalogError(f"{flag} {uri}: not found; name a Parquet file, a folder or an s3:// prefix")
     files = [location.path]
     if not info.is_file:
-        files = [one.path for one in location.files() if one.base_name.endswith((".parquet", ".parq", ".pq"))]
+        files = [
+            one.path
+            for one in location.files()
+            if one.base_name.endswith((".parquet", ".parq", ".pq")) and one.base_name[0] not in "_."
+        ]
         if not files:
             raise CatalogError(f"{flag} {uri}: the folder has no file that ends in .parquet")
     tables = [_read(location.filesystem, file, flag, needed, also) for file in files]
@@ -55,12 +59,6 @@ def ids_of(table: pa.Table, where: str, name: str = "id") -> pa.Array:
         row = pc.index(column.is_null(), True).as_py()
         raise CatalogError(f"{where}: row {row + 1:,} has no {name}; write it there, or leave the row out")
     return as_text(column)
-
-
-def as_text(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """Ids as text: an id that is a number in one table and a string in the other is the same."""
-    spelt, _ = ids.written(column)
-    return spelt.cast(pa.large_string())
 
 
 def paths_of(table: pa.Table, where: str, name: str = "category_path") -> pa.Array:

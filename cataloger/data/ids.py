@@ -1,6 +1,7 @@
 """Product ids as 64-bit hashes: a sample of products that is the same in every run, and how many ids are repeated."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,37 @@ def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:
     hashes = np.array(pd.util.hash_array(values.to_numpy()), np.uint64)
     hashes[ids.is_null().to_numpy()] = NULL
     return hashes
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """N ids as text, found by their hashes."""
+
+    ids: pa.Array
+    hashes: Hashes
+    order: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, own: pa.Array) -> "Lookup":
+        hashes = hash_ids(own)
+        order = np.argsort(hashes, kind="stable")
+        return cls(own, hashes[order], order)
+
+    def find(self, others: pa.Array | pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(place of an own id, place of the same id among the others) for each of the others that is there."""
+        text = as_text(others)
+        hashes = hash_ids(text)
+        at = np.minimum(np.searchsorted(self.hashes, hashes), max(0, len(self.hashes) - 1))
+        row = np.flatnonzero(self.hashes[at] == hashes) if len(self.hashes) else np.empty(0, np.int64)
+        own = self.order[at[row]]
+        same = pc.equal(self.ids.take(pa.array(own)), text.take(pa.array(row)))
+        there = pc.fill_null(same, False).to_numpy(zero_copy_only=False)
+        return own[there], row[there]
+
+
+def as_text(ids: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """An id that is a number in one table and a string in the other is the same."""
+    return written(ids)[0].cast(pa.large_string())
 
 
 def written(ids: pa.Array | pa.ChunkedArray) -> tuple[pa.Array, npt.NDArray[np.bool_]]:

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 
 from cataloger.bundle import read_spec
 from cataloger.config import AuditConfig
+from cataloger.curation.pins import read_pins
 from cataloger.data import seen
 from cataloger.data.catalog import grouped, open_catalog
+from cataloger.data.ids import Lookup
 from cataloger.data.kinds import is_list, label_kind
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
@@ -69,6 +71,7 @@ def audit(config: AuditConfig) -> Audit:
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
     )
+    corrected = read_pins(config.corrections, "--corrections").table.column("id") if config.corrections else None
     output = locate(places.place(config.output, "--output"))
     check_writable(output.parent)
     with runtime.session():
@@ -95,7 +98,8 @@ def audit(config: AuditConfig) -> Audit:
             ]
             for source, spec, one in zip(sources, specs, found, strict=True):
                 _check_seen(source, spec, one.labels, names)
-            rows, given = _known(pa.concat_tables([one.labels for one in found]), names, specs[0])
+            looked_at = _unanswered(pa.concat_tables([one.labels for one in found]), corrected)
+            rows, given = _known(looked_at, names, specs[0])
             log.info("%s of %s rows are looked at", f"{len(rows):,}", f"{catalog.rows:,}")
             suspects = _suspects(rows, given, specs[0])
             sink = pa.BufferOutputStream()
@@ -179,6 +183,16 @@ def _saw(source: ModelSource, share: float) -> ConfigError:
 def _overlap(spec: Spec, other: Spec) -> bool:
     """Whether the rows that `other` left out begin among those that `spec` did; without a test part that is all rows."""
     return (other.test_start - spec.test_start) % 1.0 < (spec.test_fraction or 1.0) - 1e-9
+
+
+def _unanswered(rows: pa.Table, corrected: pa.ChunkedArray | None) -> pa.Table:
+    """Without those that people have answered."""
+    if corrected is None:
+        return rows
+    answered = np.zeros(len(rows), bool)
+    answered[Lookup.of(corrected.combine_chunks()).find(rows.column("id"))[1]] = True
+    log.info("%s rows have a correction and are left out", f"{answered.sum():,}")
+    return rows.filter(pa.array(~answered))
 
 
 def _known(rows: pa.Table, names: dict[str, str], spec: Spec) -> tuple[pa.Table, IntArray]:

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cataloger.data import ids
+from cataloger.data.ids import Lookup
 from cataloger.errors import StorageError
 from cataloger.heads.category_columns import BY_PIN, SOURCE, by_rule
 from cataloger.heads.columns import published_in
@@ -143,7 +142,7 @@ def keep(folder: Location, pins: pa.Table | None, rules: str | None) -> None:
 
 def unknown_ids(folder: Location, units: int, pinned: pa.Array) -> list[str]:
     """Of these ids, which are text, those that no label of a complete run has. Raises StorageError."""
-    wanted = _Sorted.of(pinned)
+    wanted = Lookup.of(pinned)
     there = np.zeros(len(pinned), bool)
     for table in _labels(folder, units, ["id", SOURCE]):
         own = table.filter(pc.equal(table.column(SOURCE), BY_PIN)).column("id")
@@ -166,7 +165,7 @@ def problems(manifest: Mapping[str, Any], folder: Location) -> list[str]:
     found, ids_of_pins = [], pins.column("id").combine_chunks()
     if len(pins) != about["pins"]:
         found.append(f"{PINS}: has {len(pins):,} pins, the manifest says {about['pins']:,}")
-    wanted, there = _Sorted.of(ids_of_pins), np.zeros(len(pins), bool)
+    wanted, there = Lookup.of(ids_of_pins), np.zeros(len(pins), bool)
     columns = published_in(pq.read_schema((folder / part_name(0)).path, filesystem=folder.filesystem))
     given = pins.column("category_path").combine_chunks()
     for unit, table in enumerate(_labels(folder, manifest["units"], ["id", SOURCE, columns.answer])):
@@ -188,33 +187,6 @@ def problems(manifest: Mapping[str, Any], folder: Location) -> list[str]:
         if len(wanted.find(rejected.column("id"))[0]):
             found.append(f"{name}: has products that are pinned")
     return found
-
-
-@dataclass(frozen=True)
-class _Sorted:
-    """Ids by their hashes."""
-
-    ids: pa.Array
-    hashes: npt.NDArray[np.uint64]
-    order: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, own: pa.Array) -> "_Sorted":
-        hashes = ids.hash_ids(own)
-        order = np.argsort(hashes)
-        return cls(own, hashes[order], order)
-
-    def find(self, others: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """(place of an own id, place of the same id among the others) for each of these that there is."""
-        text = others.cast(pa.large_string())
-        hashes = ids.hash_ids(text)
-        at = np.minimum(np.searchsorted(self.hashes, hashes), max(0, len(self.hashes) - 1))
-        row = np.flatnonzero(self.hashes[at] == hashes) if len(self.hashes) else np.empty(0, np.int64)
-        own = self.order[at[row]]
-        same = pc.equal(self.ids.take(pa.array(own)), text.take(pa.array(row)).combine_chunks()).to_numpy(
-            zero_copy_only=False
-        )
-        return own[same], row[same]
 
 
 def _labels(folder: Location, units: int, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -1,6 +1,7 @@
 """What a training learns of the label columns of its catalogs: which kind of answer each is, and which labels it has."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,9 @@ def check_columns(columns: Sequence[str]) -> None:
         )
 
 
-def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig) -> Learnt:
-    """Of a label column in the training catalog, and in the one to validate on where there is one. Raises CatalogError."""
+def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig, corrected: Counter[str]) -> Learnt:
+    """Of a label column in the training catalog, and in the one to validate on where there is one; `corrected` are categories that people
+    gave beside the first one. Raises CatalogError."""
     uri, kinds = catalogs[0].location, [catalog.schema.field(column) for catalog in catalogs]
     head = head_for(kinds[0])
     for catalog, kind in zip(catalogs[1:], kinds[1:], strict=True):
@@ -59,6 +61,7 @@ def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig) -> Lear
             f"catalog {uri}: labels have a column {column!r} already, where the tags would be published; rename it"
         )
     counted = [_counted(column, catalog, config, tags) for catalog in catalogs]
+    counted[0] = {**counted[0][0], **{path: path for path in corrected}}, Counter(counted[0][1]) + corrected
     rows = counted[0][1]
     if tags and not rows:
         raise CatalogError(f"catalog {uri}: column {column!r} has no tag with a name; name another --label-column")

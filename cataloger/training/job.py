@@ -105,6 +105,7 @@ def fitted(
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
         told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
+        told += [source.corrections.pins.digest for source in sources if source.corrections]
         told += [planned.lessons.path.rpartition("/")[2]] if planned.lessons else []
         while True:
             with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values(), *told]) as claim:
@@ -199,7 +200,9 @@ def _fit(
         raise ConfigError(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
         )
-    left_out = sum(source.catalog.rows for source in sources) - rows - held_out - unlabelled
+    read = sum(source.catalog.rows for source in sources)
+    read += sum(len(source.corrections.rows) for source in sources if source.corrections)
+    left_out = read - rows - held_out - unlabelled
     log.info(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),

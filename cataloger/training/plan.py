@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answe
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
+from cataloger.training.corrections import read_corrections
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
@@ -266,11 +268,21 @@ def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], l
         open_catalog(uri, config.id_column, config.text_columns, config.label_column, others | own, picture)
         for uri, own in zip(uris, (balanced, {}), strict=False)
     ]
-    learnt = [learn(column, catalogs, config) for column in config.label_column]
+    corrections = read_corrections(config.corrections, catalogs[0], config) if config.corrections else None
+    if corrections:
+        there = len(corrections.pins.table) - len(corrections.rows)
+        log.info(
+            "corrections: of %s products in the catalog, and of %s others", f"{there:,}", f"{len(corrections.rows):,}"
+        )
+    learnt = [
+        learn(column, catalogs, config, Counter() if number or not corrections else corrections.counts)
+        for number, column in enumerate(config.label_column)
+    ]
     sources = [
         Source(catalog, learnt[0].ids[number], use, tuple(one.ids[number] for one in learnt[1:]))
         for number, (use, catalog) in enumerate(zip((TRAINING, VALIDATION), catalogs, strict=False))
     ]
+    sources[0] = replace(sources[0], corrections=corrections)
     if config.unlabelled_catalog:
         catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns, others=others)
         sources.append(Source(catalog, {}, UNLABELLED, ({},) * (len(learnt) - 1)))

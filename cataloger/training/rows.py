@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import ray.data
 
 from cataloger.config import TrainConfig
+from cataloger.curation.pins import SharedPins
 from cataloger.data import seen
 from cataloger.data.batching import Ragged
 from cataloger.data.catalog import Catalog
@@ -28,17 +29,20 @@ from cataloger.data.spans import UNREAD, spans_of, taught
 from cataloger.data.tagging import TagInput
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
 from cataloger.data.texts import TextInput
-from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
+from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units, read_units
 from cataloger.data.windows import Windows
 from cataloger.infra import runtime
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.spec import FORMAT, NO_NETWORK
 from cataloger.training import lessons
+from cataloger.training.corrections import Corrections, corrected
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training
 
 UNUSED = -1
+# How rows are read that are for training whatever side they would fall on, but for that of the test.
+ADDED = 3
 # The column that names a row which is in the ingest's tables for that alone.
 NOT_UTF8 = "not_utf8"
 TAGS_LEFT_OUT = "tags_left_out"
@@ -60,6 +64,8 @@ class Source:
     taught: bool = False
     """Whether a teacher has answered its rows (`lessons`): those without a category are of use then, and all have the hash of what is
     read."""
+    corrections: Corrections | None = None
+    """What people said of its rows, and of further ones."""
 
 
 def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
@@ -76,7 +82,23 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     with ray.data.DataContext.current(context), runtime.errors_of_tasks():
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
-        return list(joined.to_arrow_refs())
+        blocks = list(joined.to_arrow_refs())
+    further = [_further(source, config, blocks) for source in sources if source.corrections]
+    return blocks + [ray.put(table) for table in further if len(table)]
+
+
+def _further(source: Source, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:
+    """Products that people corrected and that are not in the catalog, but for those whose text is one that the training is judged by."""
+    assert source.corrections
+    rows = source.corrections.rows
+    given = training_input(config, source.catalog.base)
+    unit = Unit(0, (Segment(str(config.corrections), 0, 0, len(rows)),))
+    encoded = _encode(unit, rows, (source.label_ids, *source.others), ADDED, config, given)
+    judged = [np.empty(0, np.uint64)]
+    for block in blocks:
+        table = ray.get(block)
+        judged.append(table.column("key").to_numpy()[table.column("use").to_numpy() == VALIDATION])
+    return encoded.filter(pa.array(~np.isin(encoded.column("key").to_numpy(), np.concatenate(judged))))
 
 
 def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
@@ -90,6 +112,7 @@ def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
         config=config,
         base=source.catalog.base,
         taught=source.taught,
+        pins=source.corrections.pins.share() if source.corrections else None,
     )
     rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     return rows.map_batches(encode, batch_size=1, batch_format="pyarrow")
@@ -104,10 +127,12 @@ def _encode_units(
     config: TrainConfig,
     base: str,
     taught: bool,
+    pins: SharedPins | None,
 ) -> Iterator[pa.Table]:
     tags = any(is_tags(schema.field(name).type) for name in config.label_column if name in schema.names)
     given = training_input(config, base, tags)
     for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
+        table = corrected(table, pins, config) if pins else table
         yield _encode(unit, table, ids_of, use, config, given, taught)
 
 
@@ -252,6 +277,8 @@ def _uses(
     if use == VALIDATION:
         return np.where(labelled, VALIDATION, UNUSED).astype(np.int8)
     position = split_position(split_hash(keys, FORMAT), config.test_start)
+    if use == ADDED:
+        return np.where(labelled & (position >= config.test_fraction), TRAINING, UNUSED).astype(np.int8)
     validation = 0.0 if config.eval_catalog else config.validation_fraction
     uses = np.where(labelled, TRAINING, unlabelled)
     held_out = position < config.test_fraction + validation * (1 - config.test_fraction)

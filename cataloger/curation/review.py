@@ -1,0 +1,124 @@
+"""The review loop: ask people about the products that are worth it, and take their answers as corrections."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cataloger.bundle import read_spec
+from cataloger.config import ExportConfig, ImportConfig
+from cataloger.curation import answers as answering
+from cataloger.curation import candidates, queue
+from cataloger.curation.choosing import choose
+from cataloger.curation.formats import FORMATS, read_answers
+from cataloger.curation.queue import Queue
+from cataloger.data.catalog import open_catalog
+from cataloger.errors import ConfigError, StorageError
+from cataloger.infra import tracking
+from cataloger.infra.storage import check_reachable, check_writable, locate
+from cataloger.model.ensemble import fetch_models
+from cataloger.publishing import pointer, snapshot
+from cataloger.spec import MANY_CATEGORIES, TAGS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A queue of `asked` products, chosen among `seen` labels."""
+
+    output: str
+    queue: str
+    asked: int
+    seen: int
+    unsure: float
+    """The mean confidence of the labels that are asked about."""
+    alike: int
+    """Products that have the text of one that is asked about, these among them."""
+    categories: tuple[tuple[str, int], ...]
+    """The commonest top categories of the labels."""
+
+
+def export(config: ExportConfig) -> Exported:
+    """Choose products of the published run, and write them for a review tool. Raises CatalogerError."""
+    if config.budget < 1:
+        raise ConfigError(f"--budget {config.budget}: ask about at least one product")
+    labels, output = locate(config.labels), locate(config.output)
+    check_reachable(labels)
+    manifest = pointer.published(labels, pointer.look(labels))
+    if manifest is None:
+        raise StorageError(f"--labels {config.labels}: nothing is published there; name the --output of jobs/label.py")
+    models = config.model or tuple(manifest["config"]["model"])
+    if any(uri.startswith(("models:/", "runs:/")) for uri in models):
+        tracking.connect()
+    spec = read_spec(fetch_models(models).folder)
+    spec = spec.reading(config.text_columns, config.image_column)
+    if spec.head == TAGS:
+        raise ConfigError(f"model {' '.join(models)} gives tags; people are asked about categories")
+    picture = spec.picture.column if spec.picture else config.image_column
+    others = {config.weight_column: "--weight-column"} if config.weight_column else {}
+    catalog = open_catalog(
+        config.catalog, manifest["config"]["id_column"], spec.text_columns, others=others, picture=spec.picture
+    )
+    check_writable(output)
+    if (output / queue.ABOUT).exists():
+        raise ConfigError(f"--output {config.output}: has a queue already; import its answers, and name another folder")
+    columns = [*spec.text_columns, *([picture] if picture else [])]
+    folder = snapshot.run_folder(labels, manifest["run"])
+    found = candidates.find(
+        candidates.labelled_rows(manifest, folder, catalog), columns, config.weight_column, config.budget
+    )
+    if not len(found.rows):
+        raise ConfigError(
+            f"--labels {config.labels}: no label there is unsure, or none of a product with weight; there is nothing to ask"
+        )
+    texts = _texts(found.rows, spec.text_columns)
+    rows = found.rows.take(pa.array(choose(texts, found.rows.column(candidates.WORTH).to_numpy(), config.budget)))
+    if len(rows) < config.budget:
+        log.info(
+            "only %s products are worth asking about: no others are unsure, or none unlike these", f"{len(rows):,}"
+        )
+    asked = queue.questions(rows, spec.text_columns, picture)
+    about = Queue(
+        queue=queue.id_of(manifest["run"], [one.id for one in asked]),
+        run=manifest["run"],
+        catalog=config.catalog,
+        model=" ".join(models),
+        format=config.format,
+        columns=tuple(columns),
+        lists=spec.head == MANY_CATEGORIES,
+        categories=spec.categories,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    FORMATS[config.format].write(about, asked, output)
+    queue.keep(output, about, rows.select(["id", *(name for name in columns if name != "id")]))
+    tops = Counter(path.split(" > ")[0] for one in asked for path, _ in one.categories)
+    return Exported(
+        output=str(output),
+        queue=about.queue,
+        asked=len(asked),
+        seen=found.seen,
+        unsure=float(pc.mean(rows.column("confidence")).as_py()),
+        alike=sum(one.alike for one in asked),
+        categories=tuple(tops.most_common(10)),
+    )
+
+
+def _texts(rows: pa.Table, columns: tuple[str, ...]) -> pa.Array:
+    """What is compared, of rows that may have a picture alone."""
+    texts = [pc.fill_null(rows.column(name).cast(pa.large_string()), "") for name in columns]
+    if not texts:
+        return pa.array([""] * len(rows), pa.large_string())
+    return pc.binary_join_element_wise(*texts, pa.scalar(" ", pa.large_string())).combine_chunks()
+
+
+def take_answers(config: ImportConfig) -> answering.Imported:
+    """Add what people answered to the corrections. Raises CatalogerError; nothing is written then."""
+    about, products = queue.read(locate(config.queue))
+    given = read_answers(locate(config.answers), about)
+    output = locate(config.output)
+    check_writable(output)
+    return answering.add(given, about, products, output, f"--answers {config.answers}")
