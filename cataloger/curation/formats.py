@@ -61,7 +61,7 @@ class LabelStudio:
         xml.SubElement(view, "Text", name="product", value="$text")
         if pictures:
             xml.SubElement(view, "Image", name="picture", value="$image")
-        xml.SubElement(view, "Header", value="The model says: $said", size="5")
+        xml.SubElement(view, "Header", value="$said", size="5")
         more = {} if queue.lists else {"maxUsages": "1"}
         tree = xml.SubElement(
             view,
@@ -285,7 +285,7 @@ def read_answers(location: Location, queue: Queue) -> list[Answer]:
 def _said(question: Question) -> str:
     """What the model says, in words."""
     every = [*question.categories, *question.alternatives]
-    said = "; or ".join(f"{path} ({score:.0%})" for path, score in every) or "nothing"
+    said = "The model says: " + ("; or ".join(f"{path} ({score:.0%})" for path, score in every) or "nothing")
     return said + (f"; {question.alike:,} products have this text" if question.alike > 1 else "")
 
 
