@@ -19,8 +19,9 @@ from cataloger.heads.columns import published_in
 from cataloger.infra.storage import Location, explain
 from cataloger.publishing.parts import REJECTS, part_name
 
-# Of so many times as many candidates as are asked about the most different ones are chosen; never of fewer than so many.
-PER_QUESTION, LEAST = 50, 20_000
+# Of so many times as many candidates as are asked about the most telling ones are chosen; never of fewer than so many. Of more, ones that
+# are nearly sure would be chosen because they are like many others: `benchmarks/review.py` reaches less with twenty times as many.
+PER_QUESTION, LEAST = 10, 1_000
 WORTH, WEIGHT, ALIKE = "worth", "weight", "alike"
 
 

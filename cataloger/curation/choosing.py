@@ -13,14 +13,16 @@ from cataloger.model.words import Vocabulary
 LEAST_TEXTS = 2
 # Less than that is told by what is the same in other words.
 LEAST_GAIN = 1e-6
+# Rows whose likeness to all others is in memory at the same time.
+BLOCK = 256
 
 
 def choose(texts: pa.Array, worth: npt.NDArray[np.float64], budget: int) -> npt.NDArray[np.int64]:
     """The places of at most `budget` of N texts, the most telling first; no two of the same words.
 
     Those that maximise the sum over all texts of worth × likeness to the most alike of the chosen ones: facility location (Wei, Iyer and
-    Bilmes 2015), found greedily and lazily (Minoux 1978), so that it is at least 1 - 1/e of the best sum. Likeness is the cosine of
-    weighted n-grams. Texts that stand for many others come first; those alike to a chosen one come late, and outliers last.
+    Bilmes 2015), found greedily and lazily (Minoux 1978), so that it is at least 1 - 1/e of the best sum. Likeness is the squared cosine
+    of weighted n-grams. Texts that stand for many others come first; those alike to a chosen one come late, and outliers last.
     `benchmarks/review.py` compares it with other ways.
     """
     counts = ngrams(texts)
@@ -30,11 +32,14 @@ def choose(texts: pa.Array, worth: npt.NDArray[np.float64], budget: int) -> npt.
     own = worth.astype(np.float32)
 
     def likeness(place: int) -> npt.NDArray[np.float32]:
-        found = np.asarray((matrix[place] @ others).todense()).ravel()
+        found = np.asarray((matrix[place] @ others).todense()).ravel() ** 2
         found[place] = 1.0  # also of a text without any n-gram that others have
         return found
 
-    first = matrix @ (others @ own)
+    blocks = (matrix[start : start + BLOCK] for start in range(0, len(own), BLOCK))
+    first = np.concatenate(
+        [np.empty(0, np.float32), *(np.asarray((block @ others).todense()) ** 2 @ own for block in blocks)]
+    )
     heap = [(-float(max(gain, alone)), place, 0) for place, (gain, alone) in enumerate(zip(first, own, strict=True))]
     heapq.heapify(heap)
     chosen: list[int] = []

@@ -36,7 +36,7 @@ def test_the_lazy_choice_is_the_greedy_one() -> None:
 
     counts = ngrams(texts)
     matrix = Vocabulary.of(counts, 2).weigh(counts).toarray()
-    likeness = matrix @ matrix.T
+    likeness = (matrix @ matrix.T) ** 2
     np.fill_diagonal(likeness, 1.0)
     covered, expected = np.zeros(60), []
     for _ in range(10):

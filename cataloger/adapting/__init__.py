@@ -1,0 +1,1 @@
+"""A model and its labels for a catalog that has changed: new categories, another tree."""
