@@ -421,6 +421,28 @@ class ExplainConfig:
 
 
 @dataclass(frozen=True)
+class ExtendConfig:
+    """Teach a model further categories, by their names and a few examples, without a training, and register it in MLflow as challenger."""
+
+    categories: str
+    """Parquet with `category_path` and the model's text columns: a row for each example of a new category, or one without any text. A column
+    `description` says more of a category."""
+    catalog: str
+    """Labelled Parquet with products of the categories that the model knows, best the one that it was trained on: new categories are told
+    from them, and take next to none of them."""
+    model: str = "models:/product-category@champion"
+    """Model to extend: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder."""
+    id_column: str = "id"
+    """Column of --catalog that identifies a product."""
+    label_column: str = "category_path"
+    """Column of --catalog with the category path."""
+    experiment: str = "cataloger"
+    """MLflow experiment of the run."""
+    model_name: str = "product-category"
+    """Name under which the new model is registered in MLflow."""
+
+
+@dataclass(frozen=True)
 class ExportConfig:
     """Choose the products that are worth a person's minute, and write them for a review tool."""
 

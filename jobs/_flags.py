@@ -20,6 +20,7 @@ from cataloger.config import (
     EvaluateConfig,
     ExplainConfig,
     ExportConfig,
+    ExtendConfig,
     ImportConfig,
     LabelConfig,
     PublishConfig,
@@ -86,6 +87,11 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         "common": ("catalog", "ids", "text", "model", "neighbours", "output"),
         "data": ("id_column", "text_columns", "image_column", "label_column"),
         "run": ("tiers",),
+    },
+    ExtendConfig: {
+        "common": ("categories", "catalog", "model", "model_name"),
+        "data": ("id_column", "label_column"),
+        "run": ("experiment",),
     },
     ExportConfig: {
         "common": ("labels", "catalog", "output", "budget", "format"),

@@ -1,25 +1,19 @@
 """A new version of a model that knows further categories, by their names and a few examples, without a training."""
 
 import logging
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.adapting.grafting import Graft, balance, grow
-from cataloger.adapting.newcomers import Newcomers, read_newcomers
-from cataloger.bundle import WORDS, read_spec, write_spec
+from cataloger.adapting.bundles import make_bundle
+from cataloger.adapting.newcomers import read_newcomers
+from cataloger.bundle import read_spec
 from cataloger.config import ExtendConfig
-from cataloger.data import seen
 from cataloger.data.catalog import Catalog, grouped, open_catalog
-from cataloger.data.ngrams import ngrams
-from cataloger.data.seen import Seen
+from cataloger.data.inputs import Input, input_of
 from cataloger.data.text import split_hash, split_keys, split_position
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.data.units import plan_reads, plan_units, read_units
@@ -29,17 +23,13 @@ from cataloger.infra.node_cache import working_folder
 from cataloger.model import registry
 from cataloger.model.registry import ModelSource
 from cataloger.model.tiers import Tiers
-from cataloger.model.words import WordModel
 from cataloger.spec import ONE_CATEGORY, Spec
-from cataloger.taxonomy import Taxonomy
 
 log = logging.getLogger(__name__)
 # Of the products of old categories that are judged rightly, new ones may take so many; a hundredth of a point less than is promised.
 TAKEN = 0.004
 # Products of old categories to tell new ones from, and to balance them by.
 MOST_ROWS = 5_000
-# In place of a threshold at levels that no old category has: nothing is trusted there.
-NEVER = 2.0
 ROUNDS = 6
 
 
@@ -63,7 +53,7 @@ class Extended:
 
 def extend(config: ExtendConfig) -> Extended:
     """Raises CatalogerError."""
-    tracking_uri = tracking.connect()
+    tracking.connect()
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     _check(spec, source)
@@ -71,7 +61,7 @@ def extend(config: ExtendConfig) -> Extended:
     catalog = open_catalog(
         config.catalog, config.id_column, spec.text_columns, (config.label_column,), grouped(spec.group_column)
     )
-    learnt, judged = _rows(catalog, spec, config)
+    learnt, judged = _rows(catalog, spec, input_of(spec, source.folder), config)
     log.info(
         "%s new categories with %s examples, told from %s products and balanced by %s",
         f"{len(new.paths):,}",
@@ -88,7 +78,7 @@ def extend(config: ExtendConfig) -> Extended:
         share = TAKEN
         for turn in range(ROUNDS):
             folder = aside / f"bundle-{turn}"
-            make(source.folder, folder, new, learnt, judged, truth, share)
+            make_bundle(source.folder, folder, new, learnt, judged, truth, share)
             now = Tiers(folder).label(judged).column("category")
             lost = _accuracy(old, truth) - _accuracy(now, truth)
             if lost <= TAKEN:
@@ -112,7 +102,6 @@ def extend(config: ExtendConfig) -> Extended:
             {"old_accuracy_before": found.before, "old_accuracy": found.after, "taken_fraction": found.taken}
         )
     log.info("registered %s as %s", uri, "champion, the first of its name" if first else "challenger")
-    del tracking_uri
     return found
 
 
@@ -127,7 +116,7 @@ def _check(spec: Spec, source: ModelSource) -> None:
         )
 
 
-def _rows(catalog: Catalog, spec: Spec, config: ExtendConfig) -> tuple[pa.Table, pa.Table]:
+def _rows(catalog: Catalog, spec: Spec, given: Input, config: ExtendConfig) -> tuple[pa.Table, pa.Table]:
     """(rows to tell new categories from, rows to balance them by), of known categories; the second are those that the model has not learnt."""
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
@@ -148,7 +137,7 @@ def _rows(catalog: Catalog, spec: Spec, config: ExtendConfig) -> tuple[pa.Table,
             f"--catalog {config.catalog}: no row has a category that the model knows; name labelled products, and their --label-column"
         )
     rows = rows.take(pa.array(np.random.default_rng(0).permutation(len(rows))))
-    texts = Tiers_input(spec, rows)
+    texts = given.identity(given.read(rows).values)
     position = split_position(
         split_hash(split_keys(rows, texts, spec.group_column), spec.format_version), spec.test_start
     )
