@@ -36,6 +36,9 @@ class TrainConfig:
     corrections: str | None = None
     """Folder of `review.py import`, or Parquet with `id`, `category_path` and the text columns: what people corrected. It wins over the
     catalog's category, and products that are not in the catalog are learnt from as well."""
+    tree_map: str | None = None
+    """Folder of an edited map of `migrate.py`: the catalog has the categories of the old tree, and the model learns those of the new one. Rows
+    of categories that the map splits, or lets go, teach nothing."""
     eval_catalog: str | None = None
     """Labelled Parquet to validate on after each epoch; without it, on --validation-fraction of the catalog's texts."""
     id_column: str = "id"
@@ -440,6 +443,34 @@ class ExtendConfig:
     """MLflow experiment of the run."""
     model_name: str = "product-category"
     """Name under which the new model is registered in MLflow."""
+
+
+@dataclass(frozen=True)
+class MigrateConfig:
+    """Move published labels to another tree of categories: propose a map, which people edit, and publish the labels by it."""
+
+    labels: str
+    """Folder or s3:// prefix that label.py wrote to; the published labels are moved."""
+    to: str | None = None
+    """Parquet with the new tree: `category_path`, or `id`, `parent_id` and `name`; `description` says more of a category."""
+    examples: str | None = None
+    """Parquet with a few products and their category in the new tree."""
+    apply: str | None = None
+    """Folder of a map: publish the labels by it."""
+    output: str = "map"
+    """Folder or s3:// prefix to write to: the map, or with --apply the new labels."""
+    catalog: str | None = None
+    """Parquet that the labels were made from; by default the one that the run names."""
+    model: tuple[str, ...] = ()
+    """Model that made the labels; by default the one that the run names."""
+    text_columns: tuple[str, ...] | None = None
+    """Columns that are read of each product; by default those that the model reads."""
+    id_column: str = "id"
+    """Column of --examples that identifies a product."""
+    label_column: str = "category_path"
+    """Column of --examples with the new category."""
+    base_model: str = "minilm"
+    """Base model that says what names and products mean: minilm (bundled, English), e5 (many languages), a hub name, or a folder."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Results as terminal tables."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from cataloger.adapting.migrate import Made, Moved
     from cataloger.compression.job import Compressed
     from cataloger.curation.answers import Imported
     from cataloger.curation.review import Exported
@@ -44,6 +46,36 @@ def show_rules(decided: "Decided") -> None:
             for rule in decided.rules
         ]
         show("rules", ("rule", "", "matched", "decided", "the model differs", ""), rows)
+
+
+def show_map(found: "Made") -> None:
+    """What becomes of the largest old categories."""
+    rows = [
+        (
+            row.old,
+            f"{row.products:,}",
+            row.kind,
+            row.target or ", ".join(f"{path} ({share:.0%})" for path, share in row.targets),
+            f"{row.confidence:.0%}",
+        )
+        for row in found.rows[:SHOWN_GROUPS]
+    ]
+    some = f", {SHOWN_GROUPS} of {len(found.rows):,}" if len(found.rows) > SHOWN_GROUPS else ""
+    show(f"old categories by size{some}", ("old category", "products", "", "becomes", "confidence"), rows)
+    kinds = [(kind, f"{count:,}") for kind, count in Counter(row.kind for row in found.rows).most_common()]
+    show(f"map in {found.output}, as a page in map.html", ("", "categories"), kinds)
+
+
+def show_moved(found: "Moved") -> None:
+    """What was published by a map."""
+    rows = [
+        ("labelled", f"{found.labelled:,}"),
+        ("rejected", f"{found.rejects:,}"),
+        ("told apart one by one", f"{found.apart:,}"),
+        ("need review", f"{found.needs_review:,}"),
+        *((f"categories: {kind}", f"{count:,}") for kind, count in found.kinds.most_common()),
+    ]
+    show(f"{found.output}/run={found.run}", ("published in the new tree", ""), rows)
 
 
 def show_queue(found: "Exported") -> None:

@@ -30,12 +30,12 @@ class Known:
             found.update(SEPARATOR.join(levels[:depth]) for depth in range(1, len(levels) + 1))
         return found
 
-    def check(self, paths: Iterable[str], where: str) -> None:
-        """Raises ConfigError that names the first one that the model does not know, and the one most like it."""
+    def check(self, paths: Iterable[str], where: str, who: str = "the model") -> None:
+        """Raises ConfigError that names the first one that is not known, and the one most like it."""
         unknown = sorted({path for path in paths if path not in self.nodes})
         if unknown:
             others = f"; {len(unknown) - 1:,} more are unknown" if len(unknown) > 1 else ""
-            raise ConfigError(f"{where}: the model knows no category {unknown[0]!r}{self._nearest(unknown[0])}{others}")
+            raise ConfigError(f"{where}: {who} knows no category {unknown[0]!r}{self._nearest(unknown[0])}{others}")
 
     def _nearest(self, path: str) -> str:
         near = difflib.get_close_matches(path, self.nodes, 1, 0.0)

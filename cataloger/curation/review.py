@@ -8,20 +8,16 @@ from datetime import UTC, datetime
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cataloger.bundle import read_spec
 from cataloger.config import ExportConfig, ImportConfig
 from cataloger.curation import answers as answering
 from cataloger.curation import candidates, queue
 from cataloger.curation.choosing import choose
 from cataloger.curation.formats import FORMATS, read_answers
 from cataloger.curation.queue import Queue
-from cataloger.data.catalog import open_catalog
-from cataloger.errors import ConfigError, StorageError
-from cataloger.infra import tracking
-from cataloger.infra.storage import check_reachable, check_writable, locate
-from cataloger.model.ensemble import fetch_models
-from cataloger.publishing import pointer, snapshot
-from cataloger.spec import MANY_CATEGORIES, TAGS
+from cataloger.curation.run import open_run
+from cataloger.errors import ConfigError
+from cataloger.infra.storage import check_writable, locate
+from cataloger.spec import MANY_CATEGORIES
 
 log = logging.getLogger(__name__)
 
@@ -46,31 +42,16 @@ def export(config: ExportConfig) -> Exported:
     """Choose products of the published run, and write them for a review tool. Raises CatalogerError."""
     if config.budget < 1:
         raise ConfigError(f"--budget {config.budget}: ask about at least one product")
-    labels, output = locate(config.labels), locate(config.output)
-    check_reachable(labels)
-    manifest = pointer.published(labels, pointer.look(labels))
-    if manifest is None:
-        raise StorageError(f"--labels {config.labels}: nothing is published there; name the --output of jobs/label.py")
-    models = config.model or tuple(manifest["config"]["model"])
-    if any(uri.startswith(("models:/", "runs:/")) for uri in models):
-        tracking.connect()
-    spec = read_spec(fetch_models(models).folder)
-    spec = spec.reading(config.text_columns, config.image_column)
-    if spec.head == TAGS:
-        raise ConfigError(f"model {' '.join(models)} gives tags; people are asked about categories")
-    picture = spec.picture.column if spec.picture else config.image_column
+    output = locate(config.output)
     others = {config.weight_column: "--weight-column"} if config.weight_column else {}
-    catalog = open_catalog(
-        config.catalog, manifest["config"]["id_column"], spec.text_columns, others=others, picture=spec.picture
-    )
+    run = open_run(config.labels, config.catalog, config.model, config.text_columns, config.image_column, others)
+    spec, manifest = run.spec, run.manifest
+    picture = spec.picture.column if spec.picture else config.image_column
     check_writable(output)
     if (output / queue.ABOUT).exists():
         raise ConfigError(f"--output {config.output}: has a queue already; import its answers, and name another folder")
     columns = [*spec.text_columns, *([picture] if picture else [])]
-    folder = snapshot.run_folder(labels, manifest["run"])
-    found = candidates.find(
-        candidates.labelled_rows(manifest, folder, catalog), columns, config.weight_column, config.budget
-    )
+    found = candidates.find(run.rows(), columns, config.weight_column, config.budget)
     if not len(found.rows):
         raise ConfigError(
             f"--labels {config.labels}: no label there is unsure, or none of a product with weight; there is nothing to ask"
@@ -86,7 +67,7 @@ def export(config: ExportConfig) -> Exported:
         queue=queue.id_of(manifest["run"], [one.id for one in asked]),
         run=manifest["run"],
         catalog=config.catalog,
-        model=" ".join(models),
+        model=" ".join(run.models),
         format=config.format,
         columns=tuple(columns),
         lists=spec.head == MANY_CATEGORIES,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cataloger.config import TrainConfig
+from cataloger.curation.moves import read_moves
 from cataloger.data.catalog import Catalog
 from cataloger.data.kinds import label_kind
 from cataloger.data.truth import count_labels, normalise_labels, normalise_names
@@ -89,7 +90,24 @@ def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig, correct
 def _counted(column: str, catalog: Catalog, config: TrainConfig, tags: bool) -> tuple[dict[str, str], dict[str, int]]:
     """(label as written → as it is learnt, how often each is there)"""
     counts = count_labels(catalog, column, config.id_column)
-    return normalise_names(counts) if tags else normalise_labels(counts, str(catalog.location), column)
+    if tags:
+        return normalise_names(counts)
+    names, rows = normalise_labels(counts, str(catalog.location), column)
+    if not config.tree_map or column != config.label_column[0]:
+        return names, rows
+    moves = read_moves(config.tree_map)
+    moved: Counter[str] = Counter()
+    for path, count in rows.items():
+        if path in moves:
+            moved[moves[path]] += count
+    left = rows.total() - moved.total()
+    if left:
+        log.info(
+            "%s: %s rows of categories that the map splits, lets go or lacks are left out",
+            catalog.location,
+            f"{left:,}",
+        )
+    return {written: moves[path] for written, path in names.items() if path in moves}, moved
 
 
 def check_told(blocks: Sequence[Any], columns: Sequence[str]) -> None:

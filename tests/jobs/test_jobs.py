@@ -17,7 +17,21 @@ from conftest import ROOT, refused
 
 Job = Callable[..., tuple[int, str, str]]
 Write = Callable[..., Path]
-JOBS = ["train", "label", "evaluate", "audit", "compare", "sample", "publish", "verify", "compress", "serve", "explain"]
+JOBS = [
+    "train",
+    "label",
+    "evaluate",
+    "audit",
+    "compare",
+    "sample",
+    "publish",
+    "verify",
+    "compress",
+    "serve",
+    "explain",
+    "extend",
+    "migrate",
+]
 
 
 @pytest.fixture
