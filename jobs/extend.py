@@ -19,7 +19,10 @@ def main() -> None:
         rows = [
             ("new categories", f"{found.categories:,}"),
             ("examples of them", f"{found.examples:,}"),
-            ("products of old categories that neither model has learnt", f"{found.rows:,}"),
+            (
+                f"products of old categories{' that neither model has learnt' if found.unlearnt else ''}",
+                f"{found.rows:,}",
+            ),
             ("accuracy on these before", f"{found.before:.4f}"),
             ("accuracy on these now", f"{found.after:.4f}"),
             ("of these in a new category now", f"{found.taken:.2%}"),

@@ -41,9 +41,17 @@ class _Rows:
 
 
 def make_bundle(
-    source: Path, folder: Path, new: Newcomers, learnt: pa.Table, judged: pa.Table, truth: pa.ChunkedArray, share: float
+    source: Path,
+    folder: Path,
+    new: Newcomers,
+    learnt: pa.Table,
+    judged: pa.Table,
+    truth: pa.ChunkedArray,
+    share: float,
+    apart: float,
 ) -> None:
-    """Write a bundle to `folder` whose new categories take this share of the judged rows of old ones, in words and in the network each."""
+    """Write a bundle to `folder` whose new categories take this share of the judged rows of old ones, in words and in the network each, or
+    less where they stand further `apart` (`grafting.balance`)."""
     spec = read_spec(source)
     given = input_of(spec, source)
     rows = _read(new, learnt, judged, truth, spec, given)
@@ -53,13 +61,13 @@ def make_bundle(
     whole = _with(spec, categories)
     folder.mkdir(parents=True)
     if spec.network:
-        _extend_network(source, folder, whole, given, rows, order, share)
+        _extend_network(source, folder, whole, given, rows, order, share, apart)
     for file in source.iterdir():
         # Eight bits are of the old network; whatever else a bundle has stays.
         if file.is_file() and not (folder / file.name).exists() and file.name not in (INT8, INT8_WEIGHTS):
             shutil.copy(file, folder / file.name)
     if spec.words:
-        _extend_words(WordModel.load(source), given, rows, order, share).save(folder)
+        _extend_words(WordModel.load(source), given, rows, order, share, apart).save(folder)
         assert (folder / WORDS).exists()
     write_spec(folder, whole)
     if saw := seen.read(source):
@@ -99,20 +107,29 @@ def _with(spec: Spec, categories: tuple[str, ...]) -> Spec:
     return replace(spec, categories=categories, thresholds=longer(spec.thresholds), words=words)
 
 
-def _extend_words(model: WordModel, given: Input, rows: _Rows, order: npt.NDArray[np.int64], share: float) -> WordModel:
+def _extend_words(
+    model: WordModel, given: Input, rows: _Rows, order: npt.NDArray[np.int64], share: float, apart: float
+) -> WordModel:
     def features(values: pa.Array) -> sparse.csr_matrix:
         return model.vocabulary.weigh(ngrams(given.texts(values)))
 
     judged = features(rows.judged)
     old = np.asarray((judged @ model.weights).toarray(), np.float32) + model.bias
     graft = grow(features(rows.own), rows.label, len(order) - len(model.bias), features(rows.learnt))
-    graft = balance(graft, judged, old, old.argmax(axis=1) == rows.truth, share)
+    graft = balance(graft, judged, old, old.argmax(axis=1) == rows.truth, share, apart)
     weights = sparse.hstack([model.weights, sparse.csr_matrix(graft.weights)], "csc")[:, order].tocsr()
     return WordModel(model.vocabulary, weights, np.concatenate([model.bias, graft.bias])[order])
 
 
 def _extend_network(
-    source: Path, folder: Path, spec: Spec, given: Input, rows: _Rows, order: npt.NDArray[np.int64], share: float
+    source: Path,
+    folder: Path,
+    spec: Spec,
+    given: Input,
+    rows: _Rows,
+    order: npt.NDArray[np.int64],
+    share: float,
+    apart: float,
 ) -> None:
     import torch
     from torch import nn
@@ -147,7 +164,7 @@ def _extend_network(
     spread = (learnt @ weights.T + bias).std(axis=0).mean() / max(
         1e-9, graft.scores(learnt / length).std(axis=0).mean()
     )
-    graft = balance(graft.scaled(spread), judged / length, old, old.argmax(axis=1) == rows.truth, share)
+    graft = balance(graft.scaled(spread), judged / length, old, old.argmax(axis=1) == rows.truth, share, apart)
     new = nn.Linear(layer.in_features, len(order))
     with torch.no_grad():
         new.weight.copy_(torch.from_numpy(np.concatenate([weights, graft.weights.T / length])[order]))

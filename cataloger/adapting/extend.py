@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -12,12 +13,14 @@ from cataloger.adapting.bundles import make_bundle
 from cataloger.adapting.newcomers import read_newcomers
 from cataloger.bundle import read_spec
 from cataloger.config import ExtendConfig
+from cataloger.data import seen
 from cataloger.data.catalog import Catalog, grouped, open_catalog
 from cataloger.data.inputs import Input, input_of
-from cataloger.data.text import split_hash, split_keys, split_position
+from cataloger.data.seen import Seen
+from cataloger.data.text import split_position
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.data.units import plan_reads, plan_units, read_units
-from cataloger.errors import ConfigError
+from cataloger.errors import ConfigError, TrainingError
 from cataloger.infra import tracking
 from cataloger.infra.node_cache import working_folder
 from cataloger.model import registry
@@ -28,9 +31,10 @@ from cataloger.spec import ONE_CATEGORY, Spec
 log = logging.getLogger(__name__)
 # Of the products of old categories that are judged rightly, new ones may take so many; a hundredth of a point less than is promised.
 TAKEN = 0.004
-# Products of old categories to tell new ones from, and to balance them by.
-MOST_ROWS = 5_000
-ROUNDS = 6
+# Products of old categories to tell new ones from, and to balance them by; of fewer that the model has not learnt, nothing can be said.
+MOST_ROWS, LEAST_ROWS = 5_000, 200
+MIXER = np.uint64(0x9E3779B97F4A7C15)
+ROUNDS, APART = 6, 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Extended:
     after: float
     taken: float
     """Share of these that get a new category now."""
+    unlearnt: bool
+    """Whether these are products that the model has not learnt."""
 
 
 def extend(config: ExtendConfig) -> Extended:
@@ -61,7 +67,7 @@ def extend(config: ExtendConfig) -> Extended:
     catalog = open_catalog(
         config.catalog, config.id_column, spec.text_columns, (config.label_column,), grouped(spec.group_column)
     )
-    learnt, judged = _rows(catalog, spec, input_of(spec, source.folder), config)
+    learnt, judged, unlearnt = _rows(catalog, spec, input_of(spec, source.folder), seen.read(source.folder), config)
     log.info(
         "%s new categories with %s examples, told from %s products and balanced by %s",
         f"{len(new.paths):,}",
@@ -75,16 +81,19 @@ def extend(config: ExtendConfig) -> Extended:
     ):
         before, truth = Tiers(source.folder), judged.column(config.label_column)
         old = before.label(judged).column("category")
-        share = TAKEN
         for turn in range(ROUNDS):
             folder = aside / f"bundle-{turn}"
-            make_bundle(source.folder, folder, new, learnt, judged, truth, share)
+            make_bundle(source.folder, folder, new, learnt, judged, truth, TAKEN / 2**turn, APART * turn)
             now = Tiers(folder).label(judged).column("category")
             lost = _accuracy(old, truth) - _accuracy(now, truth)
             if lost <= TAKEN:
                 break
             # Words and network each take their share, and not from the same products.
-            share /= 2
+        else:
+            raise TrainingError(
+                f"--categories {config.categories}: the new categories take more than {TAKEN:.1%} of the old ones' products ({lost:.1%}), so "
+                "they cannot be told apart by words; train a model with --corrections instead"
+            )
         taken = pc.is_in(now, pa.array(new.paths))
         uri, first = registry.register(folder, config.model_name, run_id)
         registry.tag_version(ModelSource(folder, uri, uri.removeprefix("models:/")), {"extended_from": source.uri})
@@ -97,6 +106,7 @@ def extend(config: ExtendConfig) -> Extended:
             _accuracy(old, truth),
             _accuracy(now, truth),
             pc.mean(taken).as_py(),
+            unlearnt,
         )
         tracking.log_metrics(
             {"old_accuracy_before": found.before, "old_accuracy": found.after, "taken_fraction": found.taken}
@@ -116,42 +126,70 @@ def _check(spec: Spec, source: ModelSource) -> None:
         )
 
 
-def _rows(catalog: Catalog, spec: Spec, given: Input, config: ExtendConfig) -> tuple[pa.Table, pa.Table]:
-    """(rows to tell new categories from, rows to balance them by), of known categories; the second are those that the model has not learnt."""
+def _rows(
+    catalog: Catalog, spec: Spec, given: Input, saw: Seen | None, config: ExtendConfig
+) -> tuple[pa.Table, pa.Table, bool]:
+    """(rows to tell new categories from, rows to balance them by, whether the model has not learnt the second), of known categories."""
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
     )
-    known = pa.array([written for written, path in names.items() if path in set(spec.categories)], pa.large_string())
-    paths = pa.array([names[written] for written in known.to_pylist()], pa.string())
-    held = spec.test_fraction + (spec.validation_fraction or 0.0) * (1 - spec.test_fraction)
-    tables = []
+    categories = set(spec.categories)
+    written = [one for one, path in names.items() if path in categories]
+    known, paths = pa.array(written, pa.large_string()), pa.array([names[one] for one in written], pa.string())
+    learnt, judged = _Sample(), _Sample()
     for table in _tables(catalog):
-        place = pc.index_in(table.column(config.label_column).cast(pa.large_string()), known)
-        table = table.set_column(
-            table.column_names.index(config.label_column), config.label_column, paths.take(place.combine_chunks())
-        )
-        tables.append(table.filter(place.is_valid()))
-    rows = pa.concat_tables(tables).combine_chunks()
-    if not len(rows):
+        place = pc.index_in(table.column(config.label_column).cast(pa.large_string()), known).combine_chunks()
+        column = table.column_names.index(config.label_column)
+        table = table.set_column(column, config.label_column, paths.take(place)).filter(place.is_valid())
+        keys = seen.keys(table, given.identity(given.read(table).values), spec.group_column, spec.format_version)
+        new = pc.equal(saw.recognise(keys), False) if saw else pa.nulls(len(table), pa.bool_())
+        unknown = pc.fill_null(new, False).to_numpy(zero_copy_only=False) | _validated(keys, spec)
+        judged.add(table.filter(pa.array(unknown)), keys[unknown])
+        learnt.add(table.filter(pa.array(~unknown)), keys[~unknown])
+    rows, unlearnt = learnt.rows(), judged.rows()
+    if unlearnt is not None and len(unlearnt) >= LEAST_ROWS:
+        return (rows if rows is not None else unlearnt), unlearnt, True
+    if rows is None or len(rows) < 2:
         raise ConfigError(
             f"--catalog {config.catalog}: no row has a category that the model knows; name labelled products, and their --label-column"
         )
-    rows = rows.take(pa.array(np.random.default_rng(0).permutation(len(rows))))
-    texts = given.identity(given.read(rows).values)
-    position = split_position(
-        split_hash(split_keys(rows, texts, spec.group_column), spec.format_version), spec.test_start
+    log.warning(
+        "--catalog %s: the model has learnt nearly all of these products, so new categories may take more of others than of them; best name "
+        "products that it has not learnt, or train it with --test-fraction",
+        config.catalog,
     )
-    # The test side is nobody's; without a validation side of its own, the model was validated elsewhere.
-    judged = (position >= spec.test_fraction) & (position < held) if held > spec.test_fraction else position >= 0
-    learnt = position >= held if held > spec.test_fraction else np.zeros(len(rows), bool)
-    if not judged.any():
-        raise ConfigError(
-            f"--catalog {config.catalog}: no row falls on the model's validation side; name the catalog that it was trained on"
-        )
-    if not learnt.any():
-        half = np.arange(len(rows)) % 2 == 0
-        learnt, judged = half, ~half
-    return (rows.filter(pa.array(side)).slice(0, MOST_ROWS) for side in (learnt, judged))  # type: ignore[return-value]
+    half = np.arange(len(rows)) % 2 == 0
+    return rows.filter(pa.array(half)), rows.filter(pa.array(~half)), False
+
+
+def _validated(keys: npt.NDArray[np.uint64], spec: Spec) -> npt.NDArray[np.bool_]:
+    """[N] which rows a network was validated on, and neither it nor the words beside it learnt from."""
+    position = split_position(keys, spec.test_start)
+    held_out = spec.test_fraction + (spec.validation_fraction or 0.0) * (1 - spec.test_fraction)
+    return spec.network & (position >= spec.test_fraction) & (position < held_out)
+
+
+class _Sample:
+    """Up to MOST_ROWS rows, those of the smallest keys: the same of the same catalog, and no more in memory."""
+
+    def __init__(self) -> None:
+        self._tables, self._keys = list[pa.Table](), list[npt.NDArray[np.uint64]]()
+
+    def add(self, table: pa.Table, keys: npt.NDArray[np.uint64]) -> None:
+        self._tables.append(table)
+        self._keys.append(keys)
+        if sum(map(len, self._tables)) > 4 * MOST_ROWS:
+            self._cut()
+
+    def rows(self) -> pa.Table | None:
+        self._cut()
+        return self._tables[0] if self._tables and len(self._tables[0]) else None
+
+    def _cut(self) -> None:
+        if self._tables:
+            table, keys = pa.concat_tables(self._tables), np.concatenate(self._keys)
+            order = np.argsort(keys * MIXER, kind="stable")[:MOST_ROWS]
+            self._tables, self._keys = [table.take(pa.array(order)).combine_chunks()], [keys[order]]
 
 
 def _tables(catalog: Catalog) -> Iterator[pa.Table]:

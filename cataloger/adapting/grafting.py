@@ -51,11 +51,13 @@ def grow(own: Any, label: npt.NDArray[np.int64], count: int, others: Any) -> Gra
     return Graft(weights, bias)
 
 
-def balance(graft: Graft, features: Any, old: FloatArray, right: npt.NDArray[np.bool_], share: float) -> Graft:
+def balance(
+    graft: Graft, features: Any, old: FloatArray, right: npt.NDArray[np.bool_], share: float, apart: float = 0.0
+) -> Graft:
     """Shifted so far that of N products of old categories, with the scores `old` [N, C] and `right` [N] where these are right, the new
-    columns take at most this share."""
+    columns take at most this share; and `apart` times the spread of these scores further."""
     lead = np.sort((old.max(axis=1) - graft.scores(features).max(axis=1))[right])
     allowed = int(share * len(right))
     if allowed >= len(lead):
         return graft
-    return graft.shifted(float(lead[allowed]) - 1e-6)
+    return graft.shifted(float(lead[allowed]) - 1e-6 - apart * float(old.std()))

@@ -23,7 +23,7 @@ from cataloger.taxonomy import SEPARATOR
 Kind = Literal["same", "renamed", "moved", "merged", "split", "gone"]
 KINDS = ("same", "renamed", "moved", "merged", "split", "gone")
 # Products of a category that vote; its name counts as so many of them, and each example with that old label as so many.
-VOTERS, NAME, EXAMPLE = 50, 2.0, 3.0
+VOTERS, NAME, EXAMPLE = 50, 1.0, 3.0
 # Of the softmax that makes votes of cosines, and what equal names count beside them.
 TEMPERATURE, SAME_NAME = 0.05, 0.3
 # A category goes to one target that has so many of the votes, and is split among those that have so many.

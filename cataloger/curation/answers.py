@@ -8,7 +8,7 @@ import io
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import combinations
 from typing import Any
@@ -65,7 +65,7 @@ def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Locat
     now = datetime.now(UTC).isoformat(timespec="seconds")
     answers = {(_text_of(row["id"]), row["who"]): row for row in before}
     new = changed = known = 0
-    for answer in sorted(given, key=lambda one: one.when):
+    for answer in sorted((replace(one, when=_time(one.when)) for one in given), key=lambda one: one.when):
         key = answer.id, answer.who
         paths: Any = [_plain(path) for path in answer.paths]
         paths = sorted(paths) if queue.lists else paths[0]
@@ -87,9 +87,12 @@ def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Locat
         }
     kept = list(answers.values())
     corrections, undecided = _agreed(kept)
-    if new or changed:
-        _write(output / ANSWERS, kept, products)
-        _write(output / CORRECTIONS, corrections, products)
+    # The corrections follow from the answers: they come first, so that an interrupted import is simply done again.
+    schema = _schema(products, before, queue)
+    for name, rows_of in ((CORRECTIONS, corrections), (ANSWERS, kept)):
+        data = _parquet(rows_of, schema)
+        if new or changed or not (output / name).exists():
+            (output / name).write(data)
     return Imported(
         output=str(output),
         new=new,
@@ -121,6 +124,15 @@ def _check(given: Sequence[Answer], queue: Queue, rows: Mapping[str, int], where
                 f"{where}: product {answer.id}: {answer.paths[0]!r} is no category path: {problem}"
             ) from problem
         known.check(paths, f"{where}: product {answer.id}")
+
+
+def _time(written: str) -> str:
+    """As ISO 8601 in UTC, so that times can be compared; what is none stays as it is."""
+    try:
+        found = datetime.fromisoformat(written)
+    except ValueError:
+        return written
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _plain(path: str) -> str:
@@ -181,16 +193,25 @@ def _read(location: Location) -> list[dict[str, Any]]:
         raise StorageError(f"{location}: cannot be read, to add answers to it: {explain(error)}") from error
 
 
-def _write(location: Location, rows: Sequence[Mapping[str, Any]], products: pa.Table) -> None:
-    """With the columns of products that any queue had, each of the type that it has there."""
-    names = list(dict.fromkeys([*products.column_names, *(name for row in rows for name in row)]))
-    names = ["id", *(name for name in names if name not in ("id", *NOT_OF_PRODUCTS)), *NOT_OF_PRODUCTS]
-    columns = {}
-    for name in names:
-        values = [row.get(name) for row in rows]
-        kinds = {type(value) for value in values if value is not None}
-        mixed = len(kinds) > 1 and not kinds <= {int, float}
-        columns[name] = pa.array([None if value is None else str(value) for value in values] if mixed else values)
+def _schema(products: pa.Table, before: Sequence[Mapping[str, Any]], queue: Queue) -> pa.Schema:
+    """The products' columns as this queue has them, and as text where only earlier ones do."""
+    own = {field.name: field.type for field in products.schema}
+    earlier = [name for row in before for name in row if name not in own]
+    columns = {**own, **{name: pa.string() for name in earlier if name not in NOT_OF_PRODUCTS}}
+    path = pa.list_(pa.string()) if queue.lists else pa.string()
+    kinds = [(name, path if name == "category_path" else pa.string()) for name in NOT_OF_PRODUCTS]
+    return pa.schema([*columns.items(), *kinds])
+
+
+def _parquet(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> bytes:
+    """What another queue had of another type becomes text, for all rows."""
+    columns = []
+    for field in schema:
+        values = [row.get(field.name) for row in rows]
+        try:
+            columns.append(pa.array(values, field.type))
+        except (pa.ArrowException, TypeError):
+            columns.append(pa.array([None if value is None else str(value) for value in values], pa.string()))
     sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink, compression="zstd")
-    location.write(sink.getvalue())
+    pq.write_table(pa.table(columns, names=schema.names), sink, compression="zstd")
+    return sink.getvalue()

@@ -22,7 +22,10 @@ from cataloger.publishing.parts import REJECTS, part_name
 # Of so many times as many candidates as are asked about the most telling ones are chosen; never of fewer than so many. Of more, ones that
 # are nearly sure would be chosen because they are like many others: `benchmarks/review.py` reaches less with twenty times as many.
 PER_QUESTION, LEAST = 10, 1_000
+MOST = 10_000
 WORTH, WEIGHT, ALIKE = "worth", "weight", "alike"
+# Before the names of a product's own columns, which may be called anything.
+OF_PRODUCT = "product."
 
 
 def labelled_rows(
@@ -31,6 +34,8 @@ def labelled_rows(
     """(labels, the rows of the catalog that they are of), part by part. Raises CatalogError for a catalog of other rows."""
     rows = {file["name"]: file["rows"] for file in manifest["files"]}
     sizes = [rows[part_name(unit)] + rows.get(f"{REJECTS}/{part_name(unit)}", 0) for unit in range(manifest["units"])]
+    if catalog.rows != sum(sizes):
+        raise _others(catalog, manifest)
     for unit, table in enumerate(_cut(_tables(catalog), sizes)):
         labels = _read(folder / part_name(unit))
         rejected = f"{REJECTS}/{part_name(unit)}"
@@ -41,11 +46,14 @@ def labelled_rows(
         )
         kept = _labelled(as_text(table.column(0)), as_text(labels.column("id")), as_text(lost))
         if kept is None:
-            raise CatalogError(
-                f"catalog {catalog.location}: has other products than run {manifest['run']} was made from; name that catalog, or label this "
-                "one first"
-            )
+            raise _others(catalog, manifest)
         yield labels, table.filter(pa.array(kept))
+
+
+def _others(catalog: Catalog, manifest: Mapping[str, Any]) -> CatalogError:
+    return CatalogError(
+        f"catalog {catalog.location}: has other products than run {manifest['run']} was made from; name that catalog, or label this one first"
+    )
 
 
 def _tables(catalog: Catalog) -> Iterator[pa.Table]:
@@ -112,23 +120,28 @@ def find(
 ) -> Candidates:
     """Those whose answer is worth most: how unsure the label is, times the weight of all products with its text.
 
-    Labels that a person has given are none. Raises CatalogError for a weight that is negative.
+    Labels that a person has given are none, nor are products without an id. Of many products the weights are summed among those
+    that are kept so far. Raises CatalogError for a weight that is negative.
     """
-    most, seen, pool = max(LEAST, PER_QUESTION * budget), 0, list[pa.Table]()
+    most, seen, pool = max(LEAST, min(MOST, PER_QUESTION * budget), 2 * budget), 0, list[pa.Table]()
     for labels, products in pairs:
         seen += len(labels)
         rows = _columns(labels, products, columns, weight)
         pool.append(rows.filter(pc.greater(rows.column(WORTH), 0)))
-        if sum(map(len, pool)) > 2 * most:
+        if sum(map(len, pool)) > 4 * most:
             pool = [_best(pa.concat_tables(pool), most)]
     return Candidates(_best(pa.concat_tables(pool), most) if pool else pa.table({}), seen)
 
 
 def _columns(labels: pa.Table, products: pa.Table, columns: Sequence[str], weight: str | None) -> pa.Table:
-    answer = published_in(labels.schema).answer
     weights = np.ones(len(labels))
     if weight:
-        weights = pc.fill_null(products.column(weight).cast(pa.float64()), 0.0).to_numpy()
+        try:
+            weights = pc.fill_null(products.column(weight).cast(pa.float64()), 0.0).to_numpy()
+        except pa.ArrowException as error:
+            raise CatalogError(
+                f"--weight-column {weight}: has text that is no number; name a column of numbers from 0 on"
+            ) from error
         if (weights < 0).any() or not np.isfinite(weights).all():
             raise CatalogError(
                 f"--weight-column {weight}: has values below 0, or none at all; name a column of numbers from 0 on"
@@ -136,9 +149,17 @@ def _columns(labels: pa.Table, products: pa.Table, columns: Sequence[str], weigh
     worth = unsure(labels) * weights
     if SOURCE in labels.column_names:
         worth[pc.equal(labels.column(SOURCE), BY_PIN).to_numpy()] = 0
-    found = {"id": labels.column("id"), **{name: products.column(name) for name in columns if name != "id"}}
-    found |= {name: labels.column(name) for name in (answer, "confidence", "alternatives", "needs_review", "text_hash")}
+    worth[labels.column("id").is_null().to_numpy()] = 0
+    said = (published_in(labels.schema).answer, "confidences", "confidence", "alternatives", "text_hash")
+    found = {name: labels.column(name) for name in ("id", *said) if name in labels.column_names}
+    found |= {OF_PRODUCT + name: products.column(name) for name in columns}
     return pa.table({**found, WEIGHT: weights, WORTH: worth, ALIKE: np.ones(len(labels), np.int64)})
+
+
+def products_of(rows: pa.Table) -> pa.Table:
+    """The columns of candidates that are the catalog's, by their names there; the id is `id`."""
+    own = [name for name in rows.column_names if name.startswith(OF_PRODUCT) and name != OF_PRODUCT + "id"]
+    return rows.select(["id", *own]).rename_columns(["id", *(name.removeprefix(OF_PRODUCT) for name in own)])
 
 
 def unsure(labels: pa.Table) -> npt.NDArray[np.float64]:
@@ -155,7 +176,7 @@ def unsure(labels: pa.Table) -> npt.NDArray[np.float64]:
 
 
 def _best(rows: pa.Table, most: int) -> pa.Table:
-    """The most worthy ones, one for each text: an answer to one tells of all that have the text."""
+    """The most worthy ones, one for each text, and one for each id: an answer to one tells of all that have the text."""
     rows = rows.combine_chunks()
     coded = rows.column("text_hash").combine_chunks().dictionary_encode()
     number = coded.indices.to_numpy()
@@ -165,5 +186,6 @@ def _best(rows: pa.Table, most: int) -> pa.Table:
         total = np.bincount(number, rows.column(name).to_numpy().astype(np.float64))
         kind = rows.schema.field(name).type
         found = found.set_column(found.column_names.index(name), name, pa.array(total).cast(kind))
-    order = np.argsort(-found.column(WORTH).to_numpy(), kind="stable")[:most]
-    return found.take(pa.array(order))
+    found = found.take(pa.array(np.argsort(-found.column(WORTH).to_numpy(), kind="stable")))
+    _, once = np.unique(as_text(found.column("id")).dictionary_encode().indices.to_numpy(), return_index=True)
+    return found.take(pa.array(np.sort(once)[:most]))

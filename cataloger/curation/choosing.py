@@ -29,7 +29,7 @@ def choose(texts: pa.Array, worth: npt.NDArray[np.float64], budget: int) -> npt.
     matrix = Vocabulary.of(counts, LEAST_TEXTS).weigh(counts).astype(np.float32)
     others = matrix.T.tocsr()
     covered = np.zeros(len(worth), np.float32)
-    own = worth.astype(np.float32)
+    own = (worth / max(1e-300, float(worth.max(initial=0)))).astype(np.float32)
 
     def likeness(place: int) -> npt.NDArray[np.float32]:
         found = np.asarray((matrix[place] @ others).todense()).ravel() ** 2

@@ -36,7 +36,7 @@ class Rows:
 
     def plain(self, name: str) -> pa.Array:
         """Without capitals, and without white space around them."""
-        return self._once("plain", name, lambda: pc.utf8_lower(pc.utf8_trim_whitespace(self.texts(name))))
+        return self._once("plain", name, lambda: plain(self.texts(name)))
 
     def numbers(self, name: str) -> pa.Array:
         """float64, of texts too."""
@@ -44,6 +44,10 @@ class Rows:
 
     def _numbers(self, name: str) -> pa.Array:
         column = self.table.column(name)
+        if pa.types.is_float16(column.type) or pa.types.is_float32(column.type):
+            # By the shortest decimal that means it: 3.2 is 3.2 in a narrow column, too.
+            column = column.cast(pa.float32()).cast(pa.large_string())
+            return column.cast(pa.float64()).combine_chunks()
         if pa.types.is_integer(column.type) or pa.types.is_floating(column.type) or pa.types.is_decimal(column.type):
             return column.cast(pa.float64(), safe=False).combine_chunks()
         texts = self.texts(name)
@@ -54,6 +58,11 @@ class Rows:
         if (kind, name) not in self._ready:
             self._ready[kind, name] = make()
         return self._ready[kind, name]
+
+
+def plain(texts: pa.Array) -> pa.Array:
+    """See `Rows.plain`."""
+    return pc.utf8_lower(pc.utf8_trim_whitespace(texts))
 
 
 def _texts(column: pa.ChunkedArray) -> pa.Array:
@@ -234,7 +243,8 @@ def _of_column(column: str, said: Any, where: str) -> Iterator[Condition]:
             raise ValueError(f"{where}.in: must be a list of values")
         yield _one_of(column, values, where)
     if "contains" in said:
-        text = _text(said["contains"], f"{where}.contains").lower()
+        # White space at its ends is meant, as in " set".
+        text = pc.utf8_lower(pa.scalar(_text(said["contains"], f"{where}.contains"))).as_py()
         if not text.strip():
             raise ValueError(f"{where}.contains: every text contains it")
         yield Contains(column, text)
@@ -256,8 +266,8 @@ def _of_column(column: str, said: Any, where: str) -> Iterator[Condition]:
 
 def _one_of(column: str, values: Sequence[Any], where: str) -> OneOf:
     texts = [value for value in values if not _is_number(value)]
-    plain = tuple(_text(value, where).strip().lower() for value in texts)
-    return OneOf(column, plain, tuple(float(value) for value in values if _is_number(value)))
+    written = plain(pa.array([_text(value, where) for value in texts], pa.large_string()))
+    return OneOf(column, tuple(written.to_pylist()), tuple(float(value) for value in values if _is_number(value)))
 
 
 def _is_number(value: Any) -> bool:

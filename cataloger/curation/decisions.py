@@ -19,8 +19,9 @@ from cataloger.curation.known import Known
 from cataloger.curation.outcome import MATCHED, ORDER, PIN, Counts, Marks, Outcome, deciding, reason
 from cataloger.curation.pins import Pins, SharedPins
 from cataloger.curation.rules import Rule, Rules
+from cataloger.errors import ConfigError
 from cataloger.heads.columns import Columns
-from cataloger.spec import MANY_CATEGORIES, Spec
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, Spec
 
 # A row's number, which is kept where rows are put together again.
 NUMBER = "cataloger.number"
@@ -50,10 +51,15 @@ class Given:
         return Decisions(self.rules.rules if self.rules else (), self.pins.share() if self.pins else None)
 
 
-def read(pins: str | None, rules: str | None, spec: Spec) -> Given:
-    """Raises CatalogerError for pins and rules that are none, or that do not fit the model."""
+def read(pins: str | None, rules: str | None, spec: Spec, alternatives: int) -> Given:
+    """Raises CatalogerError for pins and rules that are none, or that do not fit the model and how many alternatives it gives."""
     found = Given(pinning.read_pins(pins) if pins else None, ruling.read_rules(rules) if rules else None)
     check(found.pins, found.rules.rules if found.rules else (), spec, f"--pins {pins}", f"--rules {rules}")
+    forbids = [rule.name for rule in found.rules.rules if rule.action == "forbid"] if found.rules else []
+    if forbids and not alternatives and spec.head == ONE_CATEGORY:
+        raise ConfigError(
+            f"--alternatives 0: rule {forbids[0]} of --rules {rules} forbids categories, and needs others to choose from"
+        )
     return found
 
 

@@ -49,8 +49,9 @@ class LabelStudio:
     """`tasks.json` to import, `config.xml` as the labeling interface; what comes back is the export as JSON."""
 
     def write(self, queue: Queue, asked: Sequence[Question], folder: Location) -> None:
-        tasks = [self._task(queue, question) for question in asked]
-        (folder / "config.xml").write(self.interface(queue, any(question.picture for question in asked)).encode())
+        pictures = any(question.picture for question in asked)
+        tasks = [self._task(queue, question, pictures) for question in asked]
+        (folder / "config.xml").write(self.interface(queue, pictures).encode())
         (folder / "tasks.json").write(json.dumps(tasks, ensure_ascii=False, indent=1).encode())
 
     @staticmethod
@@ -90,9 +91,10 @@ class LabelStudio:
         return xml.tostring(view, "unicode")
 
     @staticmethod
-    def _task(queue: Queue, question: Question) -> dict[str, Any]:
+    def _task(queue: Queue, question: Question, pictures: bool) -> dict[str, Any]:
         data: dict[str, Any] = {"id": question.id, "queue": queue.queue, "text": question.text, "said": _said(question)}
-        data |= {"image": question.picture} if question.picture else {}
+        # All tasks need what the interface shows.
+        data |= {"image": question.picture or ""} if pictures else {}
         value = {"taxonomy": [path.split(SEPARATOR) for path, _ in question.categories]}
         region = {"from_name": "category", "to_name": "product", "type": "taxonomy", "value": value}
         prediction = {
@@ -192,11 +194,13 @@ class Argilla:
 
     def answers(self, found: Any, queue: Queue) -> Iterator[Answer]:
         for record in found:
+            if record.get("status") != "completed":
+                continue  # drafts, and what was discarded, stand there as well
             responses = record.get("responses") or {}
             notes = {str(note["user_id"]): str(note["value"]) for note in responses.get("note", ())}
             for given in responses.get("category", ()):
                 value, who = given["value"], str(given["user_id"])
-                if given.get("status") == "discarded" or value is None:
+                if value is None:
                     continue
                 paths = value if isinstance(value, list) else [line for line in str(value).splitlines() if line.strip()]
                 yield Answer(
@@ -263,7 +267,7 @@ FORMATS: Mapping[str, Format] = {"labelstudio": LabelStudio(), "argilla": Argill
 def read_answers(location: Location, queue: Queue) -> list[Answer]:
     """What a tool wrote, by what is in the file; of a folder its `records.json`. Raises CatalogError, StorageError."""
     where = f"--answers {location}"
-    if location.is_local and not location.info().is_file and (location / "records.json").exists():
+    if not location.info().is_file and (location / "records.json").exists():
         location = location / "records.json"
     data = location.read()
     try:

@@ -1,10 +1,9 @@
 """What can be told of conditions from how they are written: whether one takes all that another one takes, or none at all."""
 
+import re
 from collections.abc import Iterator
 
-import pyarrow as pa
-
-from cataloger.curation.conditions import All, Between, Condition, Contains, Not, OneOf, Rows, Some
+from cataloger.curation.conditions import NUMBER, All, Between, Condition, Contains, Not, OneOf, Some
 
 
 def implies(one: Condition, other: Condition) -> bool:
@@ -64,11 +63,19 @@ def _parts(condition: Condition) -> Iterator[Condition]:
 
 def _fulfils(value: str | float, condition: OneOf | Contains | Between) -> bool:
     """Whether a field that is this value does, however it is written: 5 may stand there as "5.0"."""
-    if isinstance(value, str):
-        return bool(condition.holds(Rows(pa.table({condition.column: [value]})))[0].as_py())
+    if isinstance(condition, Contains):
+        return isinstance(value, str) and condition.text in value
+    number = _number(value)
     if isinstance(condition, Between):
-        return condition.least <= value <= condition.most
-    return isinstance(condition, OneOf) and value in condition.numbers
+        return number is not None and condition.least <= number <= condition.most
+    return value in condition.values or number in condition.numbers
+
+
+def _number(value: str | float) -> float | None:
+    """What a text says, where it is a number."""
+    if not isinstance(value, str):
+        return value
+    return float(value) if re.fullmatch(NUMBER, value) else None
 
 
 def _may_fulfil(value: str | float, condition: Condition) -> bool:

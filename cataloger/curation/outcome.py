@@ -112,11 +112,15 @@ class Outcome:
             by = by_rule(rule.name)
             if rule.action == "category":
                 rows = np.flatnonzero(who == number)
+                if not len(rows):
+                    continue
                 given = self.verdicts.given(self.verdicts.repeated(rule.paths, len(rows)))
                 self._count(by, rows, given)
                 put(rows, given, by)
             elif rule.action == "reject":
                 rows = np.flatnonzero(who == number)
+                if not len(rows):
+                    continue
                 self.counts[by].update(decided=len(rows), rejected=len(rows))
                 source[rows], has_label[rows], why[rows] = by, False, reason(rule)
         for forbids, rows in self._forbidden(self.labelled & ~self.pinned & (who < 0)).items():

@@ -88,7 +88,9 @@ def read_pins(uri: str, flag: str = "--pins", also: Sequence[str] = ()) -> Pins:
     order = pa.array(np.arange(len(table)))
     if "when" in columns:
         # Of equal ones, and of those without, the last in the file is the last.
-        keys = pa.table({"when": columns["when"], "row": order})
+        when = columns["when"].combine_chunks() if isinstance(columns["when"], pa.ChunkedArray) else columns["when"]
+        when = when.cast(when.type.value_type) if pa.types.is_dictionary(when.type) else when
+        keys = pa.table({"when": when, "row": order})
         try:
             order = pc.sort_indices(keys, [("when", "ascending"), ("row", "ascending")], null_placement="at_start")
         except pa.ArrowException as error:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger import strict
+from cataloger.curation.candidates import OF_PRODUCT
 from cataloger.data.ids import as_text
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra.storage import Location, explain
@@ -58,16 +59,18 @@ def id_of(run: str, ids: Sequence[Any]) -> str:
 
 
 def questions(rows: pa.Table, columns: Sequence[str], picture: str | None) -> list[Question]:
-    """Of candidates with their labels."""
+    """Of candidates (`candidates.find`)."""
     found = []
     for identity, row in zip(as_text(rows.column("id")).to_pylist(), rows.to_pylist(), strict=True):
         paths, scores = row.get("categories"), row.get("confidences")
         said = list(zip(paths, scores, strict=True)) if paths is not None else [(row["category"], row["confidence"])]
-        shown = row.get(picture) if picture else None
+        shown = row.get(OF_PRODUCT + picture) if picture else None
         found.append(
             Question(
                 id=identity,
-                text="\n".join(f"{name}: {row[name]}" for name in columns if row[name] is not None),
+                text="\n".join(
+                    f"{name}: {row[OF_PRODUCT + name]}" for name in columns if row[OF_PRODUCT + name] is not None
+                ),
                 picture=shown if isinstance(shown, str) else None,
                 categories=tuple(said),
                 alternatives=tuple((other["category"], other["confidence"]) for other in row["alternatives"]),

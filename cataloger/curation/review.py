@@ -50,7 +50,11 @@ def export(config: ExportConfig) -> Exported:
     check_writable(output)
     if (output / queue.ABOUT).exists():
         raise ConfigError(f"--output {config.output}: has a queue already; import its answers, and name another folder")
-    columns = [*spec.text_columns, *([picture] if picture else [])]
+    columns = [*spec.text_columns, *([picture] if picture and picture not in spec.text_columns else [])]
+    if taken := next((name for name in columns if name in answering.NOT_OF_PRODUCTS), None):
+        raise ConfigError(
+            f"column {taken!r} of the catalog: corrections say something else by this name; rename it, or name --text-columns"
+        )
     found = candidates.find(run.rows(), columns, config.weight_column, config.budget)
     if not len(found.rows):
         raise ConfigError(
@@ -75,7 +79,7 @@ def export(config: ExportConfig) -> Exported:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     FORMATS[config.format].write(about, asked, output)
-    queue.keep(output, about, rows.select(["id", *(name for name in columns if name != "id")]))
+    queue.keep(output, about, candidates.products_of(rows))
     tops = Counter(path.split(" > ")[0] for one in asked for path, _ in one.categories)
     return Exported(
         output=str(output),
@@ -90,7 +94,7 @@ def export(config: ExportConfig) -> Exported:
 
 def _texts(rows: pa.Table, columns: tuple[str, ...]) -> pa.Array:
     """What is compared, of rows that may have a picture alone."""
-    texts = [pc.fill_null(rows.column(name).cast(pa.large_string()), "") for name in columns]
+    texts = [pc.fill_null(rows.column(candidates.OF_PRODUCT + name).cast(pa.large_string()), "") for name in columns]
     if not texts:
         return pa.array([""] * len(rows), pa.large_string())
     return pc.binary_join_element_wise(*texts, pa.scalar(" ", pa.large_string())).combine_chunks()

@@ -121,7 +121,7 @@ def _in_vain(rules: Sequence[Rule], place: int) -> str | None:
     forbids = [one for one in rules if one.action == "forbid"]
     if rule.action == "category":
         for one in forbids:
-            if all(map(one.covers, rule.paths)) and implies(rule.when, one.when):
+            if any(map(one.covers, rule.paths)) and implies(rule.when, one.when):
                 return f"rule {rule.name} contradicts rule {one.name}, which forbids its category for all its products"
     for one in earlier:
         # One whose category may be forbidden leaves some products to those after it.
@@ -156,7 +156,9 @@ def _rule(said: Any) -> Rule:
             raise ValueError("reject: must be the reason, in words")
         return Rule(name.strip(), when, action, reason=" ".join(value.split()))
     paths = value if isinstance(value, list) else [value]
-    return Rule(name.strip(), when, action, tuple(_path(path, action) for path in paths))
+    if not paths:
+        raise ValueError(f"{action}: names no category")
+    return Rule(name.strip(), when, action, tuple(dict.fromkeys(_path(path, action) for path in paths)))
 
 
 def _path(path: Any, action: Action) -> str:

@@ -47,14 +47,15 @@ def open_run(
     made_by = tuple(models) or tuple(manifest["config"]["model"])
     if any(uri.startswith(("models:/", "runs:/")) for uri in made_by):
         tracking.connect()
-    spec = read_spec(fetch_models(made_by).folder).reading(text_columns, image_column)
+    spec = read_spec(fetch_models(made_by).folder)
+    spec = spec.reading(text_columns, image_column if spec.picture else None)
     if spec.head == TAGS:
         raise ConfigError(f"model {' '.join(made_by)} gives tags; this is about categories")
     opened = open_catalog(
         catalog or manifest["catalog"],
         manifest["config"]["id_column"],
         spec.text_columns,
-        others=others or {},
+        others={**(others or {}), **({image_column: "--image-column"} if image_column and not spec.picture else {})},
         picture=spec.picture,
     )
     return Run(manifest, snapshot.run_folder(place, manifest["run"]), opened, spec, made_by)

@@ -129,7 +129,7 @@ class ManyCategories:
         return np.bincount(row, _covered(lists.flatten(), covers), len(labels)) > 0
 
     def instead(self, labels: pa.Table, covers: Callable[[str], bool]) -> tuple[pa.Table, Mask]:
-        """The list without what is covered, which may leave nothing; its confidence stays, and people look."""
+        """The list without what is covered, where that leaves anything; its confidence stays, and people look."""
         names, scores, others = (
             labels.column(name).combine_chunks() for name in ("categories", "confidences", "alternatives")
         )
@@ -141,7 +141,8 @@ class ManyCategories:
             _filtered(others, ~_covered(others.flatten().field("category"), covers)),
             pa.array(np.ones(len(labels), bool)),
         )
-        return pa.table(dict(zip(self.names, columns, strict=True))), np.ones(len(labels), bool)
+        there: Mask = pc.greater(pc.list_value_length(columns[0]), 0).to_numpy(zero_copy_only=False)
+        return pa.table(dict(zip(self.names, columns, strict=True))).filter(pa.array(there)), there
 
 
 def verdicts_of(columns: Columns) -> Verdicts:

@@ -168,9 +168,7 @@ def assemble(rows: pa.Table, answers: pa.Table, columns: Columns) -> tuple[pa.Ta
 
 
 def by_the_model(labels: pa.Table) -> pa.Table:
-    """Labels as they would be if nobody but the model had decided; those that it had no answer for are left out."""
-    if MODELS not in labels.column_names:
-        return labels
+    """Labels that others had a part in, as they would be if nobody but the model had decided; those that it had no answer for are left out."""
     own = labels.column(MODELS).combine_chunks()
     model = pc.equal(labels.column(SOURCE), "model").combine_chunks()
     for field in own.type:

@@ -54,7 +54,7 @@ def label(config: LabelConfig) -> LabelResult:
     spec = spec if config.tiers == "auto" else spec.without_tiers()
     if config.explain:
         explaining.check(spec)
-    given = decisions.read(config.pins, config.rules, spec)
+    given = decisions.read(config.pins, config.rules, spec, config.alternatives)
     catalog = open_catalog(
         config.catalog, config.id_column, spec.text_columns, others=given.columns, picture=spec.picture
     )

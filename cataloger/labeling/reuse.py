@@ -118,7 +118,7 @@ def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
             )
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
-        labels = by_the_model(labels)
+        labels = by_the_model(labels) if published.decided else labels
         hashes = labels.column("text_hash").combine_chunks()
         words = hash_words(hashes)
         table = columns.from_labels(labels, published.alternatives)

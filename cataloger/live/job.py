@@ -60,7 +60,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     tracking_uri = tracking.connect()
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
-    given = decisions.read(config.pins, config.rules, spec)
+    given = decisions.read(config.pins, config.rules, spec, config.alternatives)
     _check_free(config.host, config.port)
     with in_front(), runtime.session():
         tracking.check_nodes(tracking_uri)

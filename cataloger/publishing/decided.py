@@ -87,12 +87,19 @@ class Decided:
         if self.pins:
             found["decided by pins"] = f"{self.pinned:,}"
         if self.rules:
-            found["decided by rules"] = f"{sum(rule.decided for rule in self.rules):,}"
+            found["decided by rules"] = f"{self._decided:,}"
+            if marked := [rule.decided for rule in self.rules if rule.action == "review"]:
+                found["marked for review by rules"] = f"{sum(marked):,}"
         return found
 
     @property
+    def _decided(self) -> int:
+        """Products that a rule gave, forbade or refused a category."""
+        return sum(rule.decided for rule in self.rules if rule.action != "review")
+
+    @property
     def metrics(self) -> dict[str, float]:
-        """For MLflow: of all pins, of all rules, and of each rule by its name."""
+        """For MLflow: of all pins, and of all rules."""
         found: dict[str, float] = {}
         if self.pins:
             found = {
@@ -104,7 +111,7 @@ class Decided:
         if self.rules:
             found |= {
                 "rules": len(self.rules),
-                "rules_decided": sum(rule.decided for rule in self.rules),
+                "rules_decided": self._decided,
                 "rules_conflicts": sum(rule.conflicts for rule in self.rules),
                 "rules_never_matched": sum(not rule.matched for rule in self.rules),
                 "rules_learned": sum(rule.is_learned for rule in self.rules),

@@ -226,6 +226,8 @@ def _read_part(part: Location, unit: int, every: int | None, column: str | None)
             products = file.read(columns=["id", "text_hash", *names])
     except (OSError, ValueError, pa.ArrowException) as error:
         raise _unreadable(part, error) from error
+    if column:  # of a product that the model could not read, and people gave a category, it says nothing else
+        products = products.filter(products.column(column).is_valid())
     table = answer_in(products, column) if column else products
     frame = table.select(["needs_review"]).to_pandas()
     frame["confidence"] = columns.confidence(table).to_numpy()

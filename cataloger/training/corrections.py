@@ -1,5 +1,6 @@
 """What people corrected, for training: it wins over the label in the catalog, and products that are not in the catalog come to it."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,11 @@ class Corrections:
     rows: pa.Table
 
     @property
+    def digest(self) -> str:
+        """Of all that is learnt from them."""
+        return hashlib.sha256(repr((self.pins.digest, self.rows.to_pylist())).encode()).hexdigest()[:16]
+
+    @property
     def counts(self) -> Counter[str]:
         """How often each category is given."""
         column = self.pins.table.column("category_path").combine_chunks()
@@ -36,7 +42,7 @@ def read_corrections(uri: str, catalog: Catalog, config: TrainConfig) -> Correct
     kind = catalog.schema.field(label).type
     if is_tags(kind):
         raise ConfigError(f"--corrections: are categories, and column {label!r} has tags; leave it out")
-    read = (*config.text_columns, *filter(None, [config.image_column]))
+    read = (*config.text_columns, *filter(None, [config.image_column, config.group_column]))
     pins = read_pins(uri, "--corrections", read)
     if pins.lists != is_list(kind):
         has = "lists of categories" if pins.lists else "one category for each product"

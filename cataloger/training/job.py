@@ -19,6 +19,7 @@ from ray.train.torch import TorchTrainer
 
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
+from cataloger.curation.moves import read_moves
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
@@ -105,7 +106,8 @@ def fitted(
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
         told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
-        told += [source.corrections.pins.digest for source in sources if source.corrections]
+        told += [sources[0].corrections.digest] if sources[0].corrections else []
+        told += [repr(sorted(read_moves(config.tree_map).items()))] if config.tree_map else []
         told += [planned.lessons.path.rpartition("/")[2]] if planned.lessons else []
         while True:
             with _begin_or_resume(planned.storage, config, [*fingerprints, *tags.values(), *told]) as claim:
@@ -201,7 +203,7 @@ def _fit(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
         )
     read = sum(source.catalog.rows for source in sources)
-    read += sum(len(source.corrections.rows) for source in sources if source.corrections)
+    read += len(sources[0].corrections.rows) if sources[0].corrections else 0
     left_out = read - rows - held_out - unlabelled
     log.info(
         "training on %s rows, validating on %s, %s unlabelled, %s left out (no readable text, no category, or in the test split)",

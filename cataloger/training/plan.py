@@ -282,7 +282,7 @@ def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], l
         Source(catalog, learnt[0].ids[number], use, tuple(one.ids[number] for one in learnt[1:]))
         for number, (use, catalog) in enumerate(zip((TRAINING, VALIDATION), catalogs, strict=False))
     ]
-    sources[0] = replace(sources[0], corrections=corrections)
+    sources = [replace(source, corrections=corrections) for source in sources]
     if config.unlabelled_catalog:
         catalog = open_catalog(config.unlabelled_catalog, config.id_column, config.text_columns, others=others)
         sources.append(Source(catalog, {}, UNLABELLED, ({},) * (len(learnt) - 1)))

@@ -83,7 +83,7 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         blocks = list(joined.to_arrow_refs())
-    further = [_further(source, config, blocks) for source in sources if source.corrections]
+    further = [_further(source, config, blocks) for source in sources if source.use == TRAINING and source.corrections]
     return blocks + [ray.put(table) for table in further if len(table)]
 
 
@@ -91,7 +91,7 @@ def _further(source: Source, config: TrainConfig, blocks: Sequence[Any]) -> pa.T
     """Products that people corrected and that are not in the catalog, but for those whose text is one that the training is judged by."""
     assert source.corrections
     rows = source.corrections.rows
-    given = training_input(config, source.catalog.base)
+    given = training_input(config, source.catalog.base, _has_tags(source.catalog.schema, config))
     unit = Unit(0, (Segment(str(config.corrections), 0, 0, len(rows)),))
     encoded = _encode(unit, rows, (source.label_ids, *source.others), ADDED, config, given)
     judged = [np.empty(0, np.uint64)]
@@ -129,11 +129,14 @@ def _encode_units(
     taught: bool,
     pins: SharedPins | None,
 ) -> Iterator[pa.Table]:
-    tags = any(is_tags(schema.field(name).type) for name in config.label_column if name in schema.names)
-    given = training_input(config, base, tags)
+    given = training_input(config, base, _has_tags(schema, config))
     for unit, table in read_units(filesystem, Read.from_dict(batch.to_pylist()[0]).units, schema):
         table = corrected(table, pins, config) if pins else table
         yield _encode(unit, table, ids_of, use, config, given, taught)
+
+
+def _has_tags(schema: pa.Schema, config: TrainConfig) -> bool:
+    return any(is_tags(schema.field(name).type) for name in config.label_column if name in schema.names)
 
 
 def _encode(

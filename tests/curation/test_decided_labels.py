@@ -213,7 +213,7 @@ def test_on_s3(bundle: Path, catalog: pa.Table, s3: str, job: Job, working_folde
 def test_the_service_says_the_same(bundle: Path, catalog: pa.Table) -> None:
     night(bundle)
     labels = {row["id"]: row for row in published().to_pylist()}
-    given = deciding_of.read("pins.parquet", "rules.yaml", read_spec(bundle))
+    given = deciding_of.read("pins.parquet", "rules.yaml", read_spec(bundle), 3)
     loaded = load(ModelSource(bundle, str(bundle), None), Answering("id", 3, "fp32", "cpu", decisions=given.share()))
     asked = catalog.to_pylist()
     answers = loaded.answer(asked)
@@ -249,6 +249,11 @@ def test_rules_that_cannot_work_end_the_job_before_anything_runs(
     command = ("label", "--catalog", "c.parquet", "--output", "labels", "--model", bundle)
     refused(job(*command, flag, "bad.yaml"), sentence)
     refused(job(*command, flag, "nowhere.yaml"), "nowhere.yaml")
+
+
+def test_what_is_forbidden_needs_alternatives(bundle: Path, catalog: pa.Table, job: Job) -> None:
+    command = ("label", "--catalog", "c.parquet", "--output", "labels", "--model", bundle, "--alternatives", "0")
+    refused(job(*command, "--rules", "rules.yaml"), "--alternatives 0: rule not here of --rules rules.yaml forbids")
 
 
 def test_pins_that_cannot_be(bundle: Path, catalog: pa.Table, job: Job) -> None:

@@ -199,13 +199,13 @@ def test_of_several_categories_what_is_forbidden_is_left_out() -> None:
     for name, column in {**marks, PIN: pins}.items():
         labels = labels.append_column(name, column)
     rejects = labels.slice(0, 0).select(["id", ORDER, PIN, MATCHED]).append_column("reason", pa.array([], pa.string()))
-    found, _, counts = decisions.decide(labels, rejects, columns_of(MANY))
+    found, rejects, counts = decisions.decide(labels, rejects, columns_of(MANY))
     rows = found.to_pylist()
-    assert [row["categories"] for row in rows] == [["A"], [], ["A", "F"], ["F", "A"]]
-    assert [row["confidence"] for row in rows] == pytest.approx([0.8, 0.7, 1.0, 1.0])
-    assert [row["needs_review"] for row in rows] == [True, True, False, False]
-    assert [row["source"] for row in rows] == ["rule:no-b", "rule:no-b", "pin", "rule:two"]
-    assert rows[1]["alternatives"] == [{"category": "A", "confidence": pytest.approx(0.2)}]
+    assert [row["categories"] for row in rows] == [["A"], ["A", "F"], ["F", "A"]]
+    assert [row["confidence"] for row in rows] == pytest.approx([0.8, 1.0, 1.0])
+    assert [row["needs_review"] for row in rows] == [True, False, False]
+    assert [row["source"] for row in rows] == ["rule:no-b", "pin", "rule:two"]
+    assert rejects.to_pylist() == [{"id": 1, "reason": "rule no-b: forbids all that the model has for this product"}]
     assert rows[0]["model"]["categories"] == ["A", "B > C"]
     assert counts["pin"]["conflicts"] == counts["rule:two"]["conflicts"] == 1
-    assert by_the_model(found).column("categories").to_pylist() == [["A", "B > C"], ["B > C"], ["B > D > E"], []]
+    assert by_the_model(found).column("categories").to_pylist() == [["A", "B > C"], ["B > D > E"], []]

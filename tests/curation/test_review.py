@@ -213,6 +213,11 @@ for number, record in enumerate(records):
 from argilla.records._io import JsonIO
 pathlib.Path("back").mkdir()
 JsonIO.to_json(records, "back/records.json")
+# As the server says of those that somebody has submitted; one is a draft.
+found = json.load(open("back/records.json"))
+for number, record in enumerate(found):
+    record["status"] = "completed" if number > 1 else "pending"
+json.dump(found, open("back/records.json", "w"))
 """
 
 
@@ -230,7 +235,7 @@ def test_argilla_takes_the_queue_and_gives_answers(
     assert code == 0, err
     corrections = pq.read_table("corrections/corrections.parquet").to_pylist()
     own = {row["id"]: row["category"] for row in labels.to_pylist()}
-    assert len(corrections) == 19
+    assert len(corrections) == 18
     assert all((row["category_path"], row["note"]) == (own[row["id"]], "seen") for row in corrections)
 
 

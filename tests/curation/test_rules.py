@@ -19,6 +19,8 @@ TABLE = pa.table(
         "title": ["Best Nappies, 24", "a BRICK", "Gift card", "x" * 9, None],
         "price": ["1", "2.50", None, " 3e1 ", "cheap"],
         "stock": pa.array([5, 0, None, 7, 2], pa.int32()),
+        "weight": pa.array([1, 3.2, None, 3.3, 9], pa.float32()),
+        "maker": ["ΟΔΟΣ", "İstikbal", None, "", "x"],
     }
 )
 
@@ -49,6 +51,10 @@ def holding(**when: object) -> list[int]:
         ({"any": [{"brand": "lego"}, {"stock": {"min": 7}}]}, [1, 3]),
         ({"all": [{"stock": {"min": 1}}, {"stock": {"max": 5}}]}, [0, 4]),
         ({"not": {"brand": "lego"}}, [0, 2, 3, 4]),
+        ({"weight": {"max": 3.2}}, [0, 1]),
+        ({"weight": 3.2}, [1]),
+        ({"maker": "ΟΔΟΣ"}, [0]),
+        ({"maker": {"contains": "İstik"}}, [1]),
         ({"not": {"any": [{"brand": "lego"}, {"stock": {"min": 0}}]}}, [2]),
     ],
 )
@@ -141,6 +147,7 @@ GOOD = "rules:\n  - {name: nappies, when: {brand: Pampers}, category: Baby > Nap
             "rules: [{name: a, when: {brand: x}, category: Toys >}]",
             "is no category path: begins or ends with a separator",
         ),
+        ("rules: [{name: a, when: {x: 1}, category: []}]", "rule a: category: names no category"),
         ("rules: [{name: a, when: {}, category: Toys}]", "rule a: when: must be columns"),
         ("rules: [{name: a, category: Toys}]", "rule a: when: must be columns"),
         ("rules: [{name: a, when: {brand: {is: x}}, category: Toys}]", "when.brand: 'is' is none of equals"),
