@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from cataloger.adapting.mapping import Old, Targets, propose
+from cataloger.adapting.mapping import Old, Targets, propose, tell_apart
 from cataloger.adapting.meaning import Meaning
 from cataloger.adapting.trees import Tree
 from quality import REAL
@@ -152,8 +152,11 @@ def measure(
             right[row] = mapped.target == new[row]
         else:
             several = [path for path, _ in mapped.targets]
+            own = tell_apart(
+                votes[row][None, [place[path] for path in several]], [share for _, share in mapped.targets]
+            )
             apart[row] = True
-            right[row] = several[int(votes[row, [place[path] for path in several]].argmax())] == new[row]
+            right[row] = several[int(own.argmax())] == new[row]
     commonest = {
         category: Counter(after for path, after in zip(old, new, strict=True) if path == category).most_common(1)[0][0]
         for category in before.counts

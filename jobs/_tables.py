@@ -55,7 +55,8 @@ def show_map(found: "Made") -> None:
             row.old,
             f"{row.products:,}",
             row.kind,
-            row.target or ", ".join(f"{path} ({share:.0%})" for path, share in row.targets),
+            row.target
+            or ", ".join(f"{path} ({share:.0%})" for path, share in row.targets[:3]) + ", …" * (len(row.targets) > 3),
             f"{row.confidence:.0%}",
         )
         for row in found.rows[:SHOWN_GROUPS]

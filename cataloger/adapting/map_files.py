@@ -76,12 +76,12 @@ def write(folder: Location, rows: Sequence[Mapped], targets: Targets, about: Abo
 
 @dataclass(frozen=True)
 class Map:
-    """`to` is the target of each old category that goes somewhere as a whole, `among` the targets of a split one; the rest is gone."""
+    """`to` is the target of each old category that goes somewhere as a whole, `among` the (target, share) of a split one; the rest is gone."""
 
     about: About
     targets: Targets
     to: dict[str, str]
-    among: dict[str, tuple[str, ...]]
+    among: dict[str, tuple[tuple[str, float], ...]]
     gone: frozenset[str]
     confidence: dict[str, float]
 
@@ -104,16 +104,18 @@ def read(folder: Location) -> Map:
     known, to, among, gone, sure = (
         set(targets.paths),
         dict[str, str](),
-        dict[str, tuple[str, ...]](),
+        dict[str, tuple[tuple[str, float], ...]](),
         set[str](),
         dict[str, float](),
     )
     for row in table.to_pylist():
         old, target = row["old"], row["target"]
-        several = tuple(pair["category"] for pair in row["targets"] or ())
+        several = tuple((pair["category"], pair["share"] or 1.0) for pair in row["targets"] or ())
         if old in to or old in among or old in gone:
             raise CatalogError(f"--apply {folder}: {MAP} has two rows for {old!r}; leave one out")
-        if unknown := next((path for path in ([target] if target else several) if path not in known), None):
+        if unknown := next(
+            (path for path in ([target] if target else [one for one, _ in several]) if path not in known), None
+        ):
             raise CatalogError(
                 f"--apply {folder}: {MAP}: the new tree has no category {unknown!r}, the target of {old!r}"
             )

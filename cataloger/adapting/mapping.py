@@ -1,9 +1,10 @@
 """Which category of another tree each old category becomes: what names, examples and the products themselves say.
 
-A target is the mean of what its name and its examples mean (prototypes; Snell, Swersky and Zemel 2017). Products of an old category
-vote for the targets that they are near to, by the model's own reading of them; the old name counts as a few products, and an example whose old
-label is known as some. Where most votes are for one target, the category goes there as a whole. Otherwise it is split, and its products
-are told apart one by one.
+A target is the mean of what its name and its examples mean (prototypes; Snell, Swersky and Zemel 2017). How near products are to the targets
+says what each may be; what a category is made of is then the shares that explain all of its products best (EM; Saerens, Latinne and
+Decaestecker 2002). The old name counts as a product, and an example whose old label is known as some. Where most of a category is one
+target, it goes there as a whole. Otherwise it is split, and its products are told apart one by one, with these shares as what is
+known beforehand.
 """
 
 from collections import Counter, defaultdict
@@ -23,11 +24,12 @@ from cataloger.taxonomy import SEPARATOR
 Kind = Literal["same", "renamed", "moved", "merged", "split", "gone"]
 KINDS = ("same", "renamed", "moved", "merged", "split", "gone")
 # Products of a category that vote; its name counts as so many of them, and each example with that old label as so many.
-VOTERS, NAME, EXAMPLE = 50, 1.0, 3.0
+VOTERS, NAME, EXAMPLE = 200, 1.0, 3.0
+TURNS = 20
 # Of the softmax that makes votes of cosines, and what equal names count beside them.
 TEMPERATURE, SAME_NAME = 0.05, 0.3
 # A category goes to one target that has so many of the votes, and is split among those that have so many.
-WHOLE, PART = 0.6, 0.1
+WHOLE, PART = 0.6, 0.01
 SHOWN, SHOWN_CHARACTERS = 3, 120
 
 
@@ -101,13 +103,12 @@ def propose(
     said: dict[str, str] = {}
     for row, category in enumerate(old.counts):
         count = len(old.texts.get(category, ()))
-        products, start = read[start : start + count].sum(axis=0), start + count
+        products, start = read[start : start + count], start + count
         own = np.zeros(len(tree.paths), np.float32)
         for path, times in known.get(category, Counter()).items():
             own[place[path]] += times
-        total = NAME * names[row] + products + EXAMPLE * own
-        shares[category] = total / total.sum()
-        said[category] = _evidence(tree.paths, names[row], products, count, own)
+        shares[category] = explain(products, NAME * names[row] + EXAMPLE * own)
+        said[category] = _evidence(tree.paths, names[row], products.sum(axis=0), count, own)
     chosen = {category: _decide(shares[category], tree.paths) for category in old.counts}
     to = Counter(target for target, _ in chosen.values() if target)
     found = []
@@ -119,6 +120,23 @@ def propose(
             Mapped(category, count, kind_of(category, target, to), target, several, sure, said[category], examples)
         )
     return found
+
+
+def explain(products: FloatArray, known: FloatArray) -> FloatArray:
+    """[targets] the shares of a category of which N products may each be so much of a target [N, targets], beside what is known [targets]."""
+    products = products[products.sum(axis=1) > 0]
+    shares = np.full(products.shape[1], 1 / products.shape[1], np.float32)
+    for _ in range(TURNS):
+        each = products * shares
+        total = (each / np.maximum(1e-30, each.sum(axis=1, keepdims=True))).sum(axis=0) + known
+        shares = total / max(1e-30, float(total.sum()))
+    return np.asarray(shares, np.float32)
+
+
+def tell_apart(votes: FloatArray, shares: Sequence[float]) -> FloatArray:
+    """[N, several] how sure each product is of each of several targets, for its votes for them and their shares."""
+    found = np.asarray(votes, np.float64) * np.asarray(shares) + 1e-12
+    return np.asarray(found / found.sum(axis=1, keepdims=True), np.float32)
 
 
 def _softmax(cosine: npt.NDArray[Any]) -> FloatArray:

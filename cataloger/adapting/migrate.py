@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cataloger.adapting import map_files
 from cataloger.adapting.map_files import About, Map
-from cataloger.adapting.mapping import Mapped, Old, Targets, propose, texts_of
+from cataloger.adapting.mapping import Mapped, Old, Targets, propose, tell_apart, texts_of
 from cataloger.adapting.meaning import Meaning
 from cataloger.adapting.trees import Tree, read_tree
 from cataloger.config import MigrateConfig
@@ -227,13 +227,13 @@ def _moved(labels: pa.Table, found: Map, rows: np.ndarray, votes: np.ndarray) ->
     for row, path in enumerate(old):
         if path in found.among:
             several = found.among[path]
-            own = votes[of_row[row], [place[one] for one in several]].astype(np.float64)
-            own = own / own.sum() if own.sum() > 0 else np.full(len(several), 1 / len(several))
+            places = [place[one] for one, _ in several]
+            own = tell_apart(votes[of_row[row]][None, places], [share for _, share in several])[0]
             order = np.argsort(-own, kind="stable")
-            categories.append(several[order[0]])
+            categories.append(several[order[0]][0])
             shares[row] = own[order[0]]
             others.append(
-                [{"category": several[number], "confidence": float(own[number] * sure[row])} for number in order[1:]]
+                [{"category": several[number][0], "confidence": float(own[number] * sure[row])} for number in order[1:]]
             )
             source.append(BY_MEANING)
         else:
