@@ -106,3 +106,50 @@ def test_of_many_the_most_worthy_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_weight_below_nothing_is_refused() -> None:
     with pytest.raises(CatalogError, match="--weight-column views: has values below 0"):
         find(pairs(labels_of([0.5], [0.4]), views=[-1.0]), [], "views", 1)
+
+
+def test_labels_of_several_categories_are_asked_about_as_lists() -> None:
+    from cataloger.curation.queue import questions
+
+    pairs_of = pa.list_(pa.struct([("category", pa.string()), ("confidence", pa.float32())]))
+    labels = pa.table(
+        {
+            "id": [7, 8],
+            "categories": [["A", "B"], []],
+            "confidences": pa.array([[0.9, 0.7], []], pa.list_(pa.float32())),
+            "confidence": pa.array([0.6, 0.5], pa.float32()),
+            "alternatives": pa.array([[{"category": "C", "confidence": 0.2}], []], pairs_of),
+            "needs_review": [True, True],
+            "text_hash": ["x", "y"],
+        }
+    )
+    found = find(pairs(labels, title=["red lamp", "a pot"]), ["title"], None, 10)
+    asked = {one.id: one for one in questions(found.rows, ["title"], None)}
+    assert [path for path, _ in asked["7"].categories] == ["A", "B"]
+    assert asked["8"].categories == ()
+    assert asked["7"].text == "title: red lamp"
+
+
+def test_products_without_an_id_are_not_asked_about_and_others_once() -> None:
+    labels = labels_of([0.5] * 4, [0.4] * 4)
+    labels = labels.set_column(0, "id", pa.array([None, "a", "a", "b"]))
+    labels = labels.set_column(labels.column_names.index("text_hash"), "text_hash", pa.array(list("wxyz")))
+    assert sorted(find(pairs(labels, title=list("abcd")), ["title"], None, 10).rows.column("id").to_pylist()) == [
+        "a",
+        "b",
+    ]
+
+
+def test_columns_of_the_catalog_may_be_called_as_those_of_labels() -> None:
+    from cataloger.curation.candidates import products_of
+
+    labels = labels_of([0.5], [0.4])
+    found = find(pairs(labels, category=["theirs"], weight=["1 kg"]), ["category", "weight"], None, 1)
+    assert products_of(found.rows).to_pylist() == [{"id": "p0", "category": "theirs", "weight": "1 kg"}]
+
+
+def test_how_large_weights_are_does_not_matter() -> None:
+    texts = pa.array(["red desk lamp", "red  desk lamp", "blue pot", "green pan"])
+    chosen = [choose(texts, np.array([0.9, 0.8, 0.7, 0.6]) * scale, 4).tolist() for scale in (1e-8, 1.0, 1e6)]
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert len(chosen[0]) == 3

@@ -130,3 +130,15 @@ def test_a_product_of_several_categories_counts_in_each(working_folder: Path) ->
     assert (found.counts, found.reviewed) == (Counter("ABB"), Counter("AB"))
     assert (found.rows, found.review, found.without) == (3, 2, 1)
     assert [doubt.row for doubt in found.doubts] == [1, 0]
+
+
+def test_a_product_that_people_decided_has_no_further_answer(working_folder: Path) -> None:
+    """The model could read nothing of it: its further answers are null."""
+    table = pq.read_table(part("plain", [1, 2, 3], ["A", "B", "B"], 0.9).path)
+    one = {"category": "red", "confidence": 0.5, "needs_review": True}
+    tags = [{"name": "Colour", "value": "red", "field": "title", "start": 0, "end": 3, "confidence": 0.9}]
+    for name, values in (("colour", [one, None, one]), ("tags", [tags, None, []])):
+        labels = table.append_column(name, pa.array(values))
+        pq.write_table(labels, name)
+        assert summarise([locate(name)], 1, name).rows == 2
+        assert summarise([locate(name)], 1).rows == 3
