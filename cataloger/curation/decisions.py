@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from cataloger.curation import pins as pinning
 from cataloger.curation import rules as ruling
-from cataloger.curation.conditions import Rows
 from cataloger.curation.known import Known
+from cataloger.curation.matching import matches
 from cataloger.curation.outcome import MATCHED, ORDER, PIN, Counts, Marks, Outcome, deciding, reason
 from cataloger.curation.pins import Pins, SharedPins
 from cataloger.curation.rules import Rule, Rules
@@ -95,9 +95,7 @@ class Decisions:
         found = {ORDER: pa.array(np.arange(len(table)))}
         if self.pins:
             found[PIN] = self.pins.find(ids)
-        rows = Rows(table)
-        hits = [np.flatnonzero(rule.when.holds(rows).to_numpy(zero_copy_only=False)) for rule in self.rules]
-        row, number = _pairs(hits)
+        row, number = _pairs(matches([rule.when for rule in self.rules], table))
         counts = np.bincount(row, minlength=len(table))
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
         found[MATCHED] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(number.astype(np.int32)))

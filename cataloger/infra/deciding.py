@@ -61,6 +61,7 @@ EXPLAINING = ("explaining.occlusion", "explaining.words")
 CURATING = (
     "curation.conditions",
     "curation.decisions",
+    "curation.matching",
     "curation.outcome",
     "curation.pins",
     "curation.rules",

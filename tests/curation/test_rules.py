@@ -2,13 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cataloger.curation.conditions import Rows, parse
 from cataloger.curation.known import Known
 from cataloger.curation.logic import implies, is_possible
+from cataloger.curation.matching import matches
 from cataloger.curation.rules import check, read_rules
 from cataloger.errors import ConfigError
 
@@ -228,3 +234,51 @@ def test_a_digest_is_of_what_rules_say(write: Callable[..., Path], working_folde
     Path("other.yaml").write_text(GOOD.replace("Pampers", "Huggies"))
     one, same, other = (read_rules(f"{name}.yaml").digest for name in ("one", "same", "other"))
     assert one == same != other
+
+
+values = st.sampled_from(["a", "A ", "b", "ab", "5", "5.0"])
+atoms = st.one_of(
+    st.tuples(st.sampled_from(["brand", "title"]), values).map(lambda pair: {pair[0]: pair[1]}),
+    st.tuples(st.sampled_from(["brand", "title"]), st.lists(values, min_size=1, max_size=3)).map(
+        lambda pair: {pair[0]: pair[1]}
+    ),
+    st.tuples(st.sampled_from(["brand", "title"]), st.sampled_from(["a", "b"])).map(
+        lambda pair: {pair[0]: {"contains": pair[1]}}
+    ),
+    st.just({"brand": 5}),
+    st.just({"brand": {"min": 4, "max": 6}}),
+)
+conditions = st.one_of(
+    atoms,
+    st.lists(atoms, min_size=1, max_size=3).map(lambda parts: {"all": parts}),
+    st.lists(atoms, min_size=1, max_size=3).map(lambda parts: {"any": parts}),
+    atoms.map(lambda one: {"not": one}),
+)
+fields = st.one_of(st.none(), values)
+
+
+@settings(max_examples=200)
+@given(st.lists(conditions, max_size=6), st.lists(st.tuples(fields, fields), max_size=8))
+def test_many_rules_at_once_match_what_each_matches_alone(
+    said: list[dict[str, object]], rows: list[tuple[str | None, str | None]]
+) -> None:
+    columns = list(zip(*rows, strict=True)) or [(), ()]
+    table = pa.table({"brand": pa.array(columns[0], pa.string()), "title": pa.array(columns[1], pa.string())})
+    every = [parse(one) for one in said]
+    alone = [np.flatnonzero(one.holds(Rows(table)).to_numpy(zero_copy_only=False)).tolist() for one in every]
+    assert [hits.tolist() for hits in matches(every, table)] == alone
+
+
+@settings(max_examples=200)
+@given(conditions, conditions, st.lists(st.tuples(fields, fields), min_size=1, max_size=8))
+def test_what_is_told_of_rules_before_they_run_is_true(
+    one: Any, other: Any, rows: list[tuple[str | None, str | None]]
+) -> None:
+    columns = list(zip(*rows, strict=True))
+    table = Rows(pa.table({"brand": pa.array(columns[0], pa.string()), "title": pa.array(columns[1], pa.string())}))
+    first, second = parse(one), parse(other)
+    holds = first.holds(table)
+    if implies(first, second):
+        assert pc.all(pc.or_(pc.invert(holds), second.holds(table))).as_py()
+    if not is_possible(first):
+        assert not pc.any(holds).as_py()
