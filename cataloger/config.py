@@ -61,7 +61,8 @@ class TrainConfig:
     """Column with the same value for products that belong together, such as variants; no split separates them."""
     base_model: str = "minilm"
     """Model to start from: minilm (bundled, English), e5 (many languages), a Hugging Face hub name, or a folder; none trains a linear model
-    of words and characters alone, in seconds."""
+    of words and characters alone, in seconds. models:/NAME@ALIAS, or a bundle folder, goes on from a trained model, and keeps what it
+    knows of the categories that are still there."""
     image_model: str = "efficientnet-lite0"
     """Network that sees, with --image-column: efficientnet-lite0 (bundled), a Hugging Face hub name such as timm/resnet50.a1_in1k, or a
     local folder."""

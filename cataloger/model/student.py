@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cataloger.bundle import read_spec
 from cataloger.errors import ConfigError
@@ -80,16 +81,31 @@ def _write(network: Any, folder: Path, target: Path) -> None:
     spec = read_spec(folder)
     (target / "1_Pooling").mkdir()
     (target / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": spec.pooling == "mean"}))
-    save_file({name: tensor.contiguous() for name, tensor in _head(network).items()}, target / HEAD)
+    about = {"categories": json.dumps(spec.classes)}
+    save_file({name: tensor.contiguous() for name, tensor in _head(network).items()}, target / HEAD, about)
 
 
 def with_head(network: Any, base: Path) -> None:
-    """Give a network that is made of such a base model the head that lies beside it, where it fits."""
+    """Give a network that is made of such a base model what the head that lies beside it knows of the categories that both have."""
     if not (base / HEAD).exists():
         return
-    kept, own = load_file(base / HEAD), _head(network)
-    if {name: tensor.shape for name, tensor in kept.items()} == {name: tensor.shape for name, tensor in own.items()}:
-        network.load_state_dict(kept, strict=False)
+    with safe_open(base / HEAD, "pt") as file:
+        kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
+        about = file.metadata() or {}
+    own = _head(network)
+    theirs, ours = json.loads(about.get("categories", "[]")), list(network.config.id2label.values())
+    place = {path: number for number, path in enumerate(theirs)}
+    both = [(number, place[path]) for number, path in enumerate(ours) if path in place]
+    for name, tensor in own.items():
+        found = kept.get(name)
+        if found is None:
+            continue
+        if len(found) == len(theirs) and len(tensor) == len(ours) and found.shape[1:] == tensor.shape[1:]:
+            for number, other in both:
+                tensor[number] = found[other]
+        elif found.shape == tensor.shape and theirs:
+            tensor.copy_(found)
+    network.load_state_dict(own, strict=False)
 
 
 def _head(network: Any) -> dict[str, torch.Tensor]:

@@ -17,11 +17,12 @@ ADVERSARIAL = 1.0
 LEVEL_WEIGHT = 0.5
 
 
-def settled(config: TrainConfig, rows: int, head: str) -> tuple[TrainConfig, str]:
-    """(the configuration without open choices, what was chosen and why) for so many training rows and one kind of answer."""
+def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) -> tuple[TrainConfig, str]:
+    """(the configuration without open choices, what was chosen and why) for so many training rows and one kind of answer; a training that
+    goes on from a trained model has a third of the epochs."""
     chosen: dict[str, object] = {}
     if config.epochs is None:
-        chosen["epochs"] = epochs_for(rows)
+        chosen["epochs"] = max(1, round(epochs_for(rows) / 3)) if continued else epochs_for(rows)
     if config.batch_size is None:
         chosen["batch_size"] = batch_size_for(rows)
     if config.adversarial is None:

@@ -20,6 +20,7 @@ from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answe
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
+from cataloger.training.continuing import continued, is_trained
 from cataloger.training.corrections import read_corrections
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
@@ -48,6 +49,8 @@ class Plan:
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
+    if goes_on := is_trained(config.base_model):
+        config = continued(config)
     pooling, picture = NO_NETWORK, None
     if config.image_column:
         _check_pictures(config)
@@ -83,7 +86,7 @@ def plan(config: TrainConfig) -> Plan:
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
         rows = round(learnt[0].rows * (1 - config.test_fraction) * (1 - held_out))
-        config, chosen = settled(config, rows, heads[0])
+        config, chosen = settled(config, rows, heads[0], goes_on)
         if config.adversarial and picture:
             raise ConfigError("--adversarial: is for networks that read alone; leave it out with --image-column")
         if chosen:

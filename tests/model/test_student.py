@@ -51,8 +51,14 @@ def test_it_begins_with_the_head_of_its_teacher(teacher: Path, tmp_path: Path) -
     student = new_classifier(tmp_path / "student", Spec(("A", "B > C", "B > D"), ("title",), 12, pooling, "none"))
     with_head(student, tmp_path / "student")
     torch.testing.assert_close(student.classifier.weight, network.classifier.weight)
-    other = new_classifier(tmp_path / "student", Spec(("A", "B"), ("title",), 12, pooling, "none"))
-    with_head(other, tmp_path / "student")  # of other categories: as it is
+    for categories in (("B > D", "C", "A"), ("A", "B", "B > D", "E")):  # of others what both have, each in its place
+        other = new_classifier(tmp_path / "student", Spec(categories, ("title",), 12, pooling, "none"))
+        before = other.classifier.weight.detach().clone()
+        with_head(other, tmp_path / "student")
+        for number, path in enumerate(categories):
+            known = {"A": 0, "B > D": 2}.get(path)
+            expected = before[number] if known is None else network.classifier.weight[known]
+            torch.testing.assert_close(other.classifier.weight[number], expected)
 
 
 @pytest.mark.parametrize("layers", [0, 6, 7])
