@@ -31,6 +31,8 @@ from cataloger.taxonomy import SEPARATOR
 LAYOUT = 1
 # A label that was trusted stays so where the map, or what tells products apart, is as sure as this.
 SURE = 0.9
+# Of a split category's targets.
+ALTERNATIVES = 3
 BY_MAP, BY_MEANING = "map", "meaning"
 
 
@@ -129,6 +131,9 @@ def apply_map(config: MigrateConfig) -> Moved:
         sorted(found.to.items()),
         sorted(found.among.items()),
         sorted(found.gone),
+        sorted(found.confidence.items()),
+        found.about.base_model,
+        found.about.columns,
     ]
     name = snapshot.run_id(*decisive)
     counts = _Counts()
@@ -233,7 +238,10 @@ def _moved(labels: pa.Table, found: Map, rows: np.ndarray, votes: np.ndarray) ->
             categories.append(several[order[0]][0])
             shares[row] = own[order[0]]
             others.append(
-                [{"category": several[number][0], "confidence": float(own[number] * sure[row])} for number in order[1:]]
+                [
+                    {"category": several[number][0], "confidence": float(own[number] * sure[row])}
+                    for number in order[1 : 1 + ALTERNATIVES]
+                ]
             )
             source.append(BY_MEANING)
         else:
