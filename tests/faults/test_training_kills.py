@@ -181,7 +181,7 @@ def test_a_killed_worker_of_several_answers_goes_on_with_all_of_them(base: Path,
 def test_a_killed_worker_of_a_student_goes_on_with_its_lessons(
     base: Path, labelled: Path, working_folder: Path
 ) -> None:
-    calm = {**settings(base, labelled, "teacher"), "epochs": 1, "checkpoint_minutes": 10.0, "storage": "calm"}
+    calm = {**settings(base, labelled, "killed-teacher"), "epochs": 1, "checkpoint_minutes": 10.0, "storage": "calm"}
     teacher = train(TrainConfig(**calm)).model_uri  # type: ignore[arg-type]
 
     def student(name: str) -> str:
