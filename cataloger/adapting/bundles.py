@@ -56,8 +56,8 @@ def make_bundle(
     given = input_of(spec, source)
     rows = _read(new, learnt, judged, truth, spec, given)
     categories = tuple(sorted({*spec.categories, *new.paths}))
-    before = [*spec.categories, *new.paths]
-    order = np.array([before.index(path) for path in categories])
+    place = {path: number for number, path in enumerate([*spec.categories, *new.paths])}
+    order = np.array([place[path] for path in categories])
     whole = _with(spec, categories)
     folder.mkdir(parents=True)
     if spec.network:

@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cataloger.adapting.meaning import FloatArray, Meaning
 from cataloger.adapting.trees import Tree
@@ -193,10 +192,3 @@ def _evidence(paths: Sequence[str], names: FloatArray, products: FloatArray, cou
     if own.any():
         said.append(f"{int(own.sum()):,} examples: {first(own)}")
     return "; ".join(said)
-
-
-def texts_of(table: pa.Table, columns: Sequence[str]) -> pa.Array:
-    """What is read of each row."""
-    fields = [pc.fill_null(table.column(name).cast(pa.large_string()), "") for name in columns]
-    joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(*fields, pa.scalar(" ", pa.large_string())))
-    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined

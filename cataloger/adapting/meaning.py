@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from cataloger.data.batching import pack
 from cataloger.data.texts import TextInput
-from cataloger.model.pretrained import base_model_folder
+from cataloger.model.pretrained import checked_base_model
 
 FloatArray = npt.NDArray[np.float32]
 MOST_TOKENS = 64
@@ -23,7 +23,7 @@ class Meaning:
 
         from cataloger.model.network import quiet_transformers
 
-        folder = base_model_folder(base_model)
+        folder = checked_base_model(base_model)
         self.input = TextInput(folder, (), MOST_TOKENS)
         with quiet_transformers():
             self.network = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()

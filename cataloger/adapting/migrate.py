@@ -11,19 +11,20 @@ import pyarrow.compute as pc
 
 from cataloger.adapting import map_files
 from cataloger.adapting.map_files import About, Map
-from cataloger.adapting.mapping import Mapped, Old, Targets, propose, tell_apart, texts_of
+from cataloger.adapting.mapping import Mapped, Old, Targets, propose, tell_apart
 from cataloger.adapting.meaning import Meaning
 from cataloger.adapting.trees import Tree, read_tree
 from cataloger.config import MigrateConfig
 from cataloger.curation.known import Known
 from cataloger.curation.run import Run, open_run
-from cataloger.curation.tables import ids_of, paths_of, read_table
+from cataloger.curation.tables import ids_of, paths_of, read_table, texts_of
 from cataloger.data.ids import Lookup
 from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.category_columns import SOURCE, Category
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.publishing import pointer, snapshot
+from cataloger.publishing.decided import read_labels
 from cataloger.publishing.parts import REJECTS, Part, part_name, read_file, write_part
 from cataloger.taxonomy import SEPARATOR
 
@@ -158,8 +159,8 @@ def _check_whole(run: Run, found: Map, name: str) -> None:
     """Raises CatalogError for a map that loses products."""
     known = pa.array([*found.to, *found.among, *found.gone], pa.string())
     lost = Counter[str]()
-    for labels, _ in run.rows():
-        column = labels.column(Category.answer)
+    for labels in read_labels(run.folder, run.manifest["units"], [Category.answer]):
+        column = labels.column(0)
         missing = column.filter(pc.invert(pc.is_in(column, known)))
         lost.update({one["values"]: one["counts"] for one in pc.value_counts(missing).to_pylist()})
     if lost:

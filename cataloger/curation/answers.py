@@ -5,7 +5,6 @@ CORRECTIONS/corrections.parquet    one category per product: pins for `label.py`
 """
 
 import io
-import logging
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,10 @@ from cataloger.curation.formats import Answer
 from cataloger.curation.known import Known
 from cataloger.curation.queue import Queue
 from cataloger.data.ids import as_text
-from cataloger.errors import CatalogError, StorageError
+from cataloger.errors import CatalogError, ConflictError, StorageError
 from cataloger.infra.storage import Location, explain
 from cataloger.taxonomy import SEPARATOR, parse_path
 
-log = logging.getLogger(__name__)
 ANSWERS, CORRECTIONS = "_answers.parquet", "corrections.parquet"
 NOT_OF_PRODUCTS = ("category_path", "who", "when", "note", "queue")
 
@@ -57,10 +55,10 @@ class Imported:
 
 
 def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Location, where: str) -> Imported:
-    """Raises CatalogError for answers that are not to these questions."""
+    """Raises CatalogError for answers that are not to these questions, ConflictError where another import was faster."""
     rows = {one: number for number, one in enumerate(as_text(products.column("id")).to_pylist())}
     _check(given, queue, rows, where)
-    before = _read(output / ANSWERS)
+    version, before = (output / ANSWERS).version(), _read(output / ANSWERS)
     own = products.to_pylist()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     answers = {(_text_of(row["id"]), row["who"]): row for row in before}
@@ -87,12 +85,16 @@ def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Locat
         }
     kept = list(answers.values())
     corrections, undecided = _agreed(kept)
-    # The corrections follow from the answers: they come first, so that an interrupted import is simply done again.
     schema = _schema(products, before, queue)
-    for name, rows_of in ((CORRECTIONS, corrections), (ANSWERS, kept)):
-        data = _parquet(rows_of, schema)
-        if new or changed or not (output / name).exists():
-            (output / name).write(data)
+    if new or changed:
+        try:
+            (output / ANSWERS).replace(_parquet(kept, schema), version)
+        except ConflictError as error:
+            raise ConflictError(
+                f"{output}: somebody else imported answers meanwhile; run the same command again"
+            ) from error
+    # They follow from the answers: whatever became of the last import, these are right.
+    (output / CORRECTIONS).write(_parquet(corrections, schema))
     return Imported(
         output=str(output),
         new=new,

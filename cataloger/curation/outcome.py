@@ -91,7 +91,6 @@ class Outcome:
             self.counts[by_rule(self.rules[number].name)]["matched"] = int(count)
 
     def done(self) -> tuple[pa.Table, pa.Table, Counts]:
-        who = self.who
         own = self.rows.select(self.verdicts.names)
         source = np.full(len(self.rows), "model", object)
         places, others = np.arange(len(self.rows)), [own]
@@ -109,21 +108,17 @@ class Outcome:
             self._count(BY_PIN, rows, given)
             put(rows, given, BY_PIN)
         for number, rule in enumerate(self.rules):
-            by = by_rule(rule.name)
+            by, rows = by_rule(rule.name), np.flatnonzero(self.who == number)
+            if not len(rows):
+                continue
             if rule.action == "category":
-                rows = np.flatnonzero(who == number)
-                if not len(rows):
-                    continue
                 given = self.verdicts.given(self.verdicts.repeated(rule.paths, len(rows)))
                 self._count(by, rows, given)
                 put(rows, given, by)
-            elif rule.action == "reject":
-                rows = np.flatnonzero(who == number)
-                if not len(rows):
-                    continue
+            else:  # it rejects: no other kind decides
                 self.counts[by].update(decided=len(rows), rejected=len(rows))
                 source[rows], has_label[rows], why[rows] = by, False, reason(rule)
-        for forbids, rows in self._forbidden(self.labelled & ~self.pinned & (who < 0)).items():
+        for forbids, rows in self._forbidden(self.labelled & ~self.pinned & (self.who < 0)).items():
             instead, there = self.verdicts.instead(self.rows.take(pa.array(rows)), functools.partial(_covers, forbids))
             by = by_rule(forbids[0].name)
             self.counts[by].update(decided=len(rows), conflicts=len(rows))

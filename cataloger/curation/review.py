@@ -15,6 +15,7 @@ from cataloger.curation.choosing import choose
 from cataloger.curation.formats import FORMATS, read_answers
 from cataloger.curation.queue import Queue
 from cataloger.curation.run import open_run
+from cataloger.curation.tables import texts_of
 from cataloger.errors import ConfigError
 from cataloger.infra.storage import check_writable, locate
 from cataloger.spec import MANY_CATEGORIES
@@ -60,7 +61,7 @@ def export(config: ExportConfig) -> Exported:
         raise ConfigError(
             f"--labels {config.labels}: no label there is unsure, or none of a product with weight; there is nothing to ask"
         )
-    texts = _texts(found.rows, spec.text_columns)
+    texts = texts_of(found.rows, [candidates.OF_PRODUCT + name for name in spec.text_columns])
     rows = found.rows.take(pa.array(choose(texts, found.rows.column(candidates.WORTH).to_numpy(), config.budget)))
     if len(rows) < config.budget:
         log.info(
@@ -90,14 +91,6 @@ def export(config: ExportConfig) -> Exported:
         alike=sum(one.alike for one in asked),
         categories=tuple(tops.most_common(10)),
     )
-
-
-def _texts(rows: pa.Table, columns: tuple[str, ...]) -> pa.Array:
-    """What is compared, of rows that may have a picture alone."""
-    texts = [pc.fill_null(rows.column(candidates.OF_PRODUCT + name).cast(pa.large_string()), "") for name in columns]
-    if not texts:
-        return pa.array([""] * len(rows), pa.large_string())
-    return pc.binary_join_element_wise(*texts, pa.scalar(" ", pa.large_string())).combine_chunks()
 
 
 def take_answers(config: ImportConfig) -> answering.Imported:

@@ -1,6 +1,7 @@
 """Tables that people hand in, small enough for one process: read whole, and checked to have what they must."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,9 +11,13 @@ from pyarrow import fs as pafs
 from cataloger.data.ids import as_text
 from cataloger.data.kinds import is_list, is_string
 from cataloger.data.text import undecodable
+from cataloger.data.texts import TextInput
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import check_reachable, explain, locate
 from cataloger.taxonomy import SEPARATOR, parse_path
+
+# Of a longer text the beginning says what it is.
+COMPARED_TOKENS = 128
 
 
 def read_table(uri: str, flag: str, needed: Sequence[str], also: Sequence[str] = ()) -> pa.Table:
@@ -89,3 +94,10 @@ def paths_of(table: pa.Table, where: str, name: str = "category_path") -> pa.Arr
     if not lists:
         return plain
     return pa.ListArray.from_arrays(pc.subtract(column.offsets, column.offsets[0]).cast(pa.int32()), plain)
+
+
+def texts_of(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """What is read of each row to compare it with others, as a model reads it; "" of a row without any text."""
+    if not columns:
+        return pa.array([""] * len(table), pa.large_string())
+    return pc.fill_null(TextInput(Path(), columns, COMPARED_TOKENS).read(table).values, "")

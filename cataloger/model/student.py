@@ -96,14 +96,16 @@ def with_head(network: Any, base: Path) -> None:
     theirs, ours = json.loads(about.get("categories", "[]")), list(network.config.id2label.values())
     place = {path: number for number, path in enumerate(theirs)}
     both = [(number, place[path]) for number, path in enumerate(ours) if path in place]
+    # Earlier versions did not say which categories a head is of: it was that of the same ones.
+    same = theirs in ([], ours)
     for name, tensor in own.items():
         found = kept.get(name)
         if found is None:
             continue
-        if len(found) == len(theirs) and len(tensor) == len(ours) and found.shape[1:] == tensor.shape[1:]:
+        if not same and (len(found), len(tensor)) == (len(theirs), len(ours)) and found.shape[1:] == tensor.shape[1:]:
             for number, other in both:
                 tensor[number] = found[other]
-        elif found.shape == tensor.shape and theirs:
+        elif found.shape == tensor.shape:
             tensor.copy_(found)
     network.load_state_dict(own, strict=False)
 

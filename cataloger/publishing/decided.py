@@ -151,7 +151,7 @@ def unknown_ids(folder: Location, units: int, pinned: pa.Array) -> list[str]:
     """Of these ids, which are text, those that no label of a complete run has. Raises StorageError."""
     wanted = Lookup.of(pinned)
     there = np.zeros(len(pinned), bool)
-    for table in _labels(folder, units, ["id", SOURCE]):
+    for table in read_labels(folder, units, ["id", SOURCE]):
         own = table.filter(pc.equal(table.column(SOURCE), BY_PIN)).column("id")
         there[wanted.find(own)[0]] = True
     return list(pinned.filter(pa.array(~there)).to_pylist())
@@ -175,7 +175,7 @@ def problems(manifest: Mapping[str, Any], folder: Location) -> list[str]:
     wanted, there = Lookup.of(ids_of_pins), np.zeros(len(pins), bool)
     columns = published_in(pq.read_schema((folder / part_name(0)).path, filesystem=folder.filesystem))
     given = pins.column("category_path").combine_chunks()
-    for unit, table in enumerate(_labels(folder, manifest["units"], ["id", SOURCE, columns.answer])):
+    for unit, table in enumerate(read_labels(folder, manifest["units"], ["id", SOURCE, columns.answer])):
         pin, row = wanted.find(table.column("id"))
         there[pin] = True
         own = table.take(pa.array(row))
@@ -196,13 +196,15 @@ def problems(manifest: Mapping[str, Any], folder: Location) -> list[str]:
     return found
 
 
-def _labels(folder: Location, units: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_labels(folder: Location, units: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """These columns of a complete run, part by part. Raises StorageError."""
+
     def read(location: Location) -> pa.Table:
         try:
             return pq.read_table(
                 location.path, filesystem=location.filesystem, columns=list(columns), partitioning=None
             )
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"{location}: cannot be read, to look for pins: {explain(error)}") from error
+            raise StorageError(f"{location}: its labels cannot be read: {explain(error)}") from error
 
     yield from snapshot.each(snapshot.label_files(folder, units), read)

@@ -62,7 +62,8 @@ def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig, correct
             f"catalog {uri}: labels have a column {column!r} already, where the tags would be published; rename it"
         )
     counted = [_counted(column, catalog, config, tags) for catalog in catalogs]
-    counted[0] = {**counted[0][0], **{path: path for path in corrected}}, Counter(counted[0][1]) + corrected
+    counted = [({**names, **{path: path for path in corrected}}, found) for names, found in counted]
+    counted[0] = counted[0][0], Counter(counted[0][1]) + corrected
     rows = counted[0][1]
     if tags and not rows:
         raise CatalogError(f"catalog {uri}: column {column!r} has no tag with a name; name another --label-column")

@@ -52,4 +52,5 @@ def continued(config: TrainConfig) -> TrainConfig:
         with working_folder("base") as aside:
             write_student(source.folder, aside / "base", None)
             place.write_folder(aside / "base", last="config.json")
+    log.info("going on from %s, which knows %s categories", config.base_model, f"{len(spec.categories):,}")
     return replace(config, base_model=place.path if place.is_local else place.uri)

@@ -83,14 +83,14 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         blocks = list(joined.to_arrow_refs())
-    further = [_further(source, config, blocks) for source in sources if source.use == TRAINING and source.corrections]
-    return blocks + [ray.put(table) for table in further if len(table)]
+    corrections = sources[0].corrections
+    if corrections is None or not len(corrections.rows):
+        return blocks
+    return [*blocks, ray.put(_further(sources[0], corrections.rows, config, blocks))]
 
 
-def _further(source: Source, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:
+def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:
     """Products that people corrected and that are not in the catalog, but for those whose text is one that the training is judged by."""
-    assert source.corrections
-    rows = source.corrections.rows
     given = training_input(config, source.catalog.base, _has_tags(source.catalog.schema, config))
     unit = Unit(0, (Segment(str(config.corrections), 0, 0, len(rows)),))
     encoded = _encode(unit, rows, (source.label_ids, *source.others), ADDED, config, given)

@@ -126,6 +126,34 @@ def own_title(identity: str) -> str:
     return str(pq.read_table("c.parquet").column("title")[int(identity)].as_py())
 
 
+def test_of_two_imports_at_once_none_is_lost(
+    bundle: Path, labels: pa.Table, job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cataloger.curation import answers
+
+    exported(job)
+    queue, read = pq.read_table("queue/queue.parquet"), answers._read
+    categories = read_spec(bundle).categories
+
+    def read_and_be_overtaken(location: Any) -> list[dict[str, Any]]:
+        found = read(location)
+        monkeypatch.setattr(answers, "_read", read)
+        fill(queue, {1: categories[1]}, "grace", "")
+        assert job("review", "import", "--answers", "filled.parquet")[0] == 0
+        return found
+
+    fill(queue, {0: categories[0]}, "ada", "")
+    Path("filled.parquet").rename("adas.parquet")
+    monkeypatch.setattr(answers, "_read", read_and_be_overtaken)
+    sentence(job("review", "import", "--answers", "adas.parquet"), "somebody else imported answers meanwhile")
+    assert job("review", "import", "--answers", "adas.parquet")[0] == 0
+    assert sorted(pq.read_table("corrections/corrections.parquet").column("who").to_pylist()) == ["ada", "grace"]
+    # Whoever was killed between the two files is made good by the next import.
+    Path("corrections/corrections.parquet").unlink()
+    assert job("review", "import", "--answers", "adas.parquet")[0] == 0
+    assert len(pq.read_table("corrections/corrections.parquet")) == 2
+
+
 def test_what_is_worth_more_is_asked_first(labels: pa.Table, job: Job) -> None:
     exported(job, "--weight-column", "views", budget=1)
     assert asked() == ["77"]
@@ -327,6 +355,29 @@ def test_a_training_learns_corrections_and_an_audit_leaves_them_alone(
     every, rest = (set(pq.read_table(name).column("id").to_pylist()) for name in ("all.parquet", "rest.parquet"))
     assert rest <= every
     assert not rest & set(corrections["id"])
+
+
+def test_corrections_win_in_a_catalog_to_validate_on(labelled: Path, working_folder: Path) -> None:
+    """Also where they name a category that nobody wrote there."""
+    from cataloger.training.plan import plan
+    from cataloger.training.rows import ingest
+
+    table = pq.read_table(labelled)
+    pq.write_table(table.slice(0, 400), "learnt.parquet")
+    pq.write_table(table.slice(400, 50), "judged.parquet")
+    (identity,) = table.slice(400, 1).column("id").to_pylist()
+    pq.write_table(pa.table({"id": [identity], "category_path": ["Quite > New"], "title": [None]}), "mended.parquet")
+    config = TrainConfig(
+        catalog="learnt.parquet", eval_catalog="judged.parquet", corrections="mended.parquet", base_model="none"
+    )
+    planned = plan(config)
+    new = planned.spec.categories.index("Quite > New")
+    import ray
+
+    tables = [ray.get(block) for block in ingest(planned.sources, planned.config)]
+    validated = [row for one in tables for row in one.select(["use", "labels"]).to_pylist() if row["use"] == 1]
+    assert sum(row["labels"] == [new] for row in validated) == 1
+    assert len(validated) == 50
 
 
 def test_corrections_of_another_kind_are_refused(labelled: Path, working_folder: Path, job: Job) -> None:

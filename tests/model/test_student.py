@@ -11,7 +11,7 @@ from cataloger.bundle import read_spec
 from cataloger.errors import ConfigError
 from cataloger.model.network import load_network, new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder, resolve_pooling
-from cataloger.model.student import with_head, write_average, write_student
+from cataloger.model.student import HEAD, with_head, write_average, write_student
 from cataloger.spec import Spec
 
 
@@ -59,6 +59,15 @@ def test_it_begins_with_the_head_of_its_teacher(teacher: Path, tmp_path: Path) -
             known = {"A": 0, "B > D": 2}.get(path)
             expected = before[number] if known is None else network.classifier.weight[known]
             torch.testing.assert_close(other.classifier.weight[number], expected)
+
+
+def test_a_head_of_an_earlier_version_is_of_the_same_categories(teacher: Path, tmp_path: Path) -> None:
+    write_student(teacher, tmp_path / "student", 3)
+    network = load_network(teacher, torch.float32)
+    save_file(load_file(tmp_path / "student" / HEAD), tmp_path / "student" / HEAD)  # which says nothing of them
+    student = new_classifier(tmp_path / "student", read_spec(teacher))
+    with_head(student, tmp_path / "student")
+    torch.testing.assert_close(student.classifier.weight, network.classifier.weight)
 
 
 @pytest.mark.parametrize("layers", [0, 6, 7])
