@@ -63,6 +63,9 @@ class TrainConfig:
     """Model to start from: minilm (bundled, English), e5 (many languages), a Hugging Face hub name, or a folder; none trains a linear model
     of words and characters alone, in seconds. models:/NAME@ALIAS, or a bundle folder, goes on from a trained model, and keeps what it
     knows of the categories that are still there."""
+    keep_old: float | None = None
+    """Where --base-model is a trained model: of the rows that it gets right already, the share that each epoch learns again, with what
+    that model says of them. All others are learnt in each epoch."""
     image_model: str = "efficientnet-lite0"
     """Network that sees, with --image-column: efficientnet-lite0 (bundled), a Hugging Face hub name such as timm/resnet50.a1_in1k, or a
     local folder."""

@@ -49,7 +49,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
             "validation_fraction",
             "test_start",
         ),
-        "model": ("pooling", "max_tokens", "target_precision", "tiers", "tier_risk", "tier_agreement"),
+        "model": ("pooling", "max_tokens", "keep_old", "target_precision", "tiers", "tier_risk", "tier_agreement"),
         "picture": ("image_column", "image_model", "image_augmentation"),
         "optimisation": ("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
         "regularisation": ("weight_decay", "dropout", "adversarial", "average_decay"),

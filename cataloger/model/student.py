@@ -85,10 +85,11 @@ def _write(network: Any, folder: Path, target: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in _head(network).items()}, target / HEAD, about)
 
 
-def with_head(network: Any, base: Path) -> None:
-    """Give a network that is made of such a base model what the head that lies beside it knows of the categories that both have."""
+def with_head(network: Any, base: Path) -> list[int]:
+    """Give a network that is made of such a base model what the head that lies beside it knows of the categories that both have: the
+    numbers of these."""
     if not (base / HEAD).exists():
-        return
+        return []
     with safe_open(base / HEAD, "pt") as file:
         kept = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no dict
         about = file.metadata() or {}
@@ -108,6 +109,7 @@ def with_head(network: Any, base: Path) -> None:
         elif found.shape == tensor.shape:
             tensor.copy_(found)
     network.load_state_dict(own, strict=False)
+    return list(range(len(ours))) if same else [number for number, _ in both]
 
 
 def _head(network: Any) -> dict[str, torch.Tensor]:

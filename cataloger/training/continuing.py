@@ -1,7 +1,8 @@
 """A training that goes on from a trained model: its encoder, and what it knows of the categories that both have."""
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cataloger.bundle import SPEC, digest, read_spec
@@ -20,8 +21,21 @@ def is_trained(base_model: str) -> bool:
     return base_model.startswith(("models:/", "runs:/")) or (Path(base_model).expanduser() / SPEC).is_file()
 
 
-def continued(config: TrainConfig) -> TrainConfig:
-    """With a base model, in the storage that all nodes reach, that is made of the trained one. Raises CatalogerError."""
+@dataclass(frozen=True)
+class Begun:
+    """The trained model that a training goes on from."""
+
+    name: str
+    """NAME/VERSION, or where it lies."""
+    categories: frozenset[str]
+
+    def knows(self, categories: Sequence[str]) -> bool:
+        """Whether it has learnt most of these: a model of another catalog has not."""
+        return 2 * len(self.categories.intersection(categories)) >= len(categories)
+
+
+def continued(config: TrainConfig) -> tuple[TrainConfig, Begun]:
+    """(with a base model, in the storage that all nodes reach, that is made of the trained one; which one this is). Raises CatalogerError."""
     from cataloger.model.student import write_student
 
     if config.base_model.startswith(("models:/", "runs:/")):
@@ -53,4 +67,27 @@ def continued(config: TrainConfig) -> TrainConfig:
             write_student(source.folder, aside / "base", None)
             place.write_folder(aside / "base", last="config.json")
     log.info("going on from %s, which knows %s categories", config.base_model, f"{len(spec.categories):,}")
-    return replace(config, base_model=place.path if place.is_local else place.uri)
+    begun = Begun(source.version or source.uri, frozenset(spec.categories))
+    return replace(config, base_model=place.path if place.is_local else place.uri), begun
+
+
+def check_keeping(config: TrainConfig, goes_on: bool) -> None:
+    """Raises ConfigError where --keep-old cannot be."""
+    if config.keep_old is None:
+        return
+    if not 0 <= config.keep_old <= 1:
+        raise ConfigError(f"--keep-old {config.keep_old}: must be from 0 to 1")
+    if not goes_on:
+        raise ConfigError("--keep-old: is for going on from a trained model; name one as --base-model, or leave it out")
+    if other := chooses_rows(config):
+        raise ConfigError(f"--keep-old: also chooses what is learnt from; leave it out with {other}")
+
+
+def chooses_rows(config: TrainConfig) -> str:
+    """The flag that says which rows are learnt from, or how often, where there is one."""
+    if config.long_tail in ("sampling", "augmentation"):
+        return f"--long-tail {config.long_tail}"
+    for name in ("pretrain_epochs", "pseudo_labels", "group_balance"):
+        if getattr(config, name):
+            return f"--{name.replace('_', '-')}"
+    return ""

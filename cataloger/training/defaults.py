@@ -19,7 +19,7 @@ LEVEL_WEIGHT = 0.5
 
 def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) -> tuple[TrainConfig, str]:
     """(the configuration without open choices, what was chosen and why) for so many training rows and one kind of answer; a training that
-    goes on from a trained model has a third of the epochs."""
+    goes on from a model that knows most categories has a third of the epochs."""
     chosen: dict[str, object] = {}
     if config.epochs is None:
         chosen["epochs"] = max(1, round(epochs_for(rows) / 3)) if continued else epochs_for(rows)

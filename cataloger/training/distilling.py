@@ -27,7 +27,32 @@ TEMPERATURE, TEACHING = 2.0, 0.7
 LEAST_ANSWERED = 0.5
 
 
-class Distillation(FineTuning):
+class Taught(FineTuning):
+    """Rows that have a category, a teacher's answer, or both."""
+
+    everything: Examples
+    taught: torch.Tensor
+    """int32 [rows, K] the categories that teachers found most probable."""
+    shares: torch.Tensor
+    """float32 [rows, K] how probable each is; all 0 of a row that nobody answered."""
+
+    def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
+        sets = self.everything.sets.take(rows)
+        logits = self.logits(model, self.everything.inputs, rows)
+        has_label = torch.from_numpy(sets.lengths > 0).to(logits.device)
+        labelled = sets.take(np.flatnonzero(sets.lengths > 0))
+        # Also of no row, so that every weight has a gradient on every rank.
+        by_label = logits.new_zeros(len(logits)).masked_scatter(
+            has_label, self.loss(logits[has_label], self.head.targets(labelled))
+        )
+        shares = self.shares[rows].to(logits.device)
+        by_teachers = softened(self.spec, logits, self.taught[rows].long().to(logits.device), shares)
+        has_answer = shares.sum(dim=1) > 0
+        teaching = torch.where(has_label, TEACHING, 1.0) * has_answer
+        return teaching * by_teachers + torch.where(has_answer, 1 - TEACHING, 1.0) * by_label
+
+
+class Distillation(Taught):
     """The rows that have a category, and those that only teachers have answered."""
 
     def __init__(
@@ -57,21 +82,6 @@ class Distillation(FineTuning):
     def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
         self.epoch_rows = self.everything
         return self.everything.inputs, rng.permutation(len(self.everything))
-
-    def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
-        sets = self.everything.sets.take(rows)
-        logits = self.logits(model, self.everything.inputs, rows)
-        has_label = torch.from_numpy(sets.lengths > 0).to(logits.device)
-        labelled = sets.take(np.flatnonzero(sets.lengths > 0))
-        # Also of no row, so that every weight has a gradient on every rank.
-        by_label = logits.new_zeros(len(logits)).masked_scatter(
-            has_label, self.loss(logits[has_label], self.head.targets(labelled))
-        )
-        shares = self.shares[rows].to(logits.device)
-        by_teachers = softened(self.spec, logits, self.taught[rows].long().to(logits.device), shares)
-        has_answer = shares.sum(dim=1) > 0
-        teaching = torch.where(has_label, TEACHING, 1.0) * has_answer
-        return teaching * by_teachers + torch.where(has_answer, 1 - TEACHING, 1.0) * by_label
 
 
 def softened(spec: Spec, logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -105,6 +105,7 @@ def fitted(
         gpu = runtime.wants_gpu(config.use_gpu)
         workers = runtime.training_workers(config.num_workers, gpu)
         own = {"pooling": planned.spec.pooling, "model_name": config.model_name, **tags}
+        own |= {"goes_on_from": planned.goes_on_from} if planned.goes_on_from else {}
         told = [repr(planned.spec.others)] if config.category_attributes not in (AUTO, OFF) else []
         told += [sources[0].corrections.digest] if sources[0].corrections else []
         told += [repr(sorted(read_moves(config.tree_map).items()))] if config.tree_map else []

@@ -48,6 +48,7 @@ from cataloger.training.examples import load_examples
 from cataloger.training.hearing import FittedWords
 from cataloger.training.lessons import Lessons
 from cataloger.training.pretraining import MaskedWords
+from cataloger.training.remembering import Remembering
 from cataloger.training.rows import training_input
 from cataloger.training.stages import FineTuning, Machine, Result, Stage
 from cataloger.training.tuning import merged
@@ -74,11 +75,13 @@ def stages_of(
     rows = load_examples(blocks, spec, training_input(config, tags=spec.tags))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
-    with_head(network, base)
+    known = with_head(network, base)
     set_dropout(network, config.dropout, machine.device.type)
     if lessons:
         taught = Lessons.read(lessons)
         return [Distillation(config, spec, network, rows, base, machine, heard, taught, blocks)]
+    if config.keep_old is not None:
+        return [Remembering(config, spec, network, rows, base, machine, heard, known)]
     stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine, heard)]
     if config.pretrain_epochs:
         labelled, _, unlabelled = rows

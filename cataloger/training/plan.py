@@ -20,7 +20,7 @@ from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answe
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
-from cataloger.training.continuing import continued, is_trained
+from cataloger.training.continuing import check_keeping, continued, is_trained
 from cataloger.training.corrections import read_corrections
 from cataloger.training.defaults import settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
@@ -44,13 +44,16 @@ class Plan:
     storage: Location
     lessons: Location | None = None
     """What teachers answered to the rows, where there are some."""
+    goes_on_from: str = ""
+    """The trained model that is the base model: NAME/VERSION, or where it lies."""
 
 
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
     _check(config)
-    if goes_on := is_trained(config.base_model):
-        config = continued(config)
+    goes_on = is_trained(config.base_model)
+    check_keeping(config, goes_on)
+    config, begun = continued(config) if goes_on else (config, None)
     pooling, picture = NO_NETWORK, None
     if config.image_column:
         _check_pictures(config)
@@ -86,7 +89,7 @@ def plan(config: TrainConfig) -> Plan:
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
         rows = round(learnt[0].rows * (1 - config.test_fraction) * (1 - held_out))
-        config, chosen = settled(config, rows, heads[0], goes_on)
+        config, chosen = settled(config, rows, heads[0], begun is not None and begun.knows(learnt[0].categories))
         if config.adversarial and picture:
             raise ConfigError("--adversarial: is for networks that read alone; leave it out with --image-column")
         if chosen:
@@ -109,7 +112,7 @@ def plan(config: TrainConfig) -> Plan:
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
-    return Plan(config, spec, tuple(sources), storage)
+    return Plan(config, spec, tuple(sources), storage, goes_on_from=begun.name if begun else "")
 
 
 def _check(config: TrainConfig) -> None:

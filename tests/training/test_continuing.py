@@ -4,16 +4,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
+from cataloger.data.batching import Ragged, Tokens
+from cataloger.data.text import load_tokenizer, tokenize
 from cataloger.errors import ConfigError
+from cataloger.model.network import new_classifier
 from cataloger.model.registry import fetch_model
+from cataloger.spec import MANY_CATEGORIES, Spec
+from cataloger.training.examples import Examples
 from cataloger.training.job import train
 from cataloger.training.plan import plan
+from cataloger.training.remembering import Remembering
+from cataloger.training.stages import Machine
 
 pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
@@ -67,3 +77,83 @@ def test_models_that_cannot_be_gone_on_with(
     code, _, err = job("train", "--catalog", tomorrow, "--base-model", "models:/nobody@champion")
     assert (code, "Traceback" in err) == (2, False), err
     assert "nobody" in err
+
+
+def test_what_it_gets_right_is_learnt_again_in_part(trained: Any, tomorrow: Path) -> None:
+    result = train(settings(tomorrow, trained.model_uri, keep_old=0.25, storage="kept"))
+    run = mlflow.get_run(result.run_id).data
+    new, again = run.metrics["new_rows"], run.metrics["old_rows"]
+    rows = len(pq.read_table(tomorrow))
+    assert 50 < new < 0.9 * rows - 100, "sixty rakes are new, and much else that so small a network does not know"
+    assert again == pytest.approx((0.9 * rows - new) / 4, rel=0.2)
+    assert run.tags["goes_on_from"] == "tiny-mean/1"
+    everything = train(settings(tomorrow, trained.model_uri, keep_old=1.0, storage="kept"))
+    assert mlflow.get_run(everything.run_id).data.metrics["old_rows"] == pytest.approx(4 * again, rel=0.02)
+    assert result.metrics["val_network_accuracy"] > everything.metrics["val_network_accuracy"] - 0.1
+
+
+def remembering(base: Path, keep_old: float, head: str = "one", machine: Machine | None = None) -> Remembering:
+    """A network that says Tea of everything, and knows nothing of Boots and Hats; thirty rows of tea, ten of boots."""
+    spec = Spec(("Food > Tea", "Shoes > Boots", "Shoes > Hats", "Food > Salt"), ("title",), 32, "mean", "")
+    spec = spec if head == "one" else Spec(spec.categories, ("title",), 32, "mean", "", head=MANY_CATEGORIES)
+    network = new_classifier(base, spec)
+    with torch.no_grad():
+        network.classifier.weight.zero_()
+        network.classifier.bias.copy_(torch.tensor([2.0, 9.0, -2.0, -1.0]))
+    tokens = Tokens.from_arrow(tokenize(load_tokenizer(base, 32), pa.array([f"product {i}" for i in range(40)])))
+    rows = Examples(tokens, Ragged(np.repeat([0, 1], [30, 10]).astype(np.int32), np.arange(41)))
+    config = TrainConfig(epochs=2, keep_old=keep_old, adversarial=0.0)
+    machine = machine or Machine(torch.device("cpu"), False)
+    stage = Remembering(config, spec, network, (rows, rows, rows.take(np.arange(0))), base, machine, None, [0, 3])
+    stage.entered()
+    return stage
+
+
+@pytest.mark.parametrize("head", ["one", "many"])
+def test_a_row_is_old_where_the_network_gets_it_right(tiny_model: Path, head: str) -> None:
+    stage = remembering(tiny_model, 0.5, head)
+    assert stage.right.tolist() == [True] * 30 + [False] * 10, (
+        "what it says of a category that is new counts for nothing"
+    )
+    assert stage.prepare_epoch([0, 0, 0]) == {"new_rows": 10, "old_rows": 15}
+    _, first = stage.begin_epoch(np.random.default_rng(0))
+    _, second = stage.begin_epoch(np.random.default_rng(1))
+    assert set(range(30, 40)) < set(first)
+    assert len(set(first)) == len(first) == 25
+    assert set(first) != set(second), "each epoch draws anew"
+    assert not stage.shares[30:].any(), "what it gets wrong it does not teach"
+    assert set(stage.taught[0].tolist()) == {0, 3}
+    torch.testing.assert_close(stage.shares[0].max(), torch.sigmoid(torch.tensor(2.0 if head == "many" else 3.0)))
+    # The bias towards what is new, as it begins, is an error of these rows by both teachers; only boots want it.
+    losses = stage.losses(stage.network, np.arange(40)).detach()
+    assert losses.isfinite().all()
+    assert losses[:30].min() > losses[30:].max()
+
+
+def test_every_rank_knows_what_the_others_were_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = remembering(tiny_model, 0.5)
+    parts: list[Any] = []
+    for rank in (0, 1):
+        monkeypatch.setattr(
+            "torch.distributed.all_gather_object",
+            lambda into, mine: parts.append(mine) or into.__setitem__(slice(None), [mine, parts[0]]),
+        )
+        monkeypatch.setattr("cataloger.training.remembering.TOKENS_PER_BATCH", 32)
+        found = remembering(tiny_model, 0.5, machine=Machine(torch.device("cpu"), False, rank, 2))
+    assert found.right.tolist() == alone.right.tolist()
+    assert not parts[0][2][:30].all(), "each had asked about a half"
+    torch.testing.assert_close(found.shares, alone.shares)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"keep_old": 0.5, "base_model": "minilm"}, "--keep-old: is for going on from a trained model"),
+        ({"keep_old": 1.5}, "--keep-old 1.5: must be from 0 to 1"),
+        ({"keep_old": 0.5, "long_tail": "sampling"}, "leave it out with --long-tail sampling"),
+        ({"keep_old": 0.5, "pseudo_labels": 0.9}, "leave it out with --pseudo-labels"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_kept(trained: Any, tomorrow: Path, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        plan(TrainConfig(**{"catalog": str(tomorrow), "base_model": trained.model_uri, "max_tokens": 32} | more))
