@@ -160,9 +160,12 @@ class LabelConfig:
     """Label every row of a catalog and publish the labels as one snapshot."""
 
     catalog: str
-    """Parquet to label: a file, a folder or an s3:// prefix."""
+    """Parquet to label: a file, a folder or an s3:// prefix; or a table: delta://PATH[@VERSION], iceberg://CATALOG.NAMESPACE.TABLE[@SNAPSHOT]."""
     output: str
     """Folder or s3:// prefix for the labels; readers follow its _latest.json."""
+    publish_to: str | None = None
+    """Table that also gets the labels once they are published, in one transaction: delta://PATH, delta://s3://BUCKET/PATH, or
+    iceberg://CATALOG.NAMESPACE.TABLE."""
     model: tuple[str, ...] = ("models:/product-category@champion",)
     """Model: models:/NAME@ALIAS, models:/NAME/VERSION, runs:/RUN_ID/model, or a bundle folder. Of several the mean of what their networks
     say counts, at the cost of all."""

@@ -66,7 +66,13 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     LabelConfig: {
         "common": ("catalog", "output", "model", "pins", "rules"),
         "data": ("id_column", "text_columns", "image_column", "alternatives", "explain"),
-        "publishing": ("max_reject_fraction", "max_missing_fraction", "max_changed_fraction", "publish_anyway"),
+        "publishing": (
+            "publish_to",
+            "max_reject_fraction",
+            "max_missing_fraction",
+            "max_changed_fraction",
+            "publish_anyway",
+        ),
         "run": ("tiers", "anew", "use_gpu", "precision", "experiment"),
     },
     EvaluateConfig: {

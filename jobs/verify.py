@@ -16,7 +16,8 @@ def main() -> None:
         result = verify(config)
         ids = "ids equal to the catalog's" if result.ids_checked else "ids not compared: the catalog has changed since"
         pins = f", all {result.pins:,} pins of its products in the labels" if result.pins else ""
-        print(f"run {result.run} is whole: {result.rows:,} rows in {result.files:,} files, {ids}{pins}")
+        table = f", and they are in {result.table}" if result.table else ""
+        print(f"run {result.run} is whole: {result.rows:,} rows in {result.files:,} files, {ids}{pins}{table}")
 
     run(job)
 

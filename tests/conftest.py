@@ -6,6 +6,7 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -211,6 +212,26 @@ def write(working_folder: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def iceberg_shop(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Opens the Iceberg catalog `shop`, in SQLite; call it again when the environment has changed, of which pyiceberg keeps what it read."""
+    import pyiceberg.catalog as module
+
+    for name, value in {
+        "TYPE": "sql",
+        "URI": f"sqlite:///{working_folder}/iceberg.db",
+        "WAREHOUSE": f"file://{working_folder}/warehouse",
+    }.items():
+        monkeypatch.setenv(f"PYICEBERG_CATALOG__SHOP__{name}", value)
+
+    def opened() -> Any:
+        monkeypatch.setattr(module, "_ENV_CONFIG", type(module._ENV_CONFIG)())
+        return module.load_catalog("shop")
+
+    opened()
+    return opened
 
 
 def shared_data(name: str) -> Path:

@@ -1,15 +1,16 @@
 """Units of work: how a catalog is cut, and how units are read."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.catalog import Catalog, column_bytes, unreadable
+from cataloger.data.catalog import Catalog, CatalogFile, Stored, column_bytes, unreadable
 from cataloger.data.kinds import is_string
 from cataloger.errors import CatalogError
 
@@ -26,7 +27,10 @@ MOST_UNITS_PER_READ = 16
 
 @dataclass(frozen=True)
 class Segment:
-    """`rows` rows of one row group, from row `start` on; `size` and `modified_ns` are those of the planned file."""
+    """`rows` rows of one row group, from row `start` on; `size` and `modified_ns` are those of the planned file.
+
+    Where the file is a table's, `stored` says how many lie there, which of them are deleted, and what its columns are called.
+    """
 
     path: str
     row_group: int
@@ -34,6 +38,11 @@ class Segment:
     rows: int
     size: int = 0
     modified_ns: int = 0
+    stored: Stored | None = None
+
+    @property
+    def lie_there(self) -> int:
+        return self.stored.rows if self.stored else self.rows
 
 
 @dataclass(frozen=True)
@@ -56,7 +65,15 @@ class Unit:
 
     @classmethod
     def from_dict(cls, unit: dict[str, Any]) -> "Unit":
-        return cls(int(unit["index"]), tuple(Segment(**segment) for segment in unit["segments"]))
+        return cls(int(unit["index"]), tuple(_segment(**segment) for segment in unit["segments"]))
+
+
+def _segment(stored: Mapping[str, Any] | None = None, **others: Any) -> Segment:
+    """From what Arrow makes of one."""
+    if stored is None:
+        return Segment(**others)
+    columns, constants = (tuple((name, value) for name, value in stored[key]) for key in ("columns", "constants"))
+    return Segment(**others, stored=Stored(stored["rows"], stored["gone"], columns, constants))
 
 
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
@@ -77,14 +94,17 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
             units.append(Unit(len(units), tuple(segments)))
 
     for file in catalog.files:
+        in_file = 0
         for row_group, (rows, size) in enumerate(zip(file.row_groups, file.sizes, strict=True)):
+            first, in_file = in_file, in_file + rows
             size += rows * catalog.row_bytes
             if rows > room or size > bytes_left:
                 close(shared)
                 shared, room, bytes_left = [], unit_rows, MAX_UNIT_BYTES
             most = min(unit_rows, max(1, MAX_UNIT_BYTES * rows // max(1, size)))
             pieces = _pieces(rows, most)
-            segments = [Segment(file.path, row_group, start, n, file.size, file.modified_ns) for start, n in pieces]
+            segments = [_of_file(file, row_group, first, start, n) for start, n in pieces]
+            segments = [segment for segment in segments if segment.rows]  # all may be deleted
             if len(segments) > 1:
                 for segment in segments:
                     close([segment])
@@ -92,6 +112,15 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
                 shared, room, bytes_left = shared + segments, room - rows, bytes_left - size
     close(shared)
     return units
+
+
+def _of_file(file: CatalogFile, row_group: int, first: int, start: int, rows: int) -> Segment:
+    """So many rows of a row group, whose first one is row `first` of the file."""
+    segment = Segment(file.path, row_group, start, rows, file.size, file.modified_ns)
+    if file.stored is None:
+        return segment
+    stored = file.stored.piece(first + start, rows)
+    return replace(segment, rows=stored.live, stored=stored)
 
 
 def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
@@ -165,11 +194,31 @@ def _read_segments(
     try:
         with pq.ParquetFile(path, filesystem=filesystem, page_checksum_verification=True) as file:
             for row_group, of_group in itertools.groupby(segments, key=lambda segment: segment.row_group):
-                for batches in _cut_row_group(file, row_group, list(of_group), schema.names):
-                    table = pa.Table.from_batches(batches)
+                group = list(of_group)
+                stored = group[0].stored
+                names = schema.names if stored is None else [there for _, there in stored.columns]
+                for segment, batches in zip(
+                    group, _cut_row_group(file, row_group, group, list(dict.fromkeys(names))), strict=True
+                ):
+                    table = _as_stored(batches, segment)
                     yield pa.table([_cast(table.column(field.name), field.type) for field in schema], schema=schema)
     except (pa.ArrowException, OSError, IndexError, KeyError) as error:
         raise unreadable(filesystem, path, error) from error
+
+
+def _as_stored(batches: list[pa.RecordBatch], segment: Segment) -> pa.Table:
+    """The rows of a segment that are still there, under the names that the table has for their columns."""
+    if segment.stored is None:
+        return pa.Table.from_batches(batches)
+    lie_there, stored = segment.lie_there, segment.stored
+    table = pa.Table.from_batches(batches) if batches else pa.table({})
+    columns = {name: table.column(there) for name, there in stored.columns}
+    for name, value in stored.constants:
+        same = pa.array([value]).take(pa.array(np.zeros(lie_there, np.int32)))
+        columns[name] = pa.chunked_array([same])
+    kept = np.ones(lie_there, bool)
+    kept[stored.deleted] = False
+    return pa.table(columns).filter(pa.array(kept))
 
 
 def _cut_row_group(
@@ -179,17 +228,17 @@ def _cut_row_group(
     about = file.metadata.row_group(row_group)
     per_row = max(1, column_bytes(about, columns) // max(1, about.num_rows))
     # No more at once than a unit has: equal values that lie there once are many when they are decoded.
-    most = max(segment.rows for segment in segments)
+    most = max(segment.lie_there for segment in segments)
     batches = file.iter_batches(max(1, min(most, MAX_BATCH_BYTES // per_row)), [row_group], columns)
     batch, at = None, 0  # the batch that is being cut, and the number of its first row
     for segment in segments:
-        found, wanted = [], segment.rows
+        found, wanted = [], segment.lie_there
         while wanted:
             if batch is None or not len(batch):
                 batch = next(batches, None)
                 if batch is None:
                     raise pa.ArrowInvalid(f"row group {row_group} has fewer rows than when the run was planned")
-            skipped = min(len(batch), max(0, segment.start + segment.rows - wanted - at))
+            skipped = min(len(batch), max(0, segment.start + segment.lie_there - wanted - at))
             part = batch.slice(skipped, wanted)
             found += [part] if len(part) else []
             used = skipped + len(part)

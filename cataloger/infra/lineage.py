@@ -28,6 +28,8 @@ class Dataset(Protocol):
     @property
     def schema(self) -> pa.Schema: ...
     @property
+    def root(self) -> str: ...
+    @property
     def fingerprint(self) -> str: ...
     @property
     def rows(self) -> int: ...
@@ -40,7 +42,7 @@ class CatalogDataset(MetaDataset):
         self._profile = {"rows": catalog.rows, "files": len(catalog.files)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # two names for one kind of source
-            source = resolve_dataset_source(str(catalog.location))
+            source = resolve_dataset_source(catalog.root or str(catalog.location))
         columns = [ColSpec(_type(field.type), field.name) for field in catalog.schema]
         super().__init__(source, Path(catalog.location.path).stem, catalog.fingerprint, Schema(columns))  # type: ignore[arg-type]
 

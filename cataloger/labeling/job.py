@@ -29,7 +29,7 @@ from cataloger.labeling.result import LabelResult
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.model.ensemble import fetch_models
-from cataloger.publishing import decided, doubts, fitness, nightly, pointer, snapshot
+from cataloger.publishing import decided, delivery, doubts, fitness, nightly, pointer, snapshot
 from cataloger.publishing.decided import Decided
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
@@ -59,6 +59,8 @@ def label(config: LabelConfig) -> LabelResult:
         config.catalog, config.id_column, spec.text_columns, others=given.columns, picture=spec.picture
     )
     model_digest = digest(source.folder)
+    if config.publish_to:
+        delivery.check(config.publish_to)
     check_writable(output)
     seen = pointer.look(output)
     decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, spec.text_columns, config.alternatives]
@@ -210,6 +212,8 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
         raise
     # After the labels are published: a page that cannot be drawn costs none.
     _report(night, found, result, origin)
+    if night.config.publish_to:
+        delivery.deliver(night.config.publish_to, night.output, night.run)
 
 
 def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
@@ -241,6 +245,8 @@ def _publish_again(night: Call) -> LabelResult:
         fitness.check_drift(found, night.config)
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
+    if night.config.publish_to:
+        delivery.deliver(night.config.publish_to, night.output, night.run)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
     seconds = time.monotonic() - night.started
     return LabelResult(night.run, str(night.output), rows, labelled, rejects, Cost(), seconds, None)

@@ -16,7 +16,7 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
-from cataloger.publishing import decided, pointer, snapshot
+from cataloger.publishing import decided, delivery, pointer, snapshot
 from cataloger.publishing.parts import REJECTS, part_name, read_file
 
 
@@ -43,6 +43,8 @@ class Verification:
     ids_checked: bool
     pins: int = 0
     """Pins of products that are in the catalog, all of which are in the labels."""
+    table: str | None = None
+    """The table that has the same labels."""
 
 
 def publish(config: PublishConfig) -> list[Run]:
@@ -59,6 +61,10 @@ def publish(config: PublishConfig) -> list[Run]:
             )
         if config.run != seen.run:
             pointer.replace(output, config.run, seen)
+        # Where a table follows the labels, it follows this decision as well.
+        both = [one for one in (config.run, seen.run) if one and snapshot.is_complete(output, one)]
+        for table in {snapshot.read_manifest(output, one)["config"].get("publish_to") for one in both} - {None}:
+            delivery.deliver(table, output, config.run)
     if config.prune is not None:
         prune(output, config.prune)
     runs = list_runs(output)
@@ -124,10 +130,13 @@ def verify(config: VerifyConfig) -> Verification:
     if not problems:
         problems, checked = _check_ids(manifest, folder)
         problems += decided.problems(manifest, folder)
+        if table := manifest["config"].get("publish_to"):
+            problems += filter(None, [delivery.problem(table, run, manifest["labelled"])])
     if problems:
         raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
     people = manifest.get("decisions") or {"pins": 0, "unknown": 0}
-    return Verification(run, len(manifest["files"]), manifest["rows"], checked, people["pins"] - people["unknown"])
+    pins, table = people["pins"] - people["unknown"], manifest["config"].get("publish_to")
+    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins, table)
 
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:

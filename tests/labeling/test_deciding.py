@@ -19,6 +19,7 @@ NOT_DECIDING = {
     "infra.s3",
     "infra.storage",
     "labeling.cost",
+    "lakes.tables",
     "labeling.packed",
     "model.e5",
     "model.pretrained",

@@ -1,0 +1,201 @@
+"""Iceberg, by the package `pyiceberg`: https://iceberg.apache.org/spec has the specification.
+
+The data files are read as all Parquet is here; the package speaks to the catalog, reads the manifests, and writes.
+"""
+
+import datetime
+from collections import defaultdict
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.io.pyarrow import schema_to_pyarrow
+from pyiceberg.manifest import DataFile, FileFormat
+from pyiceberg.table import Table
+from pyiceberg.transforms import IdentityTransform
+from pyiceberg.types import DateType
+
+from cataloger.errors import CatalogError, ConfigError, PublishError
+from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile
+
+EPOCH = datetime.date(1970, 1, 1)
+Gone = dict[str, list[npt.NDArray[np.uint32]]]
+
+
+def read(address: Address) -> Snapshot:
+    """See `tables.Kind`."""
+    table = _table(address)
+    if table is None:
+        raise CatalogError(
+            f"catalog {address}: there is no such Iceberg table in the catalog {address.name.split('.')[0]}"
+        )
+    snapshot = _snapshot(table, address)
+    # Columns may have been renamed since the newest snapshot was made, and earlier ones have the columns of their time.
+    then = snapshot.schema_id if address.version else None
+    schema = table.schema() if then is None else table.schemas()[then]
+    fields = {one.name: one.field_id for one in schema.fields}
+    try:
+        tasks = list(table.scan(snapshot_id=snapshot.snapshot_id).plan_files())
+    except (ValueError, NotImplementedError) as error:  # such as rows that are deleted by the values that they have
+        raise CatalogError(
+            f"catalog {address}: {_first_line(error)}; compact the table, or export its rows to Parquet"
+        ) from error
+    gone = _deleted(table, {one for task in tasks for one in task.delete_files})
+    files = []
+    for task in sorted(tasks, key=lambda task: task.file.file_path):
+        file = task.file
+        if file.file_format != FileFormat.PARQUET:
+            raise CatalogError(f"catalog {address}: {file.file_path} is no Parquet; export the table's rows to Parquet")
+        deleted = np.unique(np.concatenate([np.empty(0, np.uint32), *gone.get(file.file_path, [])]))
+        constants = dict.fromkeys(fields) | _partition(table, file)
+        files.append(TableFile(file.file_path, fields, constants, deleted))
+    return Snapshot(
+        address.at(snapshot.snapshot_id),
+        table.location(),
+        f"iceberg {table.metadata.table_uuid} {snapshot.snapshot_id} {schema.schema_id}",
+        schema_to_pyarrow(schema, include_field_ids=False),
+        tuple(files),
+    )
+
+
+def check(address: Address) -> None:
+    """See `tables.Kind`."""
+    table = _table(address)
+    if table is None or table.current_snapshot() is None or _last(table) is not None:
+        return
+    summary = table.current_snapshot().summary  # type: ignore[union-attr]
+    if summary is not None and summary["total-records"] == "0":
+        return
+    raise ConfigError(
+        f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
+    )
+
+
+def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | None:
+    """See `tables.Kind`."""
+    table = _table(address)
+    if table is not None and _last(table) == run:
+        return None
+    try:
+        if table is None:
+            catalog, name = _catalog(address)
+            catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
+            table = catalog.create_table(name, schema=labels.schema)
+        with table.transaction() as transaction:
+            with transaction.update_schema() as schema:
+                schema.union_by_name(labels.schema)
+            transaction.overwrite(labels, snapshot_properties={RUN: run})
+    except (CommitFailedException, ValidationException) as error:
+        now = _table(address)
+        if now is not None and _last(now) == run:
+            return None
+        raise PublishError(
+            f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise PublishError(
+            f"{address}: the labels of run {run} could not be written: {_first_line(error)}; they are published in the output folder; "
+            "run the same command again to write them here"
+        ) from error
+    snapshot = table.current_snapshot()
+    assert snapshot is not None
+    return str(address.at(snapshot.snapshot_id))
+
+
+def held(address: Address) -> tuple[str | None, int]:
+    """See `tables.Kind`."""
+    table = _table(address)
+    snapshot = table.current_snapshot() if table is not None else None
+    if table is None or snapshot is None or snapshot.summary is None:
+        return None, 0
+    return _last(table), int(snapshot.summary["total-records"] or 0)
+
+
+def _catalog(address: Address) -> tuple[Catalog, str]:
+    """(the catalog, the name of the table in it). Raises ConfigError."""
+    catalog, _, name = address.name.partition(".")
+    try:
+        return load_catalog(catalog), name
+    except Exception as error:  # of as many kinds as there are catalogs
+        raise ConfigError(
+            f"{address}: pyiceberg knows no catalog {catalog}, or does not reach it: {_first_line(error)}; describe it in "
+            f"~/.pyiceberg.yaml, or by PYICEBERG_CATALOG__{catalog.upper()}__URI"
+        ) from error
+
+
+def _table(address: Address) -> Table | None:
+    catalog, name = _catalog(address)
+    try:
+        return catalog.load_table(name)
+    except NoSuchTableError:
+        return None
+    except Exception as error:  # of as many kinds as there are catalogs
+        raise CatalogError(f"{address}: the catalog does not say where the table is: {_first_line(error)}") from error
+
+
+def _snapshot(table: Table, address: Address) -> Any:
+    if address.version is None:
+        snapshot = table.current_snapshot()
+        if snapshot is None:
+            raise CatalogError(f"catalog {address}: has no rows")
+        return snapshot
+    number = address.version.isdecimal()
+    found = table.snapshot_by_id(int(address.version)) if number else table.snapshot_by_name(address.version)
+    if found is None:
+        what = "snapshot is not there, or not any more" if number else "branch or tag is not there"
+        raise CatalogError(f"catalog {address}: that {what}; name another one, or leave @{address.version} out")
+    return found
+
+
+def _deleted(table: Table, files: set[DataFile]) -> Gone:
+    """The rows that files of positions, and deletion vectors, take out of each data file."""
+    gone: Gone = defaultdict(list)
+    for file in files:
+        if file.file_format == FileFormat.PUFFIN:
+            from pyiceberg.table.puffin import PuffinFile
+
+            with table.io.new_input(file.file_path).open() as stream:
+                vectors = PuffinFile(stream.read()).to_vector()
+            for path, rows in vectors.items():
+                gone[path].append(rows.to_numpy().astype(np.uint32))
+            continue
+        with table.io.new_input(file.file_path).open() as stream:
+            deletes = pq.read_table(stream, columns=["file_path", "pos"])
+        for path in pc.unique(deletes.column("file_path")).to_pylist():
+            rows = deletes.filter(pc.equal(deletes.column("file_path"), path)).column("pos")
+            gone[path].append(rows.to_numpy().astype(np.uint32))
+    return gone
+
+
+def _partition(table: Table, file: DataFile) -> dict[str, str | None]:
+    """The columns that are the same in all rows of a file because the table is partitioned by them."""
+    found: dict[str, str | None] = {}
+    names = {one.field_id: one for one in table.schema().fields}
+    for number, part in enumerate(table.specs()[file.spec_id].fields):
+        source = names.get(part.source_id)
+        if isinstance(part.transform, IdentityTransform) and source:
+            value = file.partition[number]
+            if isinstance(source.field_type, DateType) and isinstance(value, int):
+                value = EPOCH + datetime.timedelta(days=value)
+            found[source.name] = (
+                None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+            )
+    return found
+
+
+def _last(table: Table) -> str | None:
+    """The run whose labels were committed last: also where a person has since gone back to an earlier snapshot."""
+    for snapshot in sorted(table.snapshots(), key=lambda one: one.sequence_number or 0, reverse=True):
+        if snapshot.summary is not None and (run := snapshot.summary.additional_properties.get(RUN)):
+            return str(run)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return (unquote(str(error)).splitlines() or [type(error).__name__])[0]

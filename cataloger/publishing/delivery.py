@@ -1,0 +1,68 @@
+"""A published run brought to a table of Delta Lake or Iceberg, whose readers follow that in place of the pointer.
+
+First the pointer is turned, then one transaction replaces the table's rows and says whose they are (`cataloger.run`). Whoever comes second,
+or comes back after a crash between the two, finds there that it is done, or does it.
+"""
+
+import logging
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cataloger.errors import ConfigError
+from cataloger.infra.storage import Location
+from cataloger.lakes import tables
+from cataloger.lakes.tables import Address, Kind
+from cataloger.publishing import snapshot
+
+log = logging.getLogger(__name__)
+
+
+def check(uri: str) -> None:
+    """Before any work. Raises ConfigError, CatalogError: no such kind of table, its package is missing, or it holds something else."""
+    address, kind = _find(uri)
+    kind.check(address)
+
+
+def deliver(uri: str, output: Location, run: str) -> None:
+    """Make the labels of a complete run the table's rows, unless they were the last that came there. Raises PublishError."""
+    address, kind = _find(uri)
+    manifest = snapshot.read_manifest(output, run)
+    files = snapshot.label_files(snapshot.run_folder(output, run), manifest["units"])
+    name = kind.commit(address, _labels(files), run)
+    if name is None:
+        log.info("%s has the labels of run %s already", address, run)
+    else:
+        log.info("%s: %s rows, the labels of run %s", name, f"{manifest['labelled']:,}", run)
+
+
+def problem(uri: str, run: str, labelled: int) -> str | None:
+    """What keeps the table from being the labels of this run."""
+    address, kind = _find(uri)
+    last, rows = kind.held(address)
+    if last != run:
+        return f"{address}: the last labels that came there are of {f'run {last}' if last else 'no run'}"
+    return None if rows == labelled else f"{address}: has {rows:,} rows, and the run {labelled:,} labels"
+
+
+def _find(uri: str) -> tuple[Address, Kind]:
+    address = tables.address_of(uri, "--publish-to")
+    if address.version:
+        raise ConfigError(f"--publish-to {uri}: labels become the table's next version; leave @{address.version} out")
+    return address, tables.kind_of(address)
+
+
+def _labels(files: list[Location]) -> pa.RecordBatchReader:
+    """The rows of all files, a few at a time."""
+    with pq.ParquetFile(files[0].path, filesystem=files[0].filesystem) as first:
+        # Whether a column may lack values is a matter of the table, and stays so when a later run has some.
+        schema = pa.schema([pa.field(field.name, field.type) for field in first.schema_arrow])
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for file in files:
+            with pq.ParquetFile(file.path, filesystem=file.filesystem) as opened:
+                for batch in opened.iter_batches():
+                    yield pa.record_batch(batch.columns, names=batch.schema.names).cast(schema)
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
