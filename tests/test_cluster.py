@@ -19,11 +19,26 @@ from servers import free_port, wait_for
 CLUSTER = yaml.safe_load((ROOT / "cluster.yaml").read_text())
 
 
-def test_it_fits_the_schema_that_ships_with_ray() -> None:
+@pytest.mark.parametrize("name", ["cluster", "cluster-cpu", "cluster-gcp"])
+def test_it_fits_the_schema_that_ships_with_ray(name: str) -> None:
+    cluster = yaml.safe_load((ROOT / f"{name}.yaml").read_text())
     schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
-    jsonschema.validate(CLUSTER, schema)
+    jsonschema.validate(cluster, schema)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({**CLUSTER, "max_worker": 3}, schema)
+        jsonschema.validate({**cluster, "max_worker": 3}, schema)
+
+
+@pytest.mark.parametrize("name", ["cluster-cpu", "cluster-gcp"])
+def test_its_variants_differ_in_their_machines_alone(name: str) -> None:
+    text = (ROOT / f"{name}.yaml").read_text()
+    variant = yaml.safe_load(text)
+    for key in CLUSTER.keys() - {"cluster_name", "provider", "available_node_types"}:
+        assert variant[key] == CLUSTER[key], key
+    head, *workers = (variant["available_node_types"][kind] for kind in variant["available_node_types"])
+    assert head["resources"] == {"CPU": 0}
+    assert [(worker["min_workers"], worker["max_workers"]) for worker in workers] == [(0, 8)]
+    assert variant["cluster_name"] != CLUSTER["cluster_name"]
+    assert [text.count(f"EDIT {number}:") for number in (1, 2, 3)] == [1, 1, 1]
 
 
 def test_the_head_runs_no_work_and_gpu_workers_scale_from_zero_on_spot() -> None:

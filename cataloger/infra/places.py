@@ -5,10 +5,10 @@ import secrets
 from pathlib import Path
 
 import ray
-from ray._private.state import state as ray_state
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cataloger.errors import ConfigError, ResourceError
+from cataloger.infra import runtime
 from cataloger.infra.storage import PROBE, Location
 
 MOUNTS = Path("/proc/mounts")
@@ -49,7 +49,7 @@ def is_submitted() -> bool:
 def check_shared(location: Location, flag: str) -> None:
     """Refuse a local folder that some node of the cluster does not have. Needs a running Ray. Raises ResourceError."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    grows = bool(ray_state.get_max_resources_from_cluster_config())
+    grows = bool(runtime.can_grow_to())
     if not location.is_local or (len(nodes) == 1 and not grows) or _is_network(Path(location.path)):
         return
     why = "and nodes that the cluster may yet start do not have it"

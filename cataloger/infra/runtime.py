@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import ray.data.exceptions
 import ray.exceptions
 import ray.train
 import ray.tune
+import yaml
 from ray._private.state import state as ray_state
 
 from cataloger import errors
@@ -30,6 +32,8 @@ MAX_THREADS_PER_ACTOR = 8
 CPU_LEFT_BY_ACTOR = 0.45
 # What a reading or writing task declares, so that at least two fit beside the actors.
 TASK_CPUS = 0.2
+# Where `ray up` puts the autoscaler's configuration on the head (cluster.yaml names it).
+AUTOSCALING = Path("~/ray_bootstrap_config.yaml")
 # A unit takes a slow CPU up to an hour; when nothing ends for longer, the cluster is stuck.
 STUCK_SECONDS = 2 * 3600
 
@@ -129,9 +133,36 @@ def errors_of_tasks() -> Iterator[None]:
 
 def capacity(resource: str) -> float:
     """How much of "CPU" or "GPU" the cluster has now, or can grow to where an autoscaler says so."""
-    now = float(ray.cluster_resources().get(resource, 0.0))
-    at_most = ray_state.get_max_resources_from_cluster_config() or {}
-    return max(now, float(at_most.get(resource, 0.0)))
+    return max(float(ray.cluster_resources().get(resource, 0.0)), can_grow_to().get(resource, 0.0))
+
+
+def can_grow_to() -> dict[str, float]:
+    """The resources of the largest cluster that the autoscaler would make; empty where there is none.
+
+    The autoscaler of `ray up` tells Ray nothing of nodes that do not run yet, so its configuration is read, which lies on the head, where
+    submitted jobs run.
+    """
+    if told := ray_state.get_max_resources_from_cluster_config():
+        return {name: float(amount) for name, amount in told.items()}
+    found = Counter[str]()
+    for nodes, resources in _kinds_of_nodes():
+        for resource, amount in resources.items():
+            found[resource] += nodes * amount
+    return {name: float(amount) for name, amount in found.items()}
+
+
+def _kinds_of_nodes() -> list[tuple[int, dict[str, float]]]:
+    """(how many there may be, what each has) of the nodes that `ray up` may start."""
+    file = AUTOSCALING.expanduser()
+    if cluster_address() == "local" or not file.is_file():
+        return []
+    config = yaml.safe_load(file.read_text())
+    most, head = config.get("max_workers", 0), config.get("head_node_type")
+    kinds = config.get("available_node_types", {})
+    return [
+        (1 if name == head else min(most, kind.get("max_workers", most)), kind.get("resources", {}))
+        for name, kind in kinds.items()
+    ]
 
 
 def wants_gpu(use_gpu: bool) -> bool:
@@ -176,11 +207,12 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     if wants_gpu(use_gpu):
         return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
     # A head without workload counts no CPU.
-    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = max(1, *(int(node.get("CPU", 0)) for node in [*there, *(kind for _, kind in _kinds_of_nodes())]))
     threads = min(MAX_THREADS_PER_ACTOR, cores)
     cpus = threads - CPU_LEFT_BY_ACTOR
     # By node, as an actor fits on one: one that fits nowhere would wait, and Ray Data take its CPUs for spent.
-    fit = sum(int(node["Resources"].get("CPU", 0) / cpus) for node in ray.nodes() if node["Alive"])
+    fit = sum(int(node.get("CPU", 0) / cpus) for node in there)
     grown = int(capacity("CPU") / cores) * int(cores / cpus)
     return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, fit, grown))
 

@@ -8,7 +8,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from cataloger.labeling.packed import Model
 from cataloger.live.proxy import in_front
 from cataloger.model import registry
 from cataloger.model.registry import ModelSource
-from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
 NAME = "cataloger"
+QUIET = {"log_level": "ERROR", "enable_access_log": False}
 # Requests that a replica takes at the same time; which of them wait, and which are refused, is for `Batches` to say.
 AT_ONCE = 1_000
 # What may wait for a replica, as a multiple of what it answers at the same time.
@@ -44,17 +45,11 @@ BUSY = 32
 @contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """The address of a service that answers for as long as the block runs. Raises CatalogerError before anything is started."""
-    least, most = runtime.span(config.replicas, "--replicas")
-    if not least:
-        raise ConfigError(f"--replicas {config.replicas}: at least one must answer")
+    least, most = _replicas(config)
     token = _token(config.token_file)
     if not 1 <= config.port < 1 << 16:
         raise ConfigError(f"--port {config.port}: must be from 1 to 65535")
-    for place in config.image_sources:
-        if not re.match(r"(s3|https?)://[^/]+/(.*/)?$", place):
-            raise ConfigError(
-                f"--image-sources {place}: must be s3://, https:// or http://, a host or a bucket, and end with a slash"
-            )
+    _check_image_sources(config.image_sources)
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
     tracking_uri = tracking.connect()
@@ -75,21 +70,19 @@ def serving(config: ServeConfig) -> Iterator[str]:
             )
         shape = runtime.serving_shape(config.use_gpu, least, most)
         shared = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
-        build = _builder(config, spec, shared, source, shape, token, tracking_uri, given.share())
-        quiet = {"log_level": "ERROR", "enable_access_log": False}
-        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
+        people = given.share()
+        build = _builder(
+            config,
+            lambda: ModelSource(shared.folder(), source.uri, source.version),
+            lambda: people,
+            shape,
+            token,
+            tracking_uri,
+        )
+        serve.start(http_options={"host": config.host, "port": config.port}, logging_config=QUIET)
         try:
-            deployment: Any = serve.deployment(
-                serve.ingress(build)(),
-                name=NAME,
-                max_ongoing_requests=AT_ONCE,
-                autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": BUSY},
-                ray_actor_options={"num_cpus": shape.cpus, "num_gpus": shape.gpus},
-                health_check_period_s=5,
-                logging_config=quiet,
-            )
             try:
-                serve.run(deployment.bind(), name=NAME, route_prefix="/")
+                serve.run(_deployed(build, least, most, shape), name=NAME, route_prefix="/")
             except RuntimeError as error:
                 why = (str(error).strip().splitlines() or [""])[-1]
                 raise ModelError(f"model {config.model}: no replica of it starts: {why}") from error
@@ -98,6 +91,53 @@ def serving(config: ServeConfig) -> Iterator[str]:
             yield address
         finally:
             serve.shutdown()
+
+
+def service(args: Mapping[str, Any]) -> Any:
+    """What a Serve config builds: `import_path: cataloger.live.job:service`, its `args` the fields of ServeConfig.
+
+    Serve builds it in a task that ends then, and takes with it what it has put into the object store: each replica fetches the
+    model, pins and rules by itself. Where to listen is for the config to say. Raises CatalogerError.
+    """
+    known = {each.name for each in fields(ServeConfig)} - {"host", "port"}
+    if unknown := sorted(set(args) - known):
+        raise ConfigError(f"args {', '.join(unknown)}: not known here; there are {', '.join(sorted(known))}")
+    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+    config = ServeConfig(**given)
+    least, most = _replicas(config)
+    token = _token(config.token_file)
+    _check_image_sources(config.image_sources)
+    tracking_uri = tracking.connect()
+    source = registry.fetch_model(config.model)
+    spec = read_spec(source.folder)
+    decisions.read(config.pins, config.rules, spec, config.alternatives)
+    tracking.check_nodes(tracking_uri)
+    shape = runtime.serving_shape(config.use_gpu, least, most)
+    build = _builder(
+        config,
+        lambda: registry.fetch_model(source.uri),
+        lambda: decisions.read(config.pins, config.rules, spec, config.alternatives).share(),
+        shape,
+        token,
+        tracking_uri,
+    )
+    return _deployed(build, least, most, shape)
+
+
+def _deployed(build: Callable[[], Any], least: int, most: int, shape: runtime.ActorShape) -> Any:
+    """The service as an application of Ray Serve."""
+    from ray import serve
+
+    deployment: Any = serve.deployment(
+        serve.ingress(build)(),
+        name=NAME,
+        max_ongoing_requests=AT_ONCE,
+        autoscaling_config={"min_replicas": least, "max_replicas": most, "target_ongoing_requests": BUSY},
+        ray_actor_options={"num_cpus": shape.cpus, "num_gpus": shape.gpus},
+        health_check_period_s=5,
+        logging_config=QUIET,
+    )
+    return deployment.bind()
 
 
 def _wait_for(address: str) -> None:
@@ -122,14 +162,12 @@ def serve_until_stopped(config: ServeConfig) -> None:
 
 def _builder(
     config: ServeConfig,
-    spec: Spec,
-    shared: Model,
-    source: ModelSource,
+    first: Callable[[], ModelSource],
+    people: Callable[[], Decisions | None],
     shape: runtime.ActorShape,
     token: str | None,
     tracking_uri: str,
-    people: Decisions | None,
-) -> Any:
+) -> Callable[[], Any]:
     """Makes the service of a replica, in its process."""
 
     def build() -> Any:
@@ -152,9 +190,9 @@ def _builder(
         if config.image_sources:
             fetching.hurry()
         answering = Answering(
-            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources, people
+            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources, people()
         )
-        model = Followed(config.model, ModelSource(shared.folder(), source.uri, source.version), answering)
+        model = Followed(config.model, first(), answering)
         model.follow()
         measures = Measures()
         network: Any = model.now.tiers.network
@@ -175,6 +213,23 @@ def _builder(
         return application(model, batches, explaining, measures, token)
 
     return build
+
+
+def _replicas(config: ServeConfig) -> tuple[int, int]:
+    """(least, most). Raises ConfigError."""
+    least, most = runtime.span(config.replicas, "--replicas")
+    if not least:
+        raise ConfigError(f"--replicas {config.replicas}: at least one must answer")
+    return least, most
+
+
+def _check_image_sources(places: Sequence[str]) -> None:
+    """Raises ConfigError."""
+    for place in places:
+        if not re.match(r"(s3|https?)://[^/]+/(.*/)?$", place):
+            raise ConfigError(
+                f"--image-sources {place}: must be s3://, https:// or http://, a host or a bucket, and end with a slash"
+            )
 
 
 def _token(file: str | None) -> str | None:

@@ -49,7 +49,7 @@ def test_a_cluster_that_may_grow_needs_a_shared_file_system(
     ray_session: None, working_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grows = {"CPU": 64.0, "GPU": 8.0}
-    monkeypatch.setattr(places.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
+    monkeypatch.setattr(places.runtime.ray_state, "get_max_resources_from_cluster_config", lambda: grows)
     with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
         check_shared(locate("labels"), "--output")
     mounts = working_folder / "mounts"

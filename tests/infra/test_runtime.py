@@ -7,6 +7,9 @@ import ray.data
 from cataloger import errors
 from cataloger.errors import CatalogError, ResourceError
 from cataloger.infra import runtime
+from cataloger.infra.places import check_shared
+from cataloger.infra.storage import locate
+from conftest import ROOT
 
 
 def test_the_address_of_a_job_server_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +40,26 @@ def test_there_are_as_many_actors_as_fit_on_the_nodes(
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(size)}} for size in sizes])
     monkeypatch.setattr(runtime, "capacity", lambda resource: float(sum(sizes)) if resource == "CPU" else 0.0)
     assert runtime.labelling_shape(use_gpu=False).max_actors == actors
+
+
+def test_a_cluster_of_ray_up_can_grow_to_what_its_file_says(
+    ray_session: None, working_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its autoscaler tells Ray nothing of nodes that do not run yet."""
+    assert runtime.can_grow_to() == {}, "a Ray of our own has none"
+    monkeypatch.setattr(runtime, "AUTOSCALING", ROOT / "cluster.yaml")
+    assert runtime.can_grow_to() == {}
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    assert runtime.can_grow_to() == {"CPU": 64.0, "GPU": 8.0}
+    assert runtime.capacity("GPU") == 8.0
+    assert runtime.wants_gpu(use_gpu=True)
+    assert runtime.labelling_shape(use_gpu=True).max_actors == 8
+    monkeypatch.setattr(runtime, "AUTOSCALING", ROOT / "cluster-cpu.yaml")
+    assert runtime.can_grow_to() == {"CPU": 128.0}
+    shape = runtime.labelling_shape(use_gpu=False)
+    assert (shape.threads, shape.max_actors) == (8, 16), "as many as fit on nodes that are yet to come"
+    with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
+        check_shared(locate(str(working_folder)), "--output")
 
 
 def test_a_shared_folder_is_the_same_on_every_node(ray_session: None, working_folder: Path) -> None:
