@@ -10,7 +10,8 @@ CatalogerError            exit code 2
 ├── ResourceError         the cluster cannot hold what was asked for
 ├── TrainingError         a training run that cannot come to a good end
 │   └── CheckpointError   what an earlier command left cannot be gone on with
-└── PublishError          exit code 3: the new labels are not fit to be published
+├── PublishError          exit code 3: the new labels are not fit to be published
+└── DeliveryError         exit code 5: the labels are published, and a table that follows them does not have them yet
 """
 
 
@@ -60,3 +61,9 @@ class PublishError(CatalogerError):
     """The new labels are not fit to be published; readers keep the published ones."""
 
     exit_code = 3
+
+
+class DeliveryError(CatalogerError):
+    """The labels are published, and the table that follows them does not have them yet; the same command brings them."""
+
+    exit_code = 5

@@ -23,7 +23,7 @@ from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.category_columns import SOURCE, Category
 from cataloger.infra.storage import Location, check_writable, locate
-from cataloger.publishing import pointer, snapshot
+from cataloger.publishing import delivery, pointer, snapshot
 from cataloger.publishing.decided import read_labels
 from cataloger.publishing.parts import REJECTS, Part, part_name, read_file, write_part
 from cataloger.taxonomy import SEPARATOR
@@ -143,6 +143,7 @@ def apply_map(config: MigrateConfig) -> Moved:
     manifest = snapshot.read_manifest(output, name)
     if seen.run != name:
         pointer.publish(output, name, seen)
+    delivery.deliver(output)
     about = manifest["migrated"]
     return Moved(
         name,

@@ -14,7 +14,7 @@ from pyarrow import fs as pafs
 
 from cataloger.data.kinds import OF_TAGS, is_binary, is_list, is_picture, is_string, label_kind
 from cataloger.errors import CatalogError, StorageError
-from cataloger.infra import s3
+from cataloger.infra import stores
 from cataloger.infra.storage import Location, check_reachable, locate
 from cataloger.lakes.tables import Snapshot, TableFile, is_table
 from cataloger.lakes.tables import read as read_table
@@ -251,8 +251,9 @@ def _as_in_table(
     for name in wanted:
         there = file.columns.get(name, name)
         if isinstance(there, int):
-            # Files that another system wrote may have no numbers: their names are the table's.
-            there = numbers.get(there, name if set(numbers) == {-1} else "")
+            # Files that another system wrote may have no numbers: the table knows what they call its columns.
+            called = [one for one in file.names.get(there, (name,)) if one in found.names]
+            there = numbers.get(there, called[0] if called and set(numbers) == {-1} else "")
         if there in found.names:
             columns.append((name, there))
             fields.append(pa.field(name, found.field(there).type))
@@ -274,7 +275,7 @@ def column_bytes(row_group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
 
 def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> CatalogError | StorageError:
     """The error to raise for a file that pyarrow could not read."""
-    if not isinstance(filesystem, pafs.LocalFileSystem) and (why := s3.meaning(error)):
+    if not isinstance(filesystem, pafs.LocalFileSystem) and (why := stores.of(filesystem).meaning(error)):
         return StorageError(f"catalog file {path}: cannot be read: {why}")
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     if isinstance(error, FileNotFoundError):

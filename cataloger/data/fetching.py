@@ -21,6 +21,7 @@ from pyarrow import fs as pafs
 
 from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, UNREACHABLE, Unreadable
 from cataloger.errors import StorageError
+from cataloger.infra import stores
 from cataloger.infra.storage import locate
 
 log = logging.getLogger(__name__)
@@ -193,11 +194,12 @@ def _info(reference: str) -> pafs.FileInfo:
 
 
 def _located(reference: str) -> Any:
-    if urlsplit(reference).scheme == "s3":
-        bucket, _, key = reference.removeprefix("s3://").partition("/")
+    scheme, _, rest = reference.partition("://")
+    if scheme in stores.SCHEMES:
+        bucket, _, key = rest.partition("/")
         if not bucket:
             raise Unreadable(MISSING)
-        return _bucket(bucket) / key
+        return _bucket(scheme, bucket) / key
     try:
         return locate(reference)
     except StorageError as error:  # a scheme that nobody knows
@@ -205,9 +207,9 @@ def _located(reference: str) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _bucket(bucket: str) -> Any:
+def _bucket(scheme: str, bucket: str) -> Any:
     """Kept: each new client would look for credentials again."""
-    return locate(f"s3://{bucket}")
+    return locate(f"{scheme}://{bucket}")
 
 
 def _is_http(reference: str) -> bool:

@@ -34,6 +34,7 @@ from cataloger.spec import ONE_CATEGORY, Spec
 
 log = logging.getLogger(__name__)
 CANDIDATES = 20
+ANSWERED = ("category", "confidence", "alternatives")
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
@@ -55,9 +56,7 @@ def audit(config: AuditConfig) -> Audit:
     tracking_uri = tracking.connect()
     sources = [registry.fetch_model(uri) for uri in config.models]
     specs = [read_spec(source.folder).reading(config.text_columns, config.image_column) for source in sources]
-    for source, spec in zip(sources, specs, strict=True):
-        if spec.head != ONE_CATEGORY:
-            raise ConfigError(f"model {source.uri} gives a product {ANSWERS[spec.head]}; audit is for one category")
+    asked = [_asked(source, spec, config.label_column) for source, spec in zip(sources, specs, strict=True)]
     others = grouped(specs[0].group_column)
     catalog = open_catalog(
         config.catalog, config.id_column, specs[0].text_columns, (config.label_column,), others, specs[0].picture
@@ -67,7 +66,7 @@ def audit(config: AuditConfig) -> Audit:
         raise CatalogError(
             f"catalog {config.catalog}: column {config.label_column!r} has {label_kind(kind)}; audit is for one path per row"
         )
-    _check(sources, specs, catalog.fingerprint)
+    _check(sources, asked, catalog.fingerprint)
     names, _ = normalise_labels(
         count_labels(catalog, config.label_column, config.id_column), config.catalog, config.label_column
     )
@@ -98,10 +97,11 @@ def audit(config: AuditConfig) -> Audit:
             ]
             for source, spec, one in zip(sources, specs, found, strict=True):
                 _check_seen(source, spec, one.labels, names)
-            looked_at = _unanswered(pa.concat_tables([one.labels for one in found]), corrected)
-            rows, given = _known(looked_at, names, specs[0])
+            labels = [_answer(one.labels, spec, config.label_column) for one, spec in zip(found, specs, strict=True)]
+            looked_at = _unanswered(pa.concat_tables(labels), corrected)
+            rows, given = _known(looked_at, names, asked[0])
             log.info("%s of %s rows are looked at", f"{len(rows):,}", f"{catalog.rows:,}")
-            suspects = _suspects(rows, given, specs[0])
+            suspects = _suspects(rows, given, asked[0])
             sink = pa.BufferOutputStream()
             pq.write_table(suspects, sink)
             output.write(sink.getvalue())
@@ -134,6 +134,26 @@ def find_suspects(given: IntArray, labels: IntArray, probabilities: FloatArray) 
     order = np.flatnonzero(suspect)
     order = order[np.argsort(-lead[order], kind="stable")]
     return order, suggested[order]
+
+
+def _asked(source: ModelSource, spec: Spec, column: str) -> Spec:
+    """As if the answer of that label column were the model's only one. Raises ConfigError where that is not one category."""
+    first, *others = spec.answers
+    asked = next((other for other in others if other.label_column == column), first)
+    if asked.head != ONE_CATEGORY:
+        raise ConfigError(f"model {source.uri} gives a product {ANSWERS[asked.head]}; audit is for one category")
+    return asked
+
+
+def _answer(labels: pa.Table, spec: Spec, column: str) -> pa.Table:
+    """With the answer of that label column where the first one stands."""
+    own = labels.select([*("id", "text", "true_category", "seen"), *ANSWERED])
+    if column not in {other.column for other in spec.others}:
+        return own
+    answer = labels.column(column).combine_chunks()
+    for name in ANSWERED:
+        own = own.set_column(own.column_names.index(name), name, answer.field(name))
+    return own
 
 
 def _check(sources: list[ModelSource], specs: list[Spec], fingerprint: str) -> None:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.exceptions import MlflowException
 from mlflow.types import ColSpec, DataType, Schema
 
 from cataloger.infra.storage import Location
@@ -42,7 +44,7 @@ class CatalogDataset(MetaDataset):
         self._profile = {"rows": catalog.rows, "files": len(catalog.files)}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # two names for one kind of source
-            source = resolve_dataset_source(catalog.root or str(catalog.location))
+            source = _source(catalog.root or str(catalog.location))
         columns = [ColSpec(_type(field.type), field.name) for field in catalog.schema]
         super().__init__(source, Path(catalog.location.path).stem, catalog.fingerprint, Schema(columns))  # type: ignore[arg-type]
 
@@ -52,6 +54,13 @@ class CatalogDataset(MetaDataset):
 
     def to_dict(self) -> dict[str, str]:
         return {**super().to_dict(), "profile": json.dumps(self._profile)}
+
+
+def _source(uri: str) -> Any:
+    try:
+        return resolve_dataset_source(uri)
+    except MlflowException:  # of the clouds it knows two
+        return HTTPDatasetSource(uri)
 
 
 def code_version() -> dict[str, str]:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,32 +136,38 @@ def capacity(resource: str) -> float:
 
 
 def can_grow_to() -> dict[str, float]:
-    """The resources of the largest cluster that the autoscaler would make; empty where there is none.
+    """What the workers have of the largest cluster that the autoscaler would make; empty where there is none, or it makes none.
 
     The autoscaler of `ray up` tells Ray nothing of nodes that do not run yet, so its configuration is read, which lies on the head, where
     submitted jobs run.
     """
     if told := ray_state.get_max_resources_from_cluster_config():
         return {name: float(amount) for name, amount in told.items()}
-    found = Counter[str]()
-    for nodes, resources in _kinds_of_nodes():
-        for resource, amount in resources.items():
-            found[resource] += nodes * amount
-    return {name: float(amount) for name, amount in found.items()}
+    kinds, most = _kinds_of_nodes()
+    if not any(nodes for nodes, _ in kinds):
+        return {}
+    found: dict[str, float] = {}
+    for resource in sorted({name for _, has in kinds for name in has}):
+        room, amount = most, 0.0
+        # All of them together may not be more than so many.
+        for nodes, has in sorted(kinds, key=lambda kind: -kind[1].get(resource, 0.0)):
+            amount += min(nodes, room) * has.get(resource, 0.0)
+            room -= min(nodes, room)
+        found[resource] = amount
+    return found
 
 
-def _kinds_of_nodes() -> list[tuple[int, dict[str, float]]]:
-    """(how many there may be, what each has) of the nodes that `ray up` may start."""
+def _kinds_of_nodes() -> tuple[list[tuple[int, dict[str, float]]], int]:
+    """((how many there may be, what each has) of the kinds of workers that `ray up` may start, how many workers in all)."""
     file = AUTOSCALING.expanduser()
     if cluster_address() == "local" or not file.is_file():
-        return []
+        return [], 0
     config = yaml.safe_load(file.read_text())
-    most, head = config.get("max_workers", 0), config.get("head_node_type")
-    kinds = config.get("available_node_types", {})
-    return [
-        (1 if name == head else min(most, kind.get("max_workers", most)), kind.get("resources", {}))
-        for name, kind in kinds.items()
+    most = int(config.get("max_workers", 0))
+    workers = [
+        kind for name, kind in config.get("available_node_types", {}).items() if name != config.get("head_node_type")
     ]
+    return [(min(most, kind.get("max_workers", most)), kind.get("resources", {})) for kind in workers], most
 
 
 def wants_gpu(use_gpu: bool) -> bool:
@@ -208,7 +213,9 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
         return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
     # A head without workload counts no CPU.
     there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = max(1, *(int(node.get("CPU", 0)) for node in [*there, *(kind for _, kind in _kinds_of_nodes())]))
+    cores = max(
+        1, *(int(node.get("CPU", 0)) for node in [*there, *(has for nodes, has in _kinds_of_nodes()[0] if nodes)])
+    )
     threads = min(MAX_THREADS_PER_ACTOR, cores)
     cpus = threads - CPU_LEFT_BY_ACTOR
     # By node, as an actor fits on one: one that fits nowhere would wait, and Ray Data take its CPUs for spent.

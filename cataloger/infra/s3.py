@@ -30,6 +30,7 @@ _MEANINGS = (
         ("permanentredirect", "moved permanently", "status 301", "(301)", "authorizationheadermalformed"),
         "the bucket lies in another region; set AWS_REGION to its region",
     ),
+    (("notimplemented",), "the store has no conditional writes, without which two jobs could publish at once"),
     (("conditionalrequestconflict",), "S3 is busy with other writes there; run the same command again"),
     (
         ("network_connection", "could not connect", "connection was closed", "connect timeout", "timed out"),

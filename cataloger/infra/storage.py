@@ -1,7 +1,7 @@
 """URI → pyarrow filesystem; writes that appear whole or not at all.
 
-A location is a local path or `s3://bucket/key`. Credentials, region and endpoint come from the environment or the
-instance role, as everywhere in the AWS world (`AWS_ENDPOINT_URL` for other S3 servers); they are never stored.
+A location is a local path, `s3://BUCKET/KEY`, `az://CONTAINER/KEY` or `gs://BUCKET/KEY`. Credentials, region and endpoint come from the
+environment or the instance's role, as everywhere in these worlds (`AWS_ENDPOINT_URL` for other S3 servers); they are never stored.
 """
 
 import errno
@@ -19,7 +19,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from cataloger.errors import ConflictError, StorageError
-from cataloger.infra import s3
+from cataloger.infra import stores
 
 # What a job writes aside or to try a folder; readers skip the names, `publish.py --prune` removes what a crash left.
 WRITING, PROBE = "_writing-", "_probe-"
@@ -46,6 +46,10 @@ class Location:
     @property
     def is_local(self) -> bool:
         return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    @property
+    def _store(self) -> stores.Store:
+        return stores.of(self.filesystem)
 
     def info(self) -> pafs.FileInfo:
         """Type, size and modification time. Raises StorageError when the store cannot be reached."""
@@ -76,7 +80,7 @@ class Location:
                 with self._aside(data) as aside:
                     os.replace(aside, self.path)
             else:
-                s3.put(self.path, memoryview(data).tobytes())
+                self._store.put(self.path, memoryview(data).tobytes())
 
     def write_folder(self, folder: Path, last: str) -> None:
         """Put all files of a local folder here, the one that says that all are there as the last."""
@@ -92,12 +96,12 @@ class Location:
         if not self.exists():
             return None
         with self._named("cannot be read"):
-            return hashlib.sha256(self.read()).hexdigest() if self.is_local else s3.etag(self.path)
+            return hashlib.sha256(self.read()).hexdigest() if self.is_local else self._store.etag(self.path)
 
     def replace(self, data: bytes | pa.Buffer, expected: str | None) -> None:
         """Write only if the version here is still `expected`; None means that nothing is here. Of several writers one wins.
 
-        Locally under a lock on the folder; on S3 a conditional PUT (`If-Match`, or `If-None-Match` for a first write).
+        Locally under a lock on the folder; elsewhere a conditional PUT (on S3 `If-Match`, or `If-None-Match` for a first write).
         Raises ConflictError, StorageError.
         """
         with self._named("cannot be written"):
@@ -107,7 +111,7 @@ class Location:
                     if written:
                         os.replace(aside, self.path)
             else:
-                written = s3.put_if(self.path, memoryview(data).tobytes(), expected)
+                written = self._store.put_if(self.path, memoryview(data).tobytes(), expected)
         if not written:
             raise ConflictError(f"{self.uri}: was written by somebody else meanwhile")
 
@@ -124,7 +128,7 @@ class Location:
         """Give up unfinished multipart uploads below this prefix; they cost money and nobody sees them. Raises StorageError."""
         if not self.is_local:
             with self._named("unfinished uploads cannot be removed"):
-                s3.abort_uploads(self.path)
+                self._store.abort_uploads(self.path)
 
     @contextmanager
     def _aside(self, data: bytes | pa.Buffer) -> Iterator[Path]:
@@ -144,11 +148,11 @@ class Location:
     @contextmanager
     def _named(self, what: str) -> Iterator[None]:
         """Errors of the store as a StorageError that says where, what, and what to do."""
-        failures = (OSError, ValueError) if self.is_local else s3.errors()
+        failures = (OSError, ValueError) if self.is_local else self._store.errors()
         try:
             yield
         except failures as error:
-            why = explain(error) if self.is_local else s3.meaning(error) or explain(error)
+            why = explain(error) if self.is_local else self._store.meaning(error) or explain(error)
             raise StorageError(f"{self.uri}: {what}: {why}") from error
 
 
@@ -175,24 +179,38 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def locate(uri: str) -> Location:
-    """The location behind a local path, `file://` or `s3://` URI. Raises StorageError for any other scheme."""
-    if uri.startswith("s3://"):
-        path = uri.removeprefix("s3://").rstrip("/")
-        bucket = path.split("/")[0]
-        if "@" in bucket:
-            raise StorageError(
-                "s3://…@…: credentials do not belong in a URI; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-            )
-        if not bucket:
-            raise StorageError(f"{uri}: names no bucket; write s3://BUCKET/PREFIX")
-        try:
-            return Location(s3.for_reading(bucket), path, "s3://" + path)
-        except OSError as error:
-            raise StorageError(f"s3://{bucket}: cannot be reached: {s3.meaning(error) or explain(error)}") from error
-    if "://" in uri and not uri.startswith("file://"):
-        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://BUCKET/PREFIX")
+    """The location behind a local path, `file://`, `s3://`, `az://` or `gs://` URI. Raises StorageError for any other scheme."""
+    scheme, found, rest = uri.partition("://")
+    if found and scheme in stores.SCHEMES:
+        return _in_store(scheme, rest.rstrip("/"))
+    if found and scheme != "file":
+        raise StorageError(
+            f"{uri}: unknown scheme; use a local path, s3://BUCKET/PREFIX, az://CONTAINER/PREFIX or gs://BUCKET/PREFIX"
+        )
     local = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
     return Location(pafs.LocalFileSystem(), local, local)
+
+
+def _in_store(scheme: str, path: str) -> Location:
+    bucket = path.split("/")[0]
+    if "@" in bucket:
+        where = {"s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "az": "set AZURE_STORAGE_ACCOUNT_NAME"}
+        raise StorageError(
+            f"{scheme}://…@…: credentials and accounts do not belong in a URI; {where.get(scheme, 'leave them out')}"
+        )
+    if not bucket:
+        raise StorageError(f"{scheme}://: names no bucket; write {scheme}://BUCKET/PREFIX")
+    try:
+        store = stores.named(scheme)
+    except ModuleNotFoundError as error:
+        _, package, extra = stores.SCHEMES[scheme]
+        raise StorageError(f"{scheme}://{bucket}: needs the package {package}; pip install '.[{extra}]'") from error
+    try:
+        return Location(store.for_reading(bucket), path, f"{scheme}://{path}")
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{scheme}://{bucket}: cannot be reached: {store.meaning(error) or explain(error)}"
+        ) from error
 
 
 def check_writable(location: Location) -> None:
@@ -203,11 +221,28 @@ def check_writable(location: Location) -> None:
     probe.delete()
 
 
+def check_conditional(location: Location) -> None:
+    """Raises StorageError where a store writes what it was told to write only if nothing is there."""
+    if location.is_local:
+        return
+    probe = location / f"{PROBE}{secrets.token_hex(8)}"
+    probe.replace(b"cataloger", None)
+    try:
+        probe.replace(b"another", None)
+    except ConflictError:
+        return
+    finally:
+        probe.delete()
+    raise StorageError(
+        f"{location}: the store writes whatever the condition, so that two jobs could publish at once; use one with conditional writes"
+    )
+
+
 def check_reachable(location: Location) -> None:
     """Raises StorageError when there is no such bucket, or no way into it."""
     if not location.is_local:
         with location._named("cannot be reached"):
-            s3.head_bucket(location.path.split("/")[0])
+            location._store.head_bucket(location.path.split("/")[0])
 
 
 @functools.cache

@@ -5,7 +5,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.explaining import occlusion as explaining
 from cataloger.explaining.words import MOST_UNITS
 from cataloger.infra import deciding, places, runtime, tracking, vitals
-from cataloger.infra.storage import check_writable, locate
+from cataloger.infra.storage import check_conditional, check_writable, locate
 from cataloger.labeling.call import Call
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
@@ -60,8 +60,9 @@ def label(config: LabelConfig) -> LabelResult:
     )
     model_digest = digest(source.folder)
     if config.publish_to:
-        delivery.check(config.publish_to)
+        config = replace(config, publish_to=delivery.settled(config.publish_to))
     check_writable(output)
+    check_conditional(output)
     seen = pointer.look(output)
     decisive = [LAYOUT, catalog.fingerprint, model_digest, config.id_column, spec.text_columns, config.alternatives]
     decisive += [
@@ -203,6 +204,7 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
         )
         snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
+        pointer.follow(night.output, night.config.publish_to)
     except PublishError:
         try:
             _report(night, found, result, origin)
@@ -212,8 +214,7 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
         raise
     # After the labels are published: a page that cannot be drawn costs none.
     _report(night, found, result, origin)
-    if night.config.publish_to:
-        delivery.deliver(night.config.publish_to, night.output, night.run)
+    delivery.deliver(night.output)
 
 
 def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
@@ -245,8 +246,8 @@ def _publish_again(night: Call) -> LabelResult:
         fitness.check_drift(found, night.config)
         pointer.publish(night.output, night.run, night.seen)
     log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
-    if night.config.publish_to:
-        delivery.deliver(night.config.publish_to, night.output, night.run)
+    pointer.follow(night.output, night.config.publish_to)
+    delivery.deliver(night.output)
     rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
     seconds = time.monotonic() - night.started
     return LabelResult(night.run, str(night.output), rows, labelled, rejects, Cost(), seconds, None)

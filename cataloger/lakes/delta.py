@@ -13,8 +13,8 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from cataloger.errors import CatalogError, ConfigError, PublishError
-from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile
+from cataloger.errors import CatalogError, ConfigError, DeliveryError
+from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, plain
 
 # What a table may ask of its readers. Of these, the first two change what its rows are.
 UNDERSTOOD = {
@@ -46,14 +46,14 @@ def read(address: Address) -> Snapshot:
     gone = _deleted(table)
     files = []
     for file in sorted(pa.table(table.get_add_actions(flatten=True)).to_pylist(), key=lambda file: str(file["path"])):
-        path = unquote(file["path"]).removeprefix("file://")
+        path = plain(unquote(file["path"]))
         uri = path if "://" in path or path.startswith("/") else f"{root}/{path}"
         values = {
             name: file.get(f"partition.{there}", file.get(f"partition.{name}")) for name, there in physical.items()
         }
         constants = {name: None if value is None else _text(value) for name, value in values.items()}
         deleted = gone.pop(uri, np.empty(0, np.uint32))
-        files.append(TableFile(uri, physical, constants, deleted))
+        files.append(TableFile(uri, physical, constants=constants, gone=deleted))
     if gone:  # or products that were deleted would come back
         raise CatalogError(
             f"catalog {address}: rows are deleted of {sorted(gone)[0]}, which is not in the table; repair it"
@@ -68,12 +68,21 @@ def read(address: Address) -> Snapshot:
     )
 
 
+def settled(address: Address) -> Address:
+    """See `tables.Kind`."""
+    return replace(address, name=_root(address))
+
+
 def check(address: Address) -> None:
     """See `tables.Kind`."""
     table = _open(address)
-    if table is None or table.transaction_version(APPLICATION) is not None:
+    if table is None:
         return
-    if table.file_uris():
+    if table.metadata().configuration.get("delta.appendOnly") == "true":
+        raise ConfigError(
+            f"--publish-to {address}: nothing in that table may be replaced (delta.appendOnly); name another table"
+        )
+    if table.transaction_version(APPLICATION) is None and table.file_uris():
         raise ConfigError(
             f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
         )
@@ -92,15 +101,15 @@ def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | No
             write_deltalake(table, labels, mode="overwrite", schema_mode="overwrite", commit_properties=about)
         else:
             write_deltalake(_root(address), labels, commit_properties=about, storage_options=_options())
-    except CommitFailedError as error:
-        now = _open(address)
-        if now and _last(now) == run:
-            return None
-        raise PublishError(
-            f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
-        ) from error
     except DeltaError as error:
-        raise PublishError(
+        now = _open(address)
+        if now and _last(now) == run:  # by another driver of the same command
+            return None
+        if isinstance(error, CommitFailedError) and table and now and now.version() != table.version():
+            raise DeliveryError(
+                f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
+            ) from error
+        raise DeliveryError(
             f"{address}: the labels of run {run} could not be written: {_first_line(error)}; they are published in the output folder; "
             "run the same command again to write them here"
         ) from error
@@ -147,7 +156,8 @@ def _last(table: DeltaTable) -> str | None:
 
 def _root(address: Address) -> str:
     name = address.name.removeprefix("file://").rstrip("/")
-    return name if "://" in name else os.path.abspath(os.path.expanduser(name))
+    # As the package has it, which follows links.
+    return name if "://" in name else os.path.realpath(os.path.expanduser(name))
 
 
 def _options() -> dict[str, str]:

@@ -11,18 +11,18 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, ValidationException
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.manifest import DataFile, FileFormat
+from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import DateType
 
-from cataloger.errors import CatalogError, ConfigError, PublishError
-from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile
+from cataloger.errors import CatalogError, ConfigError, DeliveryError
+from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, plain
 
 EPOCH = datetime.date(1970, 1, 1)
 Gone = dict[str, list[npt.NDArray[np.uint32]]]
@@ -40,6 +40,7 @@ def read(address: Address) -> Snapshot:
     then = snapshot.schema_id if address.version else None
     schema = table.schema() if then is None else table.schemas()[then]
     fields = {one.name: one.field_id for one in schema.fields}
+    defaults = {one.name: _text(one.initial_default) for one in schema.fields}
     try:
         tasks = list(table.scan(snapshot_id=snapshot.snapshot_id).plan_files())
     except (ValueError, NotImplementedError) as error:  # such as rows that are deleted by the values that they have
@@ -47,30 +48,42 @@ def read(address: Address) -> Snapshot:
             f"catalog {address}: {_first_line(error)}; compact the table, or export its rows to Parquet"
         ) from error
     gone = _deleted(table, {one for task in tasks for one in task.delete_files})
+    mapping = table.name_mapping()
+    names = {one.field_id: tuple(one.names) for one in mapping.root if one.field_id is not None} if mapping else {}
     files = []
-    for task in sorted(tasks, key=lambda task: task.file.file_path):
-        file = task.file
+    for file in sorted((task.file for task in tasks), key=lambda file: str(file.file_path)):
         if file.file_format != FileFormat.PARQUET:
             raise CatalogError(f"catalog {address}: {file.file_path} is no Parquet; export the table's rows to Parquet")
         deleted = np.unique(np.concatenate([np.empty(0, np.uint32), *gone.get(file.file_path, [])]))
-        constants = dict.fromkeys(fields) | _partition(table, file)
-        files.append(TableFile(file.file_path, fields, constants, deleted))
+        constants = defaults | _partition(table, schema, file)
+        files.append(TableFile(plain(file.file_path), fields, names, constants, deleted))
     return Snapshot(
         address.at(snapshot.snapshot_id),
-        table.location(),
+        plain(table.location()),
         f"iceberg {table.metadata.table_uuid} {snapshot.snapshot_id} {schema.schema_id}",
         schema_to_pyarrow(schema, include_field_ids=False),
         tuple(files),
     )
 
 
+def settled(address: Address) -> Address:
+    """See `tables.Kind`."""
+    return address
+
+
 def check(address: Address) -> None:
     """See `tables.Kind`."""
     table = _table(address)
-    if table is None or table.current_snapshot() is None or _last(table) is not None:
+    if table is None:
         return
-    summary = table.current_snapshot().summary  # type: ignore[union-attr]
-    if summary is not None and summary["total-records"] == "0":
+    if table.spec().fields:
+        raise ConfigError(
+            f"--publish-to {address}: the table is partitioned, and pyiceberg writes no labels to it as they come; name one that is not"
+        )
+    snapshot = table.current_snapshot()
+    if snapshot is None or _last(table) is not None:
+        return
+    if snapshot.summary is not None and snapshot.summary["total-records"] == "0":
         return
     raise ConfigError(
         f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
@@ -82,24 +95,30 @@ def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | No
     table = _table(address)
     if table is not None and _last(table) == run:
         return None
+    before = table.metadata_location if table is not None else None
     try:
         if table is None:
             catalog, name = _catalog(address)
             catalog.create_namespace_if_not_exists(name.rpartition(".")[0])
             table = catalog.create_table(name, schema=labels.schema)
+        # What is to be replaced was decided when the table was loaded: a commit of somebody else makes this one fail. Left to try again by
+        # itself, the package would keep the rows that came meanwhile where the table's isolation level allows it.
+        table.metadata.properties["commit.retry.num-retries"] = "0"
         with table.transaction() as transaction:
             with transaction.update_schema() as schema:
                 schema.union_by_name(labels.schema)
             transaction.overwrite(labels, snapshot_properties={RUN: run})
-    except (CommitFailedException, ValidationException) as error:
+            # Snapshots expire, this stays.
+            transaction.set_properties({RUN: run})
+    except Exception as error:  # of as many kinds as there are catalogs
         now = _table(address)
-        if now is not None and _last(now) == run:
+        if now is not None and _last(now) == run:  # by another driver of the same command, or the answer was lost
             return None
-        raise PublishError(
-            f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise PublishError(
+        if now is not None and isinstance(error, CommitFailedException) and now.metadata_location != before:
+            raise DeliveryError(
+                f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
+            ) from error
+        raise DeliveryError(
             f"{address}: the labels of run {run} could not be written: {_first_line(error)}; they are published in the output folder; "
             "run the same command again to write them here"
         ) from error
@@ -167,34 +186,36 @@ def _deleted(table: Table, files: set[DataFile]) -> Gone:
             continue
         with table.io.new_input(file.file_path).open() as stream:
             deletes = pq.read_table(stream, columns=["file_path", "pos"])
-        for path in pc.unique(deletes.column("file_path")).to_pylist():
-            rows = deletes.filter(pc.equal(deletes.column("file_path"), path)).column("pos")
-            gone[path].append(rows.to_numpy().astype(np.uint32))
+        paths = deletes.column("file_path").combine_chunks().dictionary_encode()
+        order = np.argsort(paths.indices.to_numpy(), kind="stable")
+        ends = np.cumsum(np.bincount(paths.indices.to_numpy(), minlength=len(paths.dictionary)))
+        positions = deletes.column("pos").to_numpy().astype(np.uint32)[order]
+        for path, rows in zip(paths.dictionary.to_pylist(), np.split(positions, ends[:-1]), strict=True):
+            gone[path].append(rows)
     return gone
 
 
-def _partition(table: Table, file: DataFile) -> dict[str, str | None]:
+def _partition(table: Table, schema: Schema, file: DataFile) -> dict[str, str | None]:
     """The columns that are the same in all rows of a file because the table is partitioned by them."""
     found: dict[str, str | None] = {}
-    names = {one.field_id: one for one in table.schema().fields}
+    names = {one.field_id: one for one in schema.fields}
     for number, part in enumerate(table.specs()[file.spec_id].fields):
         source = names.get(part.source_id)
         if isinstance(part.transform, IdentityTransform) and source:
             value = file.partition[number]
             if isinstance(source.field_type, DateType) and isinstance(value, int):
                 value = EPOCH + datetime.timedelta(days=value)
-            found[source.name] = (
-                None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-            )
+            found[source.name] = _text(value)
     return found
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _last(table: Table) -> str | None:
     """The run whose labels were committed last: also where a person has since gone back to an earlier snapshot."""
-    for snapshot in sorted(table.snapshots(), key=lambda one: one.sequence_number or 0, reverse=True):
-        if snapshot.summary is not None and (run := snapshot.summary.additional_properties.get(RUN)):
-            return str(run)
-    return None
+    return table.properties.get(RUN)
 
 
 def _first_line(error: BaseException) -> str:

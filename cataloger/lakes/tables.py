@@ -44,6 +44,8 @@ class TableFile:
     uri: str
     columns: Mapping[str, str | int] = field(default_factory=dict)
     """Of columns that may be named otherwise in the file: its name there, or the number of its field."""
+    names: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+    """What a field may be called in a file without numbers."""
     constants: Mapping[str, str | None] = field(default_factory=dict)
     """Of columns that the file may lack: the value of all its rows."""
     gone: npt.NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
@@ -65,10 +67,13 @@ class Snapshot:
 
 
 class Kind(Protocol):
-    """What `delta` and `iceberg` can do. They raise CatalogError or PublishError."""
+    """What `delta` and `iceberg` can do. They raise CatalogError, ConfigError or DeliveryError."""
 
     def read(self, address: Address) -> Snapshot:
         """The snapshot of that version, or the newest one."""
+
+    def settled(self, address: Address) -> Address:
+        """The same from whatever folder."""
 
     def check(self, address: Address) -> None:
         """Whether labels may become its next snapshot: there is no such table yet, it is empty, or labels are in it. Raises ConfigError."""
@@ -83,6 +88,14 @@ class Kind(Protocol):
 
 def is_table(uri: str) -> bool:
     return uri.startswith((f"{DELTA}://", f"{ICEBERG}://"))
+
+
+def plain(uri: str) -> str:
+    """Where a file or a table lies, as Spark and Hadoop write it, in our words."""
+    for theirs, ours in (("s3a://", "s3://"), ("s3n://", "s3://"), ("file:///", "/"), ("file:/", "/")):
+        if uri.startswith(theirs):
+            return ours + uri.removeprefix(theirs)
+    return uri
 
 
 def address_of(uri: str, flag: str) -> Address:

@@ -102,7 +102,12 @@ def service(args: Mapping[str, Any]) -> Any:
     known = {each.name for each in fields(ServeConfig)} - {"host", "port"}
     if unknown := sorted(set(args) - known):
         raise ConfigError(f"args {', '.join(unknown)}: not known here; there are {', '.join(sorted(known))}")
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in args.items()}
+    given: dict[str, Any] = dict(args)
+    if "replicas" in given:  # a number in YAML
+        given["replicas"] = str(given["replicas"])
+    if "image_sources" in given:
+        places = given["image_sources"]
+        given["image_sources"] = (places,) if isinstance(places, str) else tuple(places)
     config = ServeConfig(**given)
     least, most = _replicas(config)
     token = _token(config.token_file)
@@ -226,9 +231,9 @@ def _replicas(config: ServeConfig) -> tuple[int, int]:
 def _check_image_sources(places: Sequence[str]) -> None:
     """Raises ConfigError."""
     for place in places:
-        if not re.match(r"(s3|https?)://[^/]+/(.*/)?$", place):
+        if not re.match(r"(s3|az|gs|https?)://[^/]+/(.*/)?$", place):
             raise ConfigError(
-                f"--image-sources {place}: must be s3://, https:// or http://, a host or a bucket, and end with a slash"
+                f"--image-sources {place}: must be s3://, az://, gs://, https:// or http://, a host or a bucket, and end with a slash"
             )
 
 

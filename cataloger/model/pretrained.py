@@ -8,6 +8,7 @@ from pathlib import Path
 from cataloger.bundle import WEIGHTS
 from cataloger.config import Pooling
 from cataloger.errors import ModelError
+from cataloger.infra import stores
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import locate, sha256_of
 from cataloger.model.e5 import KEPT_SECONDS, e5_folder
@@ -29,7 +30,7 @@ def base_model_folder(name: str, flag: str = "--base-model", bundled: str = "min
     if name == "e5" and bundled == "minilm":
         return e5_folder()
     folder, what = Path(name).expanduser(), flag.removeprefix("--").replace("-", " ")
-    if name.startswith("s3://"):
+    if name.partition("://")[0] in stores.SCHEMES:
         return _fetched(name, what, flag)
     if folder.is_dir():
         if not (folder / "config.json").is_file():

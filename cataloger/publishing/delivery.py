@@ -1,7 +1,7 @@
 """A published run brought to a table of Delta Lake or Iceberg, whose readers follow that in place of the pointer.
 
-First the pointer is turned, then one transaction replaces the table's rows and says whose they are (`cataloger.run`). Whoever comes second,
-or comes back after a crash between the two, finds there that it is done, or does it.
+First the pointer is turned, which names the table, then one transaction replaces the table's rows and says whose they are (`cataloger.run`).
+Whoever comes second, or comes back after a crash between the two, finds there that it is done, or does it.
 """
 
 import logging
@@ -11,22 +11,40 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cataloger.errors import ConfigError
+from cataloger.infra import places
 from cataloger.infra.storage import Location
 from cataloger.lakes import tables
 from cataloger.lakes.tables import Address, Kind
-from cataloger.publishing import snapshot
+from cataloger.publishing import pointer, snapshot
 
 log = logging.getLogger(__name__)
 
 
-def check(uri: str) -> None:
-    """Before any work. Raises ConfigError, CatalogError: no such kind of table, its package is missing, or it holds something else."""
+def settled(uri: str) -> str:
+    """The same table from whatever folder, checked before any work. Raises CatalogerError: no such kind of table, its package is missing,
+    or it holds something else."""
     address, kind = _find(uri)
+    if address.kind == tables.DELTA:
+        places.place(address.name, "--publish-to")
+    address = kind.settled(address)
     kind.check(address)
+    return str(address)
 
 
-def deliver(uri: str, output: Location, run: str) -> None:
-    """Make the labels of a complete run the table's rows, unless they were the last that came there. Raises PublishError."""
+def deliver(output: Location) -> None:
+    """Make the published labels the rows of the table that follows them, unless they came there last. Raises DeliveryError.
+
+    Until it has those that are published: somebody may publish others meanwhile.
+    """
+    seen = pointer.look(output)
+    while seen.table and seen.run:
+        _bring(seen.table, output, seen.run)
+        before, seen = seen, pointer.look(output)
+        if (before.table, before.run) == (seen.table, seen.run):
+            return
+
+
+def _bring(uri: str, output: Location, run: str) -> None:
     address, kind = _find(uri)
     manifest = snapshot.read_manifest(output, run)
     files = snapshot.label_files(snapshot.run_folder(output, run), manifest["units"])

@@ -53,6 +53,8 @@ class Seen:
     version: str | None
     run: str | None
     withdrawn: Mapping[str, str] = field(default_factory=dict)
+    table: str | None = None
+    """The table that follows the labels, where one does (`delivery`)."""
 
 
 def look(output: Location) -> Seen:
@@ -61,7 +63,7 @@ def look(output: Location) -> Seen:
     if version is None:
         return Seen(None, None)
     found = _read(output)
-    return Seen(version, found["run"], found.get("withdrawn", {}))
+    return Seen(version, found["run"], found.get("withdrawn", {}), found.get("table"))
 
 
 def published(output: Location, seen: Seen) -> dict[str, Any] | None:
@@ -103,7 +105,8 @@ def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str
         mine = snapshot.inputs_of(output, run)
         others = {inputs: when for inputs, when in {**seen.withdrawn, **withdrawn}.items() if inputs != mine}
         named = {"run": run, "path": f"run={run}", "manifest": f"run={run}/{snapshot.MANIFEST}"}
-        if _turn(output, {**named, "published": _now(), "withdrawn": others}, seen):
+        table = {"table": seen.table} if seen.table else {}
+        if _turn(output, {**named, "published": _now(), "withdrawn": others, **table}, seen):
             return
         now = look(output)
         if now.run == run:
@@ -114,6 +117,14 @@ def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str
                 "complete and not published: run the same command again to publish it"
             )
         seen = now
+
+
+def follow(output: Location, table: str | None) -> None:
+    """Say which table follows the labels from now on, or that none does."""
+    while (seen := look(output)).run is not None and seen.table != table:
+        about = {key: value for key, value in _read(output).items() if key != "table"}
+        if _turn(output, {**about, **({"table": table} if table else {}), "followed": _now()}, seen):
+            return
 
 
 def prune(output: Location, runs: Sequence[str], seen: Seen) -> bool:

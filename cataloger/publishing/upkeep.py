@@ -59,12 +59,12 @@ def publish(config: PublishConfig) -> list[Run]:
             raise ConfigError(
                 f"run {config.run}: not a complete run of {output}; complete are: {', '.join(known) or 'none'}"
             )
+        if seen.table:
+            delivery.settled(seen.table)
         if config.run != seen.run:
             pointer.replace(output, config.run, seen)
         # Where a table follows the labels, it follows this decision as well.
-        both = [one for one in (config.run, seen.run) if one and snapshot.is_complete(output, one)]
-        for table in {snapshot.read_manifest(output, one)["config"].get("publish_to") for one in both} - {None}:
-            delivery.deliver(table, output, config.run)
+        delivery.deliver(output)
     if config.prune is not None:
         prune(output, config.prune)
     runs = list_runs(output)
@@ -113,7 +113,8 @@ def verify(config: VerifyConfig) -> Verification:
     """
     output = locate(config.output)
     check_reachable(output)
-    manifest = pointer.published(output, pointer.look(output))
+    seen = pointer.look(output)
+    manifest = pointer.published(output, seen)
     if manifest is None:
         raise StorageError(f"{output}: nothing is published there")
     run = manifest["run"]
@@ -130,13 +131,13 @@ def verify(config: VerifyConfig) -> Verification:
     if not problems:
         problems, checked = _check_ids(manifest, folder)
         problems += decided.problems(manifest, folder)
-        if table := manifest["config"].get("publish_to"):
-            problems += filter(None, [delivery.problem(table, run, manifest["labelled"])])
+        if seen.table:
+            problems += filter(None, [delivery.problem(seen.table, run, manifest["labelled"])])
     if problems:
         raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
     people = manifest.get("decisions") or {"pins": 0, "unknown": 0}
-    pins, table = people["pins"] - people["unknown"], manifest["config"].get("publish_to")
-    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins, table)
+    pins = people["pins"] - people["unknown"]
+    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins, seen.table)
 
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:
@@ -152,7 +153,7 @@ def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], b
     settings = manifest["config"]
     try:
         catalog = open_catalog(manifest["catalog"], settings["id_column"], ())
-    except (CatalogError, StorageError):
+    except (CatalogError, StorageError, ConfigError):  # the last where the package of a table is not installed
         return [], False
     if catalog.fingerprint != manifest["catalog_fingerprint"]:
         return [], False

@@ -13,7 +13,7 @@ from cataloger.data.catalog import grouped, open_catalog
 from cataloger.data.text import load_tokenizer, mask_token
 from cataloger.errors import ConfigError
 from cataloger.infra import places
-from cataloger.infra.storage import Location, check_writable, locate
+from cataloger.infra.storage import Location, check_conditional, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
 from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answer, Picture, Spec, Words
@@ -86,6 +86,8 @@ def plan(config: TrainConfig) -> Plan:
             "--category-attributes: is for categories as the first answer, and tags as another; leave it out"
         )
     _check_several(config, len(learnt))
+    if config.keep_old is not None and (len(learnt) > 1 or heads[0] == TAGS or picture):
+        raise ConfigError("--keep-old: is for categories of texts, as the only answer; leave it out")
     if pooling != NO_NETWORK:
         held_out = 0.0 if config.eval_catalog else config.validation_fraction
         rows = round(learnt[0].rows * (1 - config.test_fraction) * (1 - held_out))
@@ -112,6 +114,7 @@ def plan(config: TrainConfig) -> Plan:
     )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
+    check_conditional(storage)
     return Plan(config, spec, tuple(sources), storage, goes_on_from=begun.name if begun else "")
 
 

@@ -42,6 +42,7 @@ class Remembering(Taught):
     ) -> None:
         super().__init__(config, spec, network, rows, base, machine, heard)
         self.everything = self.train
+        self.known = np.asarray(known, np.int64)
         self.unknown = np.setdiff1d(np.arange(len(spec.categories)), known)
         self.right = np.zeros(len(self.train), bool)
 
@@ -82,6 +83,8 @@ class Remembering(Taught):
             else:
                 found = torch.softmax(logits, dim=1)
                 right[batch] = (logits.argmax(dim=1) == targets).cpu().numpy()
+                # Where it knows none, it gets none right.
+                right[batch] &= np.isin(targets.cpu().numpy(), self.known)
             best = found.topk(width, dim=1)
             labels[batch], shares[batch] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         if machine.world > 1:

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import ray
 import ray.data
+import yaml
 
 from cataloger import errors
 from cataloger.errors import CatalogError, ResourceError
@@ -58,6 +59,16 @@ def test_a_cluster_of_ray_up_can_grow_to_what_its_file_says(
     assert runtime.can_grow_to() == {"CPU": 128.0}
     shape = runtime.labelling_shape(use_gpu=False)
     assert (shape.threads, shape.max_actors) == (8, 16), "as many as fit on nodes that are yet to come"
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    worker = cluster["available_node_types"]["gpu_worker"]
+    cluster["available_node_types"]["larger"] = {**worker, "max_workers": 3, "resources": {"CPU": 64, "GPU": 4}}
+    own = working_folder / "cluster.yaml"
+    monkeypatch.setattr(runtime, "AUTOSCALING", own)
+    own.write_text(yaml.safe_dump(cluster))
+    assert runtime.can_grow_to() == {"CPU": 3 * 64.0 + 5 * 8, "GPU": 3 * 4.0 + 5}, "eight in all"
+    own.write_text(yaml.safe_dump({**cluster, "max_workers": 0}))
+    assert runtime.can_grow_to() == {}, "a head alone does not grow"
+    check_shared(locate(str(working_folder)), "--output")
     with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
         check_shared(locate(str(working_folder)), "--output")
 

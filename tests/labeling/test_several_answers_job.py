@@ -259,3 +259,31 @@ def test_a_file_says_what_a_category_may_have(
     assert "1 pairs are of a category or name that the training does not know" in caplog.text
     off = train(dataclasses.replace(config, category_attributes="off"))
     assert read_spec(folder(off)).others[1].allowed == ()
+
+
+def test_audit_looks_at_the_answer_of_its_label_column(
+    catalog: Path, tiny_model: Path, tmp_path: Path, working_folder: Path, job: Job
+) -> None:
+    rows = pq.read_table(catalog)
+    kinds = [path.rpartition(" > ")[2] if path else None for path in rows.column("category_path").to_pylist()]
+    pq.write_table(rows.append_column("kind", pa.array(kinds)), "kinds.parquet")
+    about = {"label_column": ("category_path", "kind"), "model_name": "kinds", "epochs": 5}
+    trained = train(settings(working_folder / "kinds.parquet", tiny_model, tmp_path / "storage", **about))
+    every = sorted(set(filter(None, kinds)))
+    wrong = {row for row in range(0, len(kinds), 10) if kinds[row]}
+    spoilt = [every[(every.index(kind) + 1) % len(every)] if row in wrong else kind for row, kind in enumerate(kinds)]
+    pq.write_table(rows.append_column("kind", pa.array(spoilt)), "spoilt.parquet")
+    flags = ("--models", trained.model_uri, "--output", "found.parquet", "--label-column", "kind")
+    code, _, err = job("audit", "--catalog", "spoilt.parquet", *flags)
+    assert code == 0, err
+    found = pq.read_table("found.parquet").slice(0, 5).to_pylist()
+    ids = {rows.column("id")[row].as_py(): kinds[row] for row in wrong}
+    assert len(found) == 5
+    assert sum(row["id"] in ids and row["suggested_category"] == ids[row["id"]] for row in found) >= 4
+    code, _, err = job("audit", "--catalog", "spoilt.parquet", *flags[:-1], "category_path")
+    assert code == 0, err
+
+
+def test_audit_is_for_one_category(model: TrainResult, catalog: Path, job: Job) -> None:
+    flags = ("--catalog", catalog, "--models", model.model_uri, "--output", "found.parquet", "--label-column")
+    refused(job("audit", *flags, "seasons"), "audit is for one category")

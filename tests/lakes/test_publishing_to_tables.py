@@ -16,7 +16,7 @@ from deltalake import DeltaTable, write_deltalake
 from lake_tables import PRODUCTS
 from pyiceberg.catalog import load_catalog
 
-from cataloger.errors import ConfigError, PublishError
+from cataloger.errors import ConfigError, DeliveryError
 from cataloger.lakes import delta, iceberg
 from cataloger.lakes.tables import RUN, Address
 from conftest import ROOT, free_of_ray, published, upload
@@ -44,6 +44,8 @@ def rows(table: Address) -> pa.Table:
         found: Any = DeltaTable(table.name).to_pyarrow_dataset()
     else:
         found = load_catalog("shop").load_table("labels.nightly").scan().to_arrow()
+    if table.kind == "delta":
+        assert len(DeltaTable(table.name).to_pandas()) == found.count_rows()
     with duckdb.connect() as database:
         return database.register("found", found).sql("select * from found order by id").to_arrow_table()
 
@@ -133,7 +135,7 @@ def test_of_two_that_commit_at_once_one_does(
     module, opener = (delta, "_open") if table.kind == "delta" else (iceberg, "_table")
     commit(LABELS, "monday")
     opened = getattr(module, opener)
-    for other, outcome in (("tuesday", None), ("somebody else's", PublishError)):
+    for other, outcome in (("tuesday", None), ("somebody else's", DeliveryError)):
         stale = [opened(table)]  # as it was before the other one came
 
         def look(address: Address, stale: list[Any] = stale) -> Any:
@@ -204,6 +206,132 @@ def test_a_night_from_the_command_line_and_the_way_back(table: Address, job: Job
         DeltaTable(table.name).delete("id = 'p1'")
         code, _, err = job("verify", "--output", "labels")
         assert (code, "has 89 rows, and the run 90 labels" in err) == (3, True), err
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_rollback_while_a_night_writes_its_table_stands(
+    table: Address, job: Job, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(PRODUCTS, "catalog.parquet")
+    bring(job, table, bundle)
+    (monday,) = commits(table)
+    pq.write_table(PRODUCTS.slice(0, 90), "catalog.parquet")
+    module = delta if table.kind == "delta" else iceberg
+    committed = module.commit
+
+    def while_a_person_rolls_back(address: Address, labels: pa.RecordBatchReader, run: str) -> str | None:
+        monkeypatch.setattr(module, "commit", committed)
+        found = committed(address, labels, run)
+        code, _, err = job("publish", "--output", "labels", "--run", monday)
+        assert code == 0, err
+        return found
+
+    monkeypatch.setattr(module, "commit", while_a_person_rolls_back)
+    bring(job, table, bundle)
+    assert rows(table).num_rows == 100, "Monday's again"
+    assert module.held(table) == (monday, 100)
+    assert job("verify", "--output", "labels")[0] == 0
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_delivery_that_fails_is_done_again_by_the_same_command(
+    table: Address, job: Job, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(PRODUCTS, "catalog.parquet")
+    flags = ("--catalog", "catalog.parquet", "--output", "labels", "--model", bundle, "--text-columns", "title")
+    assert job("label", *flags)[0] == 0, "without a table"
+    first = next(Path("labels").glob("run=*")).name.removeprefix("run=")
+    pq.write_table(PRODUCTS.slice(0, 90), "catalog.parquet")
+    module = delta if table.kind == "delta" else iceberg
+
+    def fails(*_: object, **__: object) -> None:
+        raise DeliveryError("the store does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "commit", fails)
+        code, _, err = job("label", *flags, "--publish-to", table)
+        assert (code, "the store does not answer" in err) == (5, True), err
+    assert published().num_rows == 90, "the labels are there all the same"
+    bring(job, table, bundle)
+    assert rows(table).num_rows == 90
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "commit", fails)
+        assert job("publish", "--output", "labels", "--run", first)[0] == 5
+    assert job("publish", "--output", "labels", "--run", first)[0] == 0
+    assert rows(table).num_rows == 100, "the run that had no table when it was made"
+    # A night without the flag lets the table go.
+    pq.write_table(PRODUCTS.slice(0, 95), "catalog.parquet")
+    assert job("label", *flags)[0] == 0
+    assert rows(table).num_rows == 100
+    assert job("verify", "--output", "labels")[0] == 0
+
+
+def test_a_table_is_the_same_from_every_folder(
+    working_folder: Path, job: Job, bundle: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pq.write_table(PRODUCTS.slice(0, 10), "catalog.parquet")
+    flags = ("--catalog", "catalog.parquet", "--output", "labels", "--model", bundle, "--text-columns", "title")
+    assert job("label", *flags, "--publish-to", "delta://own")[0] == 0
+    (working_folder / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    code, out, err = job("verify", "--output", "../labels")
+    assert (code, f"and they are in delta://{working_folder}/own" in out) == (0, True), err
+
+
+def test_tables_that_cannot_take_labels_are_refused_before_any_work(working_folder: Path, iceberg_shop: Any) -> None:
+    write_deltalake("log", PRODUCTS.slice(0, 0), configuration={"delta.appendOnly": "true"})
+    with pytest.raises(ConfigError, match="nothing in that table may be replaced"):
+        delta.check(Address("delta", "log"))
+    catalog = iceberg_shop()
+    catalog.create_namespace("labels")
+    with catalog.create_table("labels.nightly", schema=LABELS.schema).update_spec() as spec:
+        spec.add_identity("category")
+    with pytest.raises(ConfigError, match="the table is partitioned"):
+        iceberg.check(Address("iceberg", "shop.labels.nightly"))
+
+
+def test_whatever_an_iceberg_catalog_raises_is_a_sentence(iceberg_shop: Any) -> None:
+    address = Address("iceberg", "shop.labels.nightly")
+    iceberg.commit(address, LABELS.to_reader(), "monday")
+    numbers = LABELS.set_column(0, "id", pa.array([1, 2, 3]))
+    with pytest.raises(DeliveryError, match="could not be written: .*; they are published in the output folder"):
+        iceberg.commit(address, numbers.to_reader(), "tuesday")
+    assert iceberg.held(address) == ("monday", 3)
+
+
+@pytest.mark.parametrize("properties", [{"format-version": "1"}, {"write.delete.isolation-level": "snapshot"}])
+def test_iceberg_tables_of_all_kinds(
+    iceberg_shop: Any, properties: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, catalog = Address("iceberg", "shop.labels.nightly"), iceberg_shop()
+    catalog.create_namespace("labels")
+    catalog.create_table("labels.nightly", schema=LABELS.schema, properties=properties)
+    for number, run in enumerate(("monday", "tuesday", "wednesday"), 1):
+        assert iceberg.commit(address, LABELS.slice(0, number).to_reader(), run) is not None
+        assert iceberg.held(address) == (run, number)
+    assert iceberg.commit(address, LABELS.to_reader(), "wednesday") is None
+    opened = iceberg._table
+    stale = [opened(address)]
+    opened(address).append(LABELS.slice(2))  # somebody else's row, which this run has not replaced
+    with monkeypatch.context() as patch:
+        patch.setattr(iceberg, "_table", lambda address: stale.pop() if stale else opened(address))
+        with pytest.raises(DeliveryError, match="was changed by somebody else"):
+            iceberg.commit(address, LABELS.slice(0, 2).to_reader(), "thursday")
+    assert iceberg.commit(address, LABELS.slice(0, 2).to_reader(), "thursday") is not None
+    assert iceberg.held(address) == ("thursday", 2)
+
+
+def test_an_iceberg_table_whose_snapshots_expired_is_still_ours(iceberg_shop: Any) -> None:
+    address = Address("iceberg", "shop.labels.nightly")
+    iceberg.commit(address, LABELS.to_reader(), "monday")
+    table = iceberg_shop().load_table("labels.nightly")
+    table.overwrite(table.scan().to_arrow())  # compacted, by somebody who says nothing of runs
+    table = iceberg_shop().load_table("labels.nightly")
+    before = [one.snapshot_id for one in table.snapshots() if one.snapshot_id != table.current_snapshot().snapshot_id]
+    table.maintenance.expire_snapshots().by_ids(before).commit()
+    iceberg.check(address)
+    assert iceberg.commit(address, LABELS.to_reader(), "monday") is None
+    assert iceberg.commit(address, LABELS.slice(1).to_reader(), "tuesday") is not None
 
 
 def test_a_version_is_no_place_for_labels(working_folder: Path, job: Job, bundle: Path) -> None:

@@ -18,7 +18,7 @@ from pyiceberg.types import StringType
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import Read, plan_reads, plan_units, read_units
 from cataloger.errors import CatalogerError, CatalogError, ConfigError
-from cataloger.lakes.tables import Address, address_of
+from cataloger.lakes.tables import Address, address_of, plain
 from conftest import refused
 
 Job = Callable[..., tuple[int, str, str]]
@@ -156,6 +156,40 @@ def test_an_iceberg_table_has_the_rows_that_its_own_reader_finds(shop: Any) -> N
     assert rows_of(open_catalog(f"iceberg://shop.catalog.products@{version}", "id", ("title",))).num_rows == 99
     table.manage_snapshots().create_tag(int(version), "before-the-sale").commit()
     assert open_catalog("iceberg://shop.catalog.products@before-the-sale", "id", ("title",)).rows == 99
+
+
+def test_files_that_another_system_wrote(shop: Any, working_folder: Path) -> None:
+    """They have no numbers of fields, and the table knows what they call its columns."""
+    names = pa.table({"id": ["1", "2"], "name": ["tea", "salt"]})
+    table = shop.create_table("catalog.products", schema=names.schema)
+    pq.write_table(names, "foreign.parquet")
+    table.add_files([f"file://{working_folder}/foreign.parquet"])
+    with table.update_schema() as schema:
+        schema.rename_column("name", "title")
+    table = shop.load_table("catalog.products")
+    found = rows_of(open_catalog("iceberg://shop.catalog.products", "id", ("title",)))
+    same(found, table.scan().to_arrow())
+    assert sorted(found.column("title").to_pylist()) == ["salt", "tea"]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("s3a://shop/a", "s3://shop/a"),
+        ("file:/data/a", "/data/a"),
+        ("file:///data/a", "/data/a"),
+        ("s3://a/b", "s3://a/b"),
+    ],
+)
+def test_places_as_spark_writes_them(theirs: str, ours: str) -> None:
+    assert plain(theirs) == ours
+
+
+def test_a_table_behind_a_link(working_folder: Path) -> None:
+    write_deltalake("t", PRODUCTS)
+    delete_by_vector(Path("t"), added(Path("t"))[0], [1])
+    Path("link").symlink_to("t")
+    same(rows_of(open_catalog("delta://link", "id", ("title",))), as_delta_reads_it("t"))
 
 
 def test_a_table_that_moves_on_changes_nothing_of_what_is_being_read(working_folder: Path) -> None:

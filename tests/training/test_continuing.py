@@ -1,6 +1,6 @@
 """A training that goes on from a trained model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,9 @@ def test_what_it_gets_right_is_learnt_again_in_part(trained: Any, tomorrow: Path
     assert result.metrics["val_network_accuracy"] > everything.metrics["val_network_accuracy"] - 0.1
 
 
-def remembering(base: Path, keep_old: float, head: str = "one", machine: Machine | None = None) -> Remembering:
+def remembering(
+    base: Path, keep_old: float, head: str = "one", machine: Machine | None = None, known: Sequence[int] = (0, 3)
+) -> Remembering:
     """A network that says Tea of everything, and knows nothing of Boots and Hats; thirty rows of tea, ten of boots."""
     spec = Spec(("Food > Tea", "Shoes > Boots", "Shoes > Hats", "Food > Salt"), ("title",), 32, "mean", "")
     spec = spec if head == "one" else Spec(spec.categories, ("title",), 32, "mean", "", head=MANY_CATEGORIES)
@@ -104,7 +106,7 @@ def remembering(base: Path, keep_old: float, head: str = "one", machine: Machine
     rows = Examples(tokens, Ragged(np.repeat([0, 1], [30, 10]).astype(np.int32), np.arange(41)))
     config = TrainConfig(epochs=2, keep_old=keep_old, adversarial=0.0)
     machine = machine or Machine(torch.device("cpu"), False)
-    stage = Remembering(config, spec, network, (rows, rows, rows.take(np.arange(0))), base, machine, None, [0, 3])
+    stage = Remembering(config, spec, network, (rows, rows, rows.take(np.arange(0))), base, machine, None, known)
     stage.entered()
     return stage
 
@@ -128,6 +130,13 @@ def test_a_row_is_old_where_the_network_gets_it_right(tiny_model: Path, head: st
     losses = stage.losses(stage.network, np.arange(40)).detach()
     assert losses.isfinite().all()
     assert losses[:30].min() > losses[30:].max()
+
+
+def test_a_network_that_knows_none_of_the_categories_gets_none_right(tiny_model: Path) -> None:
+    stage = remembering(tiny_model, 0.5, known=[])
+    assert not stage.right.any()
+    assert stage.prepare_epoch([0, 0, 0]) == {"new_rows": 40, "old_rows": 0}
+    assert stage.losses(stage.network, np.arange(8)).isfinite().all()
 
 
 def test_every_rank_knows_what_the_others_were_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
