@@ -72,6 +72,11 @@ def head_bucket(bucket: str) -> None:
     _client().get_container_client(bucket).get_container_properties()
 
 
+def delete_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """See `stores.Store`."""
+    filesystem.delete_dir(path)
+
+
 def abort_uploads(path: str) -> None:
     """Nothing to do: Azure forgets blocks that nobody has committed within a week."""
 

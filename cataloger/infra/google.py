@@ -70,6 +70,13 @@ def head_bucket(bucket: str) -> None:
         raise NotFound("the bucket does not exist")
 
 
+def delete_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """See `stores.Store`. pyarrow's own way ends at objects that stand for folders and are not there."""
+    bucket, _, prefix = path.partition("/")
+    place = _client().bucket(bucket)
+    place.delete_blobs(list(place.list_blobs(prefix=f"{prefix}/")), on_error=lambda gone: None)
+
+
 def abort_uploads(path: str) -> None:
     """Nothing to do: Google forgets an upload that has not gone on for a week."""
 

@@ -136,6 +136,11 @@ def _answer(error: OSError) -> tuple[int | None, str | None]:
     return response.get("ResponseMetadata", {}).get("HTTPStatusCode"), response.get("Error", {}).get("Code")
 
 
+def delete_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """In requests of a thousand objects each."""
+    filesystem.delete_dir(path)
+
+
 def abort_uploads(path: str) -> None:
     """Give up the unfinished multipart uploads below a prefix."""
     bucket, _, prefix = path.partition("/")

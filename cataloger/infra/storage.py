@@ -119,8 +119,10 @@ class Location:
         """Remove this file, or this folder with all that is in it; nothing there is fine. Raises StorageError."""
         kind = self.info().type
         with self._named("cannot be removed"):
-            if kind == pafs.FileType.Directory:
+            if kind == pafs.FileType.Directory and self.is_local:
                 self.filesystem.delete_dir(self.path)
+            elif kind == pafs.FileType.Directory:
+                self._store.delete_folder(self.filesystem, self.path)
             elif kind == pafs.FileType.File:
                 self.filesystem.delete_file(self.path)
 
@@ -195,9 +197,7 @@ def _in_store(scheme: str, path: str) -> Location:
     bucket = path.split("/")[0]
     if "@" in bucket:
         where = {"s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", "az": "set AZURE_STORAGE_ACCOUNT_NAME"}
-        raise StorageError(
-            f"{scheme}://…@…: credentials and accounts do not belong in a URI; {where.get(scheme, 'leave them out')}"
-        )
+        raise StorageError(f"{scheme}://…@…: credentials do not belong in a URI; {where.get(scheme, 'leave them out')}")
     if not bucket:
         raise StorageError(f"{scheme}://: names no bucket; write {scheme}://BUCKET/PREFIX")
     try:

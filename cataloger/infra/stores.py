@@ -35,6 +35,9 @@ class Store(Protocol):
     def head_bucket(self, bucket: str) -> None:
         """Raises `errors()` where there is no such bucket, or no way into it."""
 
+    def delete_folder(self, filesystem: pafs.FileSystem, path: str) -> None:
+        """Remove all that is below a prefix. Raises `errors()`."""
+
     def abort_uploads(self, path: str) -> None:
         """Give up the unfinished uploads below a prefix, where they stay for ever."""
 

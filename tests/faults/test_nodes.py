@@ -49,6 +49,7 @@ def node(address: str, hidden: Path, name: str) -> Iterator["subprocess.Popen[by
             kill_with_descendants(process)
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace, as root has it")
 def test_train_and_label_on_nodes_that_share_s3_alone(s3: str, working_folder: Path) -> None:
     import ray
@@ -60,13 +61,14 @@ def test_train_and_label_on_nodes_that_share_s3_alone(s3: str, working_folder: P
         cluster.add_node(
             num_cpus=0, include_dashboard=False, dashboard_agent_listen_port=free_port(), _system_config=NOTICED_SOON
         )
-        with (
-            mlflow_server(working_folder / "mlflow") as (mlflow, _),
-            node(cluster.address, working_folder, "one"),
-            node(cluster.address, working_folder, "two") as two,
-        ):
-            environment = on_ray(cluster.address, MLFLOW_TRACKING_URI=mlflow)
+        with contextlib.ExitStack() as stack:
+            mlflow, _ = stack.enter_context(mlflow_server(working_folder / "mlflow"))
+            # One after the other: on one machine, two that start at once would take the same name for a socket.
+            stack.enter_context(node(cluster.address, working_folder, "one"))
+            wait_for_nodes(cluster.address, 2)
+            two = stack.enter_context(node(cluster.address, working_folder, "two"))
             wait_for_nodes(cluster.address, 3)
+            environment = on_ray(cluster.address, MLFLOW_TRACKING_URI=mlflow)
             code, err = run(
                 environment, "train", "--catalog", f"{s3}/nodes/labelled", "--text-columns", "title", "--epochs", "1",
                 "--max-tokens", "8", "--fine-tune", "head", "--num-workers", "2", "--storage", f"{s3}/nodes/checkpoints",
@@ -127,7 +129,7 @@ def run(environment: dict[str, str], job: str, *flags: str) -> tuple[int, str]:
 def wait_for_nodes(address: str, count: int) -> None:
     """By a process of its own: this one stays out of the cluster."""
     look = "import ray, sys; ray.init(logging_level='ERROR'); sys.exit(sum(n['Alive'] for n in ray.nodes()) != int(sys.argv[1]))"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while subprocess.run(
         [sys.executable, "-c", look, str(count)], env=on_ray(address), capture_output=True, check=False
     ).returncode:
