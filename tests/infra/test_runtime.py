@@ -69,6 +69,7 @@ def test_a_cluster_of_ray_up_can_grow_to_what_its_file_says(
     own.write_text(yaml.safe_dump({**cluster, "max_workers": 0}))
     assert runtime.can_grow_to() == {}, "a head alone does not grow"
     check_shared(locate(str(working_folder)), "--output")
+    monkeypatch.setattr(runtime, "AUTOSCALING", ROOT / "cluster.yaml")
     with pytest.raises(ResourceError, match="nodes that the cluster may yet start do not have it"):
         check_shared(locate(str(working_folder)), "--output")
 

@@ -35,7 +35,7 @@ def test_an_unwritable_folder_is_named(working_folder: Path) -> None:
         check_writable(locate("file/labels"))
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://"])
+@pytest.mark.parametrize("uri", ["ftp://bucket/x", "s3://", "gs://"])
 def test_other_schemes_are_refused(uri: str) -> None:
     with pytest.raises(StorageError, match="scheme|bucket"):
         locate(uri)
