@@ -24,7 +24,9 @@ ROWS = 60_000
 
 
 def can_unshare() -> bool:
-    done = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
+    done = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False
+    )
     return done.returncode == 0
 
 
