@@ -158,6 +158,7 @@ def _open_table(table: Snapshot, flags: Mapping[str, str]) -> tuple[Location, tu
     """(where the snapshot lies, by its name; its files with the table's own names of columns)"""
     root = locate(table.root)
     location = replace(root, uri=str(table.address))
+    where = (root.uri.partition("://")[0], root.path.split("/")[0])
     for name, flag in flags.items():
         if name not in table.schema.names:
             raise CatalogError(
@@ -165,10 +166,10 @@ def _open_table(table: Snapshot, flags: Mapping[str, str]) -> tuple[Location, tu
             )
 
     def opened(file: TableFile) -> CatalogFile:
-        place = locate(file.uri)
-        if place.is_local != root.is_local or (
-            not root.is_local and place.path.split("/")[0] != root.path.split("/")[0]
-        ):
+        # By the table's own client: one for each file would look for region and credentials each time.
+        scheme, remote, path = file.uri.rpartition("://")
+        place = replace(root, path=path, uri=file.uri)
+        if root.is_local == bool(remote) or (remote and (scheme, path.split("/")[0]) != where):
             raise CatalogError(
                 f"catalog {table.address}: its file {file.uri} lies in another place than the table; copy the table to one place"
             )

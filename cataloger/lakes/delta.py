@@ -13,8 +13,8 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
 
-from cataloger.errors import CatalogError, ConfigError, DeliveryError
-from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, plain
+from cataloger.errors import CatalogError, ConfigError
+from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, changed, failed, first_line, foreign, plain, text
 
 # What a table may ask of its readers. Of these, the first two change what its rows are.
 UNDERSTOOD = {
@@ -51,7 +51,7 @@ def read(address: Address) -> Snapshot:
         values = {
             name: file.get(f"partition.{there}", file.get(f"partition.{name}")) for name, there in physical.items()
         }
-        constants = {name: None if value is None else _text(value) for name, value in values.items()}
+        constants = {name: text(value) for name, value in values.items()}
         deleted = gone.pop(uri, np.empty(0, np.uint32))
         files.append(TableFile(uri, physical, constants=constants, gone=deleted))
     if gone:  # or products that were deleted would come back
@@ -83,9 +83,7 @@ def check(address: Address) -> None:
             f"--publish-to {address}: nothing in that table may be replaced (delta.appendOnly); name another table"
         )
     if table.transaction_version(APPLICATION) is None and table.file_uris():
-        raise ConfigError(
-            f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
-        )
+        raise foreign(address)
 
 
 def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | None:
@@ -106,13 +104,8 @@ def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | No
         if now and _last(now) == run:  # by another driver of the same command
             return None
         if isinstance(error, CommitFailedError) and table and now and now.version() != table.version():
-            raise DeliveryError(
-                f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
-            ) from error
-        raise DeliveryError(
-            f"{address}: the labels of run {run} could not be written: {_first_line(error)}; they are published in the output folder; "
-            "run the same command again to write them here"
-        ) from error
+            raise changed(address, run) from error
+        raise failed(address, run, error) from error
     return str(address.at(DeltaTable(_root(address), storage_options=_options()).version()))
 
 
@@ -134,7 +127,7 @@ def _open(address: Address) -> DeltaTable | None:
             raise CatalogError(
                 f"{address}: that version is not there, or not any more; name a newer one, or leave @{version} out"
             ) from error
-        raise CatalogError(f"{address}: the table cannot be read: {_first_line(error)}") from error
+        raise CatalogError(f"{address}: the table cannot be read: {first_line(error)}") from error
 
 
 def _deleted(table: DeltaTable) -> dict[str, np.ndarray]:
@@ -166,11 +159,3 @@ def _options() -> dict[str, str]:
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     options = {"AWS_ENDPOINT_URL": endpoint, "AWS_REGION": region or "us-east-1"} if endpoint else {}
     return options | ({"AWS_ALLOW_HTTP": "true"} if endpoint.startswith("http://") else {})
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

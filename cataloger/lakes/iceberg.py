@@ -6,7 +6,6 @@ The data files are read as all Parquet is here; the package speaks to the catalo
 import datetime
 from collections import defaultdict
 from typing import Any
-from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +20,8 @@ from pyiceberg.table import Table
 from pyiceberg.transforms import IdentityTransform
 from pyiceberg.types import DateType
 
-from cataloger.errors import CatalogError, ConfigError, DeliveryError
-from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, plain
+from cataloger.errors import CatalogError, ConfigError
+from cataloger.lakes.tables import RUN, Address, Snapshot, TableFile, changed, failed, first_line, foreign, plain, text
 
 EPOCH = datetime.date(1970, 1, 1)
 Gone = dict[str, list[npt.NDArray[np.uint32]]]
@@ -40,12 +39,12 @@ def read(address: Address) -> Snapshot:
     then = snapshot.schema_id if address.version else None
     schema = table.schema() if then is None else table.schemas()[then]
     fields = {one.name: one.field_id for one in schema.fields}
-    defaults = {one.name: _text(one.initial_default) for one in schema.fields}
+    defaults = {one.name: text(one.initial_default) for one in schema.fields}
     try:
         tasks = list(table.scan(snapshot_id=snapshot.snapshot_id).plan_files())
     except (ValueError, NotImplementedError) as error:  # such as rows that are deleted by the values that they have
         raise CatalogError(
-            f"catalog {address}: {_first_line(error)}; compact the table, or export its rows to Parquet"
+            f"catalog {address}: {first_line(error)}; compact the table, or export its rows to Parquet"
         ) from error
     gone = _deleted(table, {one for task in tasks for one in task.delete_files})
     mapping = table.name_mapping()
@@ -85,9 +84,7 @@ def check(address: Address) -> None:
         return
     if snapshot.summary is not None and snapshot.summary["total-records"] == "0":
         return
-    raise ConfigError(
-        f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
-    )
+    raise foreign(address)
 
 
 def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | None:
@@ -115,13 +112,8 @@ def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | No
         if now is not None and _last(now) == run:  # by another driver of the same command, or the answer was lost
             return None
         if now is not None and isinstance(error, CommitFailedException) and now.metadata_location != before:
-            raise DeliveryError(
-                f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
-            ) from error
-        raise DeliveryError(
-            f"{address}: the labels of run {run} could not be written: {_first_line(error)}; they are published in the output folder; "
-            "run the same command again to write them here"
-        ) from error
+            raise changed(address, run) from error
+        raise failed(address, run, error) from error
     snapshot = table.current_snapshot()
     assert snapshot is not None
     return str(address.at(snapshot.snapshot_id))
@@ -143,7 +135,7 @@ def _catalog(address: Address) -> tuple[Catalog, str]:
         return load_catalog(catalog), name
     except Exception as error:  # of as many kinds as there are catalogs
         raise ConfigError(
-            f"{address}: pyiceberg knows no catalog {catalog}, or does not reach it: {_first_line(error)}; describe it in "
+            f"{address}: pyiceberg knows no catalog {catalog}, or does not reach it: {first_line(error)}; describe it in "
             f"~/.pyiceberg.yaml, or by PYICEBERG_CATALOG__{catalog.upper()}__URI"
         ) from error
 
@@ -155,7 +147,7 @@ def _table(address: Address) -> Table | None:
     except NoSuchTableError:
         return None
     except Exception as error:  # of as many kinds as there are catalogs
-        raise CatalogError(f"{address}: the catalog does not say where the table is: {_first_line(error)}") from error
+        raise CatalogError(f"{address}: the catalog does not say where the table is: {first_line(error)}") from error
 
 
 def _snapshot(table: Table, address: Address) -> Any:
@@ -205,18 +197,10 @@ def _partition(table: Table, schema: Schema, file: DataFile) -> dict[str, str | 
             value = file.partition[number]
             if isinstance(source.field_type, DateType) and isinstance(value, int):
                 value = EPOCH + datetime.timedelta(days=value)
-            found[source.name] = _text(value)
+            found[source.name] = text(value)
     return found
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _last(table: Table) -> str | None:
     """The run whose labels were committed last: also where a person has since gone back to an earlier snapshot."""
     return table.properties.get(RUN)
-
-
-def _first_line(error: BaseException) -> str:
-    return (unquote(str(error)).splitlines() or [type(error).__name__])[0]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cataloger.errors import CatalogError, ConfigError
+from cataloger.errors import CatalogError, ConfigError, DeliveryError
 
 DELTA, ICEBERG = "delta", "iceberg"
 # By which a commit says which run's labels it holds.
@@ -113,6 +113,34 @@ def address_of(uri: str, flag: str) -> Address:
     if kind == DELTA and version and not version.isdecimal():
         raise ConfigError(f"{flag} {uri}: the version of a Delta table is a number, such as @12")
     return Address(kind, name, version)
+
+
+def foreign(address: Address) -> ConfigError:
+    return ConfigError(
+        f"--publish-to {address}: the table has rows that are no labels of cataloger, which would replace them; name another table"
+    )
+
+
+def changed(address: Address, run: str) -> DeliveryError:
+    return DeliveryError(
+        f"{address}: was changed by somebody else while the labels of run {run} were written to it; run the same command again"
+    )
+
+
+def failed(address: Address, run: str, error: BaseException) -> DeliveryError:
+    return DeliveryError(
+        f"{address}: the labels of run {run} could not be written: {first_line(error)}; they are published in the output folder; "
+        "run the same command again to write them here"
+    )
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def text(value: object) -> str | None:
+    """As Arrow reads it back."""
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def kind_of(address: Address) -> Kind:
