@@ -131,7 +131,7 @@ def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Read:
-    """Neighbouring units that one task reads: those that have a row group in common, whose chunks can only be fetched whole."""
+    """Neighbouring units that one task reads."""
 
     units: tuple[Unit, ...]
 
@@ -143,13 +143,13 @@ class Read:
         return cls(tuple(Unit.from_dict(unit) for unit in read["units"]))
 
 
-def plan_reads(units: Sequence[Unit]) -> list[Read]:
-    """All units, in their order."""
+def plan_reads(units: Sequence[Unit], together: int = 1) -> list[Read]:
+    """All units, in their order, so many in each, and those that have a row group in common, whose chunks can only be fetched whole."""
     reads: list[list[Unit]] = []
     for unit in units:
         first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
         same = last is not None and (first.path, first.row_group) == (last.path, last.row_group)
-        if same and len(reads[-1]) < MOST_UNITS_PER_READ:
+        if reads and len(reads[-1]) < (MOST_UNITS_PER_READ if same else together):
             reads[-1].append(unit)
         else:
             reads.append([unit])

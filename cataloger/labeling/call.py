@@ -9,6 +9,7 @@ from cataloger.infra import deciding
 from cataloger.infra.storage import Location
 from cataloger.labeling.reuse import Published
 from cataloger.publishing import pointer, snapshot
+from cataloger.publishing.sketches import SKETCHES
 from cataloger.spec import Spec
 
 
@@ -66,4 +67,5 @@ class Call:
             config.alternatives,
             config.explain,
             decided=bool(before.get("decisions")),
+            sketched=(folder / SKETCHES).exists(),
         )

@@ -29,7 +29,7 @@ from cataloger.labeling.result import LabelResult
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.model.ensemble import fetch_models
-from cataloger.publishing import decided, delivery, doubts, fitness, nightly, pointer, snapshot
+from cataloger.publishing import decided, delivery, doubts, fitness, nightly, pointer, sketches, snapshot
 from cataloger.publishing.decided import Decided
 from cataloger.publishing.doubts import Origin
 from cataloger.publishing.nightly import Night
@@ -37,7 +37,7 @@ from cataloger.publishing.parts import REJECTS, Part, finished_parts
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
-LAYOUT = 5
+LAYOUT = 6
 
 
 def label(config: LabelConfig) -> LabelResult:
@@ -202,6 +202,7 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
             night.given.pins.table if night.given.pins else None,
             night.given.rules.written if night.given.rules else None,
         )
+        sketches.keep(night.folder, parts)
         snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
         pointer.publish(night.output, night.run, night.seen)
         pointer.follow(night.output, night.config.publish_to)

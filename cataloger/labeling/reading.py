@@ -95,7 +95,7 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
         if reading.published is not None:
             carried, found = reuse.find(reading.published, spec, hashes)
             answerer[carried] = CARRIED
-            known.append(found)
+            known += [found] if len(found) else []
             fresh = fresh.filter(pa.array(~carried))
     asked_again = pa.table({})
     if spec.words:

@@ -1,10 +1,13 @@
 """Never twice: the labels of the published run, found again by the hash of the text they were given to.
 
-Each node keeps them on its disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a
-node map them into memory, so there is one copy per node, in the page cache, bounded by whatever memory is free.
+An export mostly keeps its order from night to night. So a unit looks into the few parts of the published run that have its rows,
+which their sketches tell. Where its rows lie all over the run, and in a small run, it looks into the whole: each node keeps that on
+its disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a node map them into memory, so there
+is one copy per node, in the page cache, bounded by whatever memory is free.
 """
 
 import functools
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +26,21 @@ from cataloger.heads.columns import also, by_the_model, columns_of
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
-from cataloger.publishing import snapshot
+from cataloger.publishing import sketches, snapshot
+from cataloger.publishing.parts import part_name
+from cataloger.publishing.sketches import SKETCHES, Words
 from cataloger.spec import Spec
 
+# A node reads and sorts so many in seconds, and then misses none of them.
+ROWS_OF_A_SMALL_RUN = 1 << 22
+# Of the parts that a process has looked into: neighbouring units have some in common.
+PARTS_HELD = 3
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
 # In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 75 GB.
 KEPT_SECONDS = 6 * 3600
+
+_held: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,8 @@ class Published:
     explain: int = 0
     decided: bool = False
     """Whether pins or rules had a part in its labels: what the model says is carried over, not what they say."""
+    sketched: bool = False
+    """Whether it says which texts its parts have."""
 
     @property
     def bits(self) -> int:
@@ -54,34 +67,88 @@ class Published:
 def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArray[np.bool_], pa.Table]:
     """(which of the text hashes were labelled in the published run, their answers in the order of `hashes`).
 
-    Raises StorageError when the published run cannot be read.
+    Without any answer the table has no columns. Raises StorageError when the published run cannot be read.
     """
     words = hash_words(hashes)
-    key = f"{published.run}-{deciding.digest()}"
-    folder = once_per_node("carry", key, lambda aside: _build(published, spec, aside), KEPT_SECONDS)
-    buckets = _bucket(words, published.bits)
-    rows, tables = [np.empty(0, np.int64)], [_open(folder, 0).slice(0, 0)]
-    for bucket in np.unique(buckets):
-        table, wanted = _open(folder, int(bucket)), np.flatnonzero(buckets == bucket)
+    known, rows, tables = np.zeros(len(words), bool), [np.empty(0, np.int64)], list[pa.Table]()
+    for table, wanted in _where(published, spec, words):
+        if not len(table):
+            continue
         first, second = (table.column(name).to_numpy() for name in ("first", "second"))
-        at = np.minimum(np.searchsorted(first, words[wanted, 0]), max(0, len(first) - 1))
-        hit = (
-            (first[at] == words[wanted, 0]) & (second[at] == words[wanted, 1])
-            if len(first)
-            else np.zeros(len(at), bool)
-        )
+        wanted = wanted[~known[wanted]]
+        at = np.minimum(np.searchsorted(first, words[wanted, 0]), len(first) - 1)
+        hit = (first[at] == words[wanted, 0]) & (second[at] == words[wanted, 1])
+        known[wanted[hit]] = True
         rows.append(wanted[hit])
         tables.append(table.take(pa.array(at[hit])))
     found = np.concatenate(rows)
-    known = np.zeros(len(words), bool)
-    known[found] = True
+    if not len(found):
+        return known, pa.table({})
     return known, pa.concat_tables(tables).take(pa.array(np.argsort(found))).drop_columns(["first", "second"])
+
+
+def _where(published: Published, spec: Spec, words: Words) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
+    """Answers of the published run in the order of their hashes, and which of the wanted ones may be among them."""
+    if (near := _parts_with(words, published)) is not None:
+        for unit in near:
+            yield _part(published, spec, unit), np.arange(len(words))
+        return
+    key = f"{published.run}-{deciding.digest()}"
+    folder = once_per_node("carry", key, lambda aside: _build(published, spec, aside), KEPT_SECONDS)
+    buckets = _bucket(words, published.bits)
+    for bucket in np.unique(buckets):
+        yield _open(folder, int(bucket)), np.flatnonzero(buckets == bucket)
+
+
+def _parts_with(words: Words, published: Published) -> list[int] | None:
+    """The parts that have these texts, where it is worth more to read them than the whole run."""
+    if published.rows <= ROWS_OF_A_SMALL_RUN or not published.sketched:
+        return None
+
+    def fetch(aside: Path) -> None:
+        (aside / SKETCHES).write_bytes((published.folder / SKETCHES).read())
+
+    folder = once_per_node("sketches", published.run, fetch, KEPT_SECONDS)
+    return sketches.parts_with(words[:, 0], *_sketches(folder / SKETCHES))
+
+
+def _part(published: Published, spec: Spec, unit: int) -> pa.Table:
+    """The answers of one part."""
+    key = (published.folder.uri, published.alternatives, published.explain, spec, unit)
+    if key not in _held:
+        while len(_held) >= PARTS_HELD:
+            _held.popitem(last=False)
+        _held[key] = _read(published, spec, published.folder / part_name(unit))
+    _held.move_to_end(key)
+    return _held[key]
+
+
+def _read(published: Published, spec: Spec, part: Location) -> pa.Table:
+    """A part's distinct hashes in their order, and their answers."""
+    columns = columns_of(spec)
+    others = (SOURCE, MODELS) if published.decided else ()
+    try:
+        labels = pq.read_table(
+            part.path,
+            filesystem=part.filesystem,
+            columns=["text_hash", *columns.kept, *also(spec, published.explain), *others],
+            partitioning=None,
+        )
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{part}: cannot be read, to carry its labels over: {explain(error)}") from error
+    labels = by_the_model(labels) if published.decided else labels
+    words = hash_words(labels.column("text_hash").combine_chunks())
+    table = columns.from_labels(labels, published.alternatives)
+    table = table.add_column(0, "first", pa.array(words[:, 0])).add_column(1, "second", pa.array(words[:, 1]))
+    _, once = np.unique(words[:, 0], return_index=True)
+    return table.take(pa.array(once)).combine_chunks()
 
 
 def _build(published: Published, spec: Spec, folder: Path) -> None:
     """Write the labels to their buckets, part by part, then sort the buckets one by one."""
     writers: dict[int, Any] = {}
-    for table in _read_parts(published, spec):
+    parts = snapshot.label_files(published.folder, published.units)
+    for table in snapshot.each(parts, functools.partial(_read, published, spec)):
         words = np.stack([table.column("first").to_numpy(), table.column("second").to_numpy()], axis=1)
         buckets = _bucket(words, published.bits)
         for bucket in np.unique(buckets):
@@ -102,35 +169,11 @@ def _build(published: Published, spec: Spec, folder: Path) -> None:
             file.write_table(table)
 
 
-def _read_parts(published: Published, spec: Spec) -> Iterator[pa.Table]:
-    """Each part's distinct hashes and their answers."""
-
-    columns = columns_of(spec)
-    others = (SOURCE, MODELS) if published.decided else ()
-
-    def read(location: Location) -> pa.Table:
-        try:
-            labels = pq.read_table(
-                location.path,
-                filesystem=location.filesystem,
-                columns=["text_hash", *columns.kept, *also(spec, published.explain), *others],
-                partitioning=None,
-            )
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"{location}: cannot be read, to carry its labels over: {explain(error)}") from error
-        labels = by_the_model(labels) if published.decided else labels
-        hashes = labels.column("text_hash").combine_chunks()
-        words = hash_words(hashes)
-        table = columns.from_labels(labels, published.alternatives)
-        table = table.add_column(0, "first", pa.array(words[:, 0])).add_column(1, "second", pa.array(words[:, 1]))
-        _, once = np.unique(words[:, 0], return_index=True)
-        return table.take(pa.array(once))
-
-    yield from snapshot.each(snapshot.label_files(published.folder, published.units), read)
-
-
-def _bucket(words: npt.NDArray[np.uint64], bits: int) -> npt.NDArray[np.uint64]:
+def _bucket(words: Words, bits: int) -> Words:
     return words[:, 0] >> np.uint64(64 - bits) if bits else np.zeros(len(words), np.uint64)
+
+
+_sketches = functools.cache(sketches.read)
 
 
 @functools.cache

@@ -25,6 +25,10 @@ from cataloger.labeling.reading import Reading, read
 # Ray Data sets this share of all CPUs and of its memory aside for the stages of the stream, beginning with the first. With its own,
 # half, nothing is left for the last stage beside the actor of a node of up to nine cores: it would write when all is read.
 RESERVED = 0.05
+# Of a large catalog a task reads neighbouring units, which have parts of the published run in common. There are so many tasks for each
+# CPU all the same, so that all are busy to the end.
+MOST_READ_TOGETHER = 8
+READS_PER_CPU = 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ def predict_units(
     reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision
 ) -> ray.data.Dataset:
     """The stream without its end: rows that `Done.of` reads, in any order."""
-    reads = plan_reads(units)
+    together = min(MOST_READ_TOGETHER, len(units) // int(READS_PER_CPU * max(1.0, runtime.capacity("CPU"))))
+    reads = plan_reads(units, max(1, together))
     items = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     context = items.context  # this stream's own
     context.enable_progress_bars = False

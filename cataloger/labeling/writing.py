@@ -25,6 +25,7 @@ from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading
 from cataloger.labeling.stream import Done, predict_units
+from cataloger.publishing import sketches
 from cataloger.publishing.parts import Part, write_part
 from cataloger.spec import Spec
 
@@ -79,6 +80,7 @@ def _write(
         answered = {**done.cost.answered, **_images(labels, rejects)}
         if decisions:
             labels, rejects, answered["decisions"] = decisions.decide(labels, rejects, columns)
+        answered["sketch"] = sketches.of(labels.column("text_hash"))
         part = write_part(folder, done.unit, labels, rejects, answered, about)
         hashes = ids.sample(done.rows.column("id"), every).tobytes()
     return {"part": json.dumps(asdict(part)), "ids": hashes, "cost": json.dumps(asdict(done.cost))}

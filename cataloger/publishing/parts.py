@@ -55,6 +55,8 @@ class Part:
     """Rows, labelled or rejected, whose picture could not be reached."""
     decisions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """What pins and each rule did, as labels name them in `source`: matched, decided, agreed, conflicts and rejected, in rows."""
+    sketch: str = ""
+    """Which texts are labelled here (`sketches`)."""
 
     @classmethod
     def from_dict(cls, part: Mapping[str, Any]) -> "Part":

@@ -4,13 +4,14 @@ OUTPUT/run=<id>/part-00000.parquet …     one part per unit, immutable
 OUTPUT/run=<id>/_rejects/…parquet        rows that could not be labelled: id, reason
 OUTPUT/run=<id>/_report.html             a page for people
 OUTPUT/run=<id>/_pins.parquet, _rules.yaml   what people decided, where they did (`decided`)
+OUTPUT/run=<id>/_sketches.arrow          where its texts lie (`sketches`)
 OUTPUT/run=<id>/_manifest.json           written when every unit is complete
 """
 
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from cataloger.publishing.parts import REJECTS, File, Part, part_name
 MANIFEST = "_manifest.json"
 REPORT = "_report.html"
 AT_ONCE = 8
+Item = TypeVar("Item")
 Read = TypeVar("Read")
 
 
@@ -127,7 +129,7 @@ def label_files(folder: Location, units: int) -> list[Location]:
     return [folder / part_name(unit) for unit in range(units)]
 
 
-def each(files: Sequence[Location], read: Callable[[Location], Read]) -> Iterator[Read]:
+def each(files: Iterable[Item], read: Callable[[Item], Read]) -> Iterator[Read]:
     """What `read` makes of each file, in their order; a few files are read at a time, and no more are held than these."""
     ahead: deque[Future[Read]] = deque()
     with ThreadPoolExecutor(AT_ONCE) as pool:

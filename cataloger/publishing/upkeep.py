@@ -1,13 +1,12 @@
 """Looking after an output folder: list its runs, publish another one, remove old ones, verify the published one."""
 
-import itertools
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cataloger.config import PublishConfig, VerifyConfig
@@ -16,7 +15,7 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
-from cataloger.publishing import decided, delivery, pointer, snapshot
+from cataloger.publishing import decided, delivery, pointer, sketches, snapshot
 from cataloger.publishing.parts import REJECTS, part_name, read_file
 
 
@@ -125,7 +124,7 @@ def verify(config: VerifyConfig) -> Verification:
     there = (info for info in folder.files() if not info.base_name.startswith((WRITING, PROBE)))
     present = {info.path.removeprefix(folder.path + "/") for info in there}
     listed = {entry["name"] for entry in manifest["files"]}
-    listed |= {snapshot.MANIFEST, snapshot.REPORT, decided.PINS, decided.RULES}
+    listed |= {snapshot.MANIFEST, snapshot.REPORT, sketches.SKETCHES, decided.PINS, decided.RULES}
     problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
     checked = False
     if not problems:
@@ -158,24 +157,42 @@ def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], b
     if catalog.fingerprint != manifest["catalog_fingerprint"]:
         return [], False
     rows = {entry["name"]: entry["rows"] for entry in manifest["files"]}
-    problems = []
-    source = _ids_of(catalog)
-    for unit in range(manifest["units"]):
-        name = part_name(unit)
-        files = [file for file in (name, f"{REJECTS}/{name}") if file in rows]
-        written = Counter(
-            value for file in files for value in read_file(folder, file)[1].read(columns=["id"]).column(0).to_pylist()
-        )
-        # By the rows that the run itself counted: how it was cut may have been another version's way.
-        if written != Counter(itertools.islice(source, sum(rows[file] for file in files))):
-            problems.append(f"unit {unit}: its ids are not those of the catalog")
-    if next(source, None) is not None:
+    names = [part_name(unit) for unit in range(manifest["units"])]
+    files = [[file for file in (name, f"{REJECTS}/{name}") if file in rows] for name in names]
+    # By the rows that the run itself counted: how it was cut may have been another version's way.
+    planned = _cut(_ids_of(catalog), [sum(rows[file] for file in of_unit) for of_unit in files])
+    written = snapshot.each(files, lambda of_unit: _sorted(_hashes(folder, file) for file in of_unit))
+    problems = [
+        f"unit {unit}: its ids are not those of the catalog"
+        for unit, (ours, theirs) in enumerate(zip(written, planned, strict=False))
+        if not np.array_equal(ours, _sorted([theirs]))
+    ]
+    if len(next(planned)):
         problems.append("the catalog has more rows than the run")
     return problems, True
 
 
-def _ids_of(catalog: Catalog) -> Iterator[Any]:
-    """All ids in the catalog's order, as the labels have them."""
+def _ids_of(catalog: Catalog) -> Iterator[ids.Hashes]:
+    """All ids in the catalog's order, as the labels have them, by their hashes of 64 bits."""
     for read in plan_reads(plan_units(catalog)):
         for _, table in read_units(catalog.location.filesystem, read.units, catalog.schema):
-            yield from ids.written(table.column(0))[0].to_pylist()
+            yield ids.hash_ids(ids.written(table.column(0))[0])
+
+
+def _hashes(folder: Location, file: str) -> ids.Hashes:
+    return ids.hash_ids(read_file(folder, file)[1].read(columns=["id"]).column(0))
+
+
+def _cut(pieces: Iterator[ids.Hashes], lengths: Sequence[int]) -> Iterator[ids.Hashes]:
+    """The same numbers in pieces of these lengths, and in one more what comes behind them."""
+    kept = np.empty(0, np.uint64)
+    for length in lengths:
+        while len(kept) < length and (more := next(pieces, None)) is not None:
+            kept = np.concatenate([kept, more])
+        yield kept[:length]
+        kept = kept[length:]
+    yield kept if len(kept) else next(pieces, kept)
+
+
+def _sorted(pieces: Iterable[ids.Hashes]) -> ids.Hashes:
+    return np.sort(np.concatenate([np.empty(0, np.uint64), *pieces]))

@@ -36,6 +36,9 @@ def test_units_cover_every_row_once_in_order(files: list[list[int]], unit_rows: 
     reads = plan_reads(units)
     assert all(Read.from_dict(read.as_dict()) == read for read in reads)
     assert [unit for read in reads for unit in read.units] == units
+    several = plan_reads(units, 3)
+    assert [unit for read in several for unit in read.units] == units
+    assert all(len(read.units) >= min(3, len(units)) for read in several[:-1])
 
 
 @pytest.mark.parametrize(

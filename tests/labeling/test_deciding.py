@@ -25,6 +25,7 @@ NOT_DECIDING = {
     "model.pretrained",
     "model.sight",
     "publishing.parts",
+    "publishing.sketches",
     "publishing.snapshot",
     "strict",
 }

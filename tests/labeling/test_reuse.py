@@ -99,3 +99,36 @@ def test_texts_are_found_in_any_number_of_buckets(
         assert [spec.categories[label] for label in answers.column("label").to_pylist()] == expected
     known, answers = reuse.find(source, spec, hash_texts(pa.array([], pa.string())))
     assert (len(known), len(answers)) == (0, 0)
+
+
+def test_a_large_run_is_looked_up_part_by_part_where_it_keeps_its_order_and_as_a_whole_where_not(
+    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reuse, "ROWS_OF_A_SMALL_RUN", 100)
+    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(6_000)]
+    for first in range(0, 6_000, 300):
+        Path("c").mkdir(exist_ok=True)
+        table = pa.table({"id": range(first, first + 300), "title": pa.array(titles[first : first + 300], pa.string())})
+        pq.write_table(table, f"c/part-{first:05d}.parquet")
+    monkeypatch.setattr(units, "MIN_UNIT_ROWS", 300)
+    result = run(bundle, "labels")
+    folder, spec = locate("labels") / f"run={result.run}", read_spec(bundle)
+    built = []
+    monkeypatch.setattr(reuse, "_build", lambda *of, build=reuse._build: built.append(of) or build(*of))
+    source = reuse.Published(f"{working_folder.name}-large", folder, 20, 6_000, 3, sketched=True)
+    labels = published("labels")
+    place = {text: row for row, text in enumerate(labels.column("text_hash").to_pylist())}
+    for name, rows, whole in [
+        ("a unit", np.arange(600, 900), False),
+        ("one that begins elsewhere", np.arange(650, 950), False),
+        ("nothing but new ones", np.arange(9_000, 9_010), False),
+        ("mixed", np.random.default_rng(0).permutation(6_000)[:300], True),
+    ]:
+        hashes = hash_texts(pa.array([f"product {i} of brand {i % 13}" for i in rows]))
+        known, answers = reuse.find(source, spec, hashes)
+        assert known.tolist() == [row < 6_000 for row in rows], name
+        expected = [labels.column("category")[place[text]].as_py() for text in hashes.to_pylist() if text in place]
+        said = answers.column("label").to_pylist() if len(answers) else []
+        assert [spec.categories[label] for label in said] == expected, name
+        assert bool(built) == whole, name
+    assert len(reuse._held) <= reuse.PARTS_HELD
