@@ -1,32 +1,39 @@
-"""Time and memory from 10^5 to 10^7 generated rows, with a tiny model: what the pipeline itself costs; and of catalogs of pictures.
+"""Time and memory from 10^6 to 10^8 generated rows, with a tiny model: what the pipeline itself costs; and of catalogs of pictures.
 
 python benchmarks/scale.py
 """
 
 import json
+import shutil
 import subprocess
 import sys
-import threading
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL
 
 import numpy as np
-import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 import tyro
-from ray._common.utils import get_default_ray_temp_dir
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 import images
+import memory
+from cataloger.bundle import read_spec
+from cataloger.infra.storage import locate
+from cataloger.labeling import reuse
+from cataloger.labeling.reuse import Published
 from cataloger.model.network import new_classifier, save_bundle
 from cataloger.model.pretrained import base_model_folder
 from cataloger.spec import Spec
-from yardsticks import report, workroom
+from yardsticks import report, seconds, workroom
 
-JOB = Path(__file__).parents[1] / "jobs" / "label.py"
+JOBS = Path(__file__).parents[1] / "jobs"
 ROWS_PER_FILE, PICTURES_PER_FILE = 500_000, 5_000
 
 
@@ -34,7 +41,7 @@ ROWS_PER_FILE, PICTURES_PER_FILE = 500_000, 5_000
 class Config:
     """What to measure."""
 
-    exponents: tuple[int, ...] = (5, 6, 7)
+    exponents: tuple[int, ...] = (6, 7, 8)
     """Powers of ten."""
     pictures: tuple[int, ...] = (5_000, 50_000)
     """Pictures, all different, with the bundled network."""
@@ -44,12 +51,18 @@ def main() -> None:
     config = tyro.cli(Config)
     with workroom() as room:
         bundle = tiny_bundle(room)
-        rows = [measure(write_titles(10**exponent, room), 10**exponent, bundle) for exponent in config.exponents]
-        if rows:
-            report("scale", "Generated rows through a model of one narrow layer", rows, ("rows", "seconds"))
+        rows = list[dict[str, object]]()
+        for exponent in config.exponents:
+            for night in nights(10**exponent, room, bundle):
+                rows.append(night)
+                # As they come: the largest take an hour.
+                report("scale", "Generated rows through a model of one narrow layer", rows)
         if config.pictures:
             sees = images.make_bundle(room / "sees")
-            rows = [measure(write_pictures(count, room), count, sees) for count in config.pictures]
+            rows = [
+                {"pictures": f"{count:,}", **measure(write_pictures(count, room), room / f"seen-{count}", sees)}
+                for count in config.pictures
+            ]
             report("scale_pictures", "Pictures through EfficientNet-Lite0", rows)
 
 
@@ -65,14 +78,22 @@ def tiny_bundle(room: Path) -> Path:
     return room / "bundle"
 
 
-def write_titles(rows: int, room: Path) -> Path:
+def write_titles(rows: int, room: Path, change: Callable[[pa.Table], pa.Table] | None = None) -> Path:
     catalog = room / f"catalog-{rows}"
     catalog.mkdir()
     for start in range(0, rows, ROWS_PER_FILE):
         ids = np.arange(start, min(rows, start + ROWS_PER_FILE))
         table = pa.table({"id": ids, "title": [f"product {i} colour {i % 89} size {i % 41}" for i in ids.tolist()]})
-        pq.write_table(table, catalog / f"part-{start // ROWS_PER_FILE:05d}.parquet")
+        pq.write_table(change(table) if change else table, catalog / f"part-{start // ROWS_PER_FILE:05d}.parquet")
     return catalog
+
+
+def changed(table: pa.Table) -> pa.Table:
+    """Nine rows of a thousand have another title, and one is gone: so the units are cut elsewhere."""
+    place = table.column("id").to_numpy() % 1_000
+    titles = table.column("title").combine_chunks()
+    titles = pc.if_else(pa.array(place < 9), pc.binary_join_element_wise(titles, "new", " "), titles)
+    return table.set_column(1, "title", titles).filter(pa.array(place != 500))
 
 
 def write_pictures(rows: int, room: Path) -> Path:
@@ -88,50 +109,69 @@ def write_pictures(rows: int, room: Path) -> Path:
     return catalog
 
 
-def measure(catalog: Path, rows: int, bundle: Path) -> dict[str, object]:
-    output = catalog.with_name(f"{catalog.name}-labels")
-    command = [sys.executable, str(JOB), "--catalog", str(catalog), "--output", str(output), "--model", str(bundle)]
-    started = time.perf_counter()
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    peak = {"driver": 0, "worker": 0, "spilled": 0}
-    watcher = threading.Thread(target=watch, args=(job.pid, peak), daemon=True)
-    watcher.start()
-    assert job.wait() == 0
-    took = time.perf_counter() - started
-    watcher.join()
-    pointer = json.loads((output / "_latest.json").read_text())
-    assert json.loads((output / pointer["manifest"]).read_text())["labelled"] == rows
+def nights(rows: int, room: Path, bundle: Path) -> Iterator[dict[str, object]]:
+    """A first night, and one at 1% changed, with what it takes to verify them; then what each node would do if it looked into the whole
+    of the published run."""
+    output = room / f"labels-{rows}"
+    for name, change in (("first", None), ("1% changed", changed)):
+        catalog = write_titles(rows, room, change)
+        found = measure(catalog, output, bundle)
+        started = time.perf_counter()
+        with subprocess.Popen(
+            [sys.executable, str(JOBS / "verify.py"), "--output", str(output)], stdout=DEVNULL
+        ) as job:
+            with memory.watched(job.pid) as peak:
+                assert job.wait() == 0
+        verified = {"verify.py, s": time.perf_counter() - started, "verify.py, peak MiB": peak.driver / 1024}
+        shutil.rmtree(catalog)
+        sorted_whole = (
+            whole_run(output, bundle, room) if change else {"whole run sorted, s": "", "whole run sorted, GB": ""}
+        )
+        yield {"rows": f"{rows:,}", "night": name, **found, **verified, **sorted_whole}
+    shutil.rmtree(output)
+
+
+def whole_run(output: Path, bundle: Path, room: Path) -> dict[str, object]:
+    """To read and sort the published run, as each node had to before sketches told where the rows of a unit are."""
+    run = json.loads((output / "_latest.json").read_text())["run"]
+    manifest = json.loads((output / f"run={run}" / "_manifest.json").read_text())
+    folder = locate(str(output / f"run={run}"))
+    published = Published(run, folder, manifest["units"], manifest["labelled"], manifest["config"]["alternatives"])
+    with tempfile.TemporaryDirectory(dir=room) as aside:
+        took = seconds(lambda: reuse._build(published, read_spec(bundle), Path(aside)))
+        size = sum(file.stat().st_size for file in Path(aside).iterdir())
+    return {"whole run sorted, s": took, "whole run sorted, GB": size / 1e9}
+
+
+def measure(catalog: Path, output: Path, bundle: Path) -> dict[str, object]:
+    rows = sum(pq.read_metadata(file).num_rows for file in catalog.iterdir())
+    command = [sys.executable, str(JOBS / "label.py"), "--catalog", str(catalog), "--output", str(output)]
+    started = time.time()
+    with subprocess.Popen([*command, "--model", str(bundle)], stdout=DEVNULL) as job, memory.watched(job.pid) as peak:
+        assert job.wait() == 0
+    took = time.time() - started
+    pointer = output / "_latest.json"
+    run = output / json.loads(pointer.read_text())["path"]
+    manifest = json.loads((run / "_manifest.json").read_text())
+    assert manifest["rows"] == rows
+    written = sorted(part.stat().st_mtime for part in run.glob("part-*.parquet"))
     return {
-        "rows": f"{rows:,}",
         "seconds": took,
         "µs per row": 1e6 * took / rows,
-        "driver, peak MiB": float(peak["driver"] >> 10),
-        "largest worker, peak MiB": float(peak["worker"] >> 10),
-        "objects spilled": float(peak["spilled"]),
+        "until the first part, s": written[0] - started,
+        "steady state, µs per row": 1e6 * (written[-1] - written[0]) / rows * len(written) / max(1, len(written) - 1),
+        "compare and commit, s": pointer.stat().st_mtime - written[-1],
+        "rows through the model": float(forwarded(run)),
+        "driver, peak MiB": peak.driver / 1024,
+        "largest worker, peak MiB": peak.worker / 1024,
+        "objects spilled": float(peak.spilled),
     }
 
 
-def watch(pid: int, peak: dict[str, int]) -> None:
-    """Peak memory of the driver and of its largest worker in KiB, and objects in Ray's spill folder."""
-    driver, session = psutil.Process(pid), Path(get_default_ray_temp_dir()) / "session_latest"
-    while driver.is_running() and driver.status() != psutil.STATUS_ZOMBIE:
-        try:
-            peak["driver"] = max(peak["driver"], heap(pid))
-            for child in driver.children(recursive=True):
-                if child.name().startswith("ray::"):
-                    peak["worker"] = max(peak["worker"], heap(child.pid))
-        except (psutil.Error, OSError):
-            pass
-        peak["spilled"] = max(
-            peak["spilled"], sum(file.is_file() for file in session.rglob("ray_spilled_objects*/**/*"))
-        )
-        time.sleep(0.5)
-
-
-def heap(pid: int) -> int:
-    """KiB of memory of its own: neither the object store, which all share, nor mapped files."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
+def forwarded(run: Path) -> int:
+    """Texts that the network answered, by the parts of a run."""
+    footers = (pq.read_metadata(part).metadata or {} for part in run.glob("part-*.parquet"))
+    return sum(json.loads(footer[b"cataloger.counts"])["forwarded"] for footer in footers)
 
 
 if __name__ == "__main__":

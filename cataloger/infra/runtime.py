@@ -6,11 +6,12 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -35,6 +36,9 @@ TASK_CPUS = 0.2
 AUTOSCALING = Path("~/ray_bootstrap_config.yaml")
 # A unit takes a slow CPU up to an hour; when nothing ends for longer, the cluster is stuck.
 STUCK_SECONDS = 2 * 3600
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,27 @@ def errors_of_tasks() -> Iterator[None]:
             raise
         name, sentence = found[-1]
         raise getattr(errors, name)(sentence) from None
+
+
+def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found]:
+    """What `work` makes of each item, in their order, on the nodes of the cluster; few more are held than it has CPUs.
+
+    Raises the CatalogerError that a task met.
+    """
+    task: Any = ray.remote(num_cpus=TASK_CPUS)(_call)
+    kept, ahead = ray.put(work), deque[Any]()
+    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    with errors_of_tasks():
+        for item in items:
+            if len(ahead) == at_once:
+                yield ray.get(ahead.popleft())
+            ahead.append(task.remote(kept, item))
+        while ahead:
+            yield ray.get(ahead.popleft())
+
+
+def _call(work: Callable[[Item], Found], item: Item) -> Found:
+    return work(item)
 
 
 def capacity(resource: str) -> float:

@@ -220,7 +220,9 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
 
 def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
     """What this run did, beside the published one."""
-    found = nightly.look(night.output, night.run, units, result.rows, parts, night.published, night.model_digest)
+    found = nightly.look(
+        night.output, night.run, units, result.rows, parts, night.published, night.model_digest, runtime.each
+    )
     tracking.log_metrics(found.metrics)
     return found
 

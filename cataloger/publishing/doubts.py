@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-import pandas as pd
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cataloger.data import ids
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
 from cataloger.data.texts import SHOWN_CHARACTERS
@@ -26,6 +28,7 @@ from cataloger.publishing.parts import part_name
 
 log = logging.getLogger(__name__)
 SHOWN = 12
+ROWS_HASHED_AT_ONCE = 256
 # Of the named columns of a row group, decompressed: to read one row of it, the driver must hold its chunks compressed.
 MAX_ROW_GROUP_BYTES = 1 << 30
 
@@ -66,11 +69,20 @@ class Origin:
     reads: Input
 
 
-def in_part(labels: pd.DataFrame, unit: int) -> tuple[Doubt, ...]:
-    """The least certain labels of a part that need review, one for each text; `labels` has confidence, needs_review and text."""
-    found = labels[labels["needs_review"]].drop_duplicates("text").nsmallest(SHOWN, "confidence")
-    rows = zip(found["confidence"], found["text"], found.index, strict=True)
-    return tuple(Doubt(float(confidence), int(text), unit, int(row)) for confidence, text, row in rows)
+def in_part(
+    confidence: npt.NDArray[np.float32], needs_review: npt.NDArray[np.bool_], texts: pa.ChunkedArray, unit: int
+) -> tuple[Doubt, ...]:
+    """The least certain labels of a part that need review, one for each text."""
+    rows = np.flatnonzero(needs_review)
+    rows = rows[np.argsort(confidence[rows], kind="stable")]
+    found: dict[int, Doubt] = {}
+    for first in range(0, len(rows), ROWS_HASHED_AT_ONCE):
+        some = rows[first : first + ROWS_HASHED_AT_ONCE]
+        for row, text in zip(some, ids.hash_ids(texts.take(pa.array(some))), strict=True):
+            found.setdefault(int(text), Doubt(float(confidence[row]), int(text), unit, int(row)))
+        if len(found) >= SHOWN:
+            break
+    return tuple(found.values())[:SHOWN]
 
 
 def least(doubts: Iterable[Doubt]) -> tuple[Doubt, ...]:

@@ -12,11 +12,12 @@ import pyarrow.compute as pc
 from cataloger.infra import plots
 from cataloger.infra.pages import render, svg
 from cataloger.infra.storage import Location
-from cataloger.publishing import drift, snapshot
+from cataloger.publishing import drift, snapshot, summary
 from cataloger.publishing.decided import Decided
 from cataloger.publishing.doubts import Product
-from cataloger.publishing.drift import Drift, Summary
+from cataloger.publishing.drift import Drift
 from cataloger.publishing.parts import REJECTS, Part, part_name, read_file
+from cataloger.publishing.summary import Each, Summary
 from cataloger.spec import prefix_of
 from cataloger.taxonomy import SEPARATOR, prefix
 
@@ -103,25 +104,26 @@ def look(
     parts: Iterable[Part],
     published: dict[str, Any] | None,
     model_digest: str,
+    each: Each[Any, Any] = snapshot.each,
 ) -> Night:
-    """Read the labels of a run whose units are all there, and those of the published run."""
+    """Read the labels of a run whose units are all there, and those of the published run, as `summarise` does."""
     folder = snapshot.run_folder(output, run)
     rejects, parts_now = _reasons(folder, parts), snapshot.label_files(folder, units)
-    answers: list[str | None] = [None, *drift.further_answers(parts_now)]
+    answers: list[str | None] = [None, *summary.further_answers(parts_now)]
     if published is None or published["run"] == run:
-        first, *others = (Night(run, drift.summarise(parts_now, None, answer), rejects) for answer in answers)
+        first, *others = (Night(run, summary.summarise(parts_now, None, answer, each), rejects) for answer in answers)
         return replace(first, others=_named(answers, others))
-    every = drift.sample_every(max(int(published["rows"]), rows))
+    every = summary.sample_every(max(int(published["rows"]), rows))
     parts_before = snapshot.label_files(snapshot.run_folder(output, published["run"]), published["units"])
-    had = [None, *drift.further_answers(parts_before)]
+    had = [None, *summary.further_answers(parts_before)]
     same_model = published["model_digest"] == model_digest
     nights = []
     for answer in answers:
-        now = drift.summarise(parts_now, every, answer)
+        now = summary.summarise(parts_now, every, answer, each)
         if answer not in had:
             nights.append(Night(run, now, rejects))
             continue
-        before = drift.summarise(parts_before, every, answer)
+        before = summary.summarise(parts_before, every, answer, each)
         nights.append(Night(run, now, rejects, published["run"], before, drift.compare(before, now), same_model))
     first, *others = nights
     return replace(first, others=_named(answers, others))

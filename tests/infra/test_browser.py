@@ -31,6 +31,7 @@ from cataloger.infra.pages import render
 from cataloger.publishing import drift, nightly
 from cataloger.publishing.doubts import Product
 from cataloger.publishing.nightly import Night
+from cataloger.publishing.summary import Summary
 from servers import mlflow_server
 
 CATEGORIES = [f"Department {i // 40} > Shelf {i // 8} > Kind of product under ${i} or $_${i}" for i in range(281)]
@@ -221,7 +222,7 @@ def test_words_of_the_catalog_stay_words(browser: Any, opened: Callable[[str], s
     assert browser.title == "Labels of <s>shop</s>"
 
 
-def summary(seed: int) -> drift.Summary:
+def summary(seed: int) -> Summary:
     one = predictions(seed, 0.9).table
     categories = one.column("category").to_pylist()
     labels = pd.DataFrame({"id": np.arange(ROWS, dtype=np.uint64), "category": categories, "text": 0})
@@ -230,7 +231,7 @@ def summary(seed: int) -> drift.Summary:
     nobody = np.empty(0, np.uint64)
     reviewed = Counter(one.filter(one.column("needs_review")).column("category").to_pylist())
     counts = Counter(categories)
-    return drift.Summary(ROWS, counts, ROWS / 2, histogram, review, labels, nobody, 1, reviewed, 0, ())
+    return Summary(ROWS, counts, ROWS / 2, histogram, review, labels, nobody, 1, reviewed, 0, ())
 
 
 def test_mlflow_shows_runs_by_name_and_the_model_with_its_aliases(

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,17 @@ def test_an_error_of_ours_in_a_task_comes_back_as_itself(ray_session: None) -> N
         ray.data.range(2).map(fail).materialize()
     with pytest.raises(ray.exceptions.RayError, match="no idea"), runtime.errors_of_tasks():
         ray.data.range(2).map(fail_otherwise).materialize()
+
+
+def test_work_is_spread_over_the_cluster_in_order_and_its_errors_come_back_as_themselves(ray_session: None) -> None:
+    here = os.getpid()
+
+    def work(item: int) -> tuple[int, bool]:
+        if item == 90:
+            raise errors.StorageError("part-90: cannot be read; mend it")
+        return item * item, os.getpid() == here
+
+    assert list(runtime.each(range(80), work)) == [(item * item, False) for item in range(80)]
+    assert list(runtime.each([], work)) == []
+    with pytest.raises(errors.StorageError, match="^part-90: cannot be read; mend it$"):
+        list(runtime.each(range(85, 99), work))

@@ -4,11 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger.data import ids
 from cataloger.data.catalog import open_catalog
 from cataloger.data.text import compose, hash_texts
 from cataloger.data.texts import TextInput
@@ -23,19 +24,26 @@ ROWS, UNIT = 90, 40
 REJECTED = {3, 17, 18, 44}
 
 
-def labels_of(confidence: list[float], text: list[int], review: list[bool] | None = None) -> pd.DataFrame:
-    return pd.DataFrame({"confidence": confidence, "text": text, "needs_review": review or [True] * len(text)})
+def found_in(unit: int, confidence: list[float], texts: list[int], review: list[bool] | None = None) -> list[Doubt]:
+    """With the text itself in the place of its hash."""
+    column = pa.chunked_array([pa.array(texts, pa.int64())])
+    names = dict(zip(ids.hash_ids(column).tolist(), texts, strict=True))
+    needed = np.array([True] * len(texts) if review is None else review, bool)
+    found = in_part(np.array(confidence, np.float32), needed, column, unit)
+    return [replace(doubt, confidence=round(doubt.confidence, 4), text=names[doubt.text]) for doubt in found]
 
 
 def test_the_least_certain_are_found_part_by_part_each_text_once() -> None:
-    first = in_part(labels_of([0.5, 0.2, 0.2, 0.1], [1, 2, 2, 3], [True, True, True, False]), 0)
-    assert first == (Doubt(0.2, 2, 0, 1), Doubt(0.5, 1, 0, 0)), "of equal texts the first, of sure labels none"
-    second = in_part(labels_of([0.3, 0.1, 0.2], [9, 1, 2]), 1)
+    first = found_in(0, [0.5, 0.2, 0.2, 0.1], [1, 2, 2, 3], [True, True, True, False])
+    assert first == [Doubt(0.2, 2, 0, 1), Doubt(0.5, 1, 0, 0)], "of equal texts the first, of sure labels none"
+    second = found_in(1, [0.3, 0.1, 0.2], [9, 1, 2])
     assert least([*first, *second]) == (Doubt(0.1, 1, 1, 1), Doubt(0.2, 2, 0, 1), Doubt(0.3, 9, 1, 0))
-    many = in_part(labels_of([i / 1000 for i in range(999)], list(range(999))), 0)
+    many = found_in(0, [i / 1000 for i in range(999)], list(range(999)))
     assert len(many) == SHOWN, "a part's own memory is that of a few rows"
     assert len(least([*many, *second])) == SHOWN
-    assert in_part(labels_of([], []).astype({"needs_review": bool}), 0) == least([]) == ()
+    assert found_in(0, [], []) == [] == list(least([]))
+    common = found_in(0, [0.1] * 900 + [0.2, 0.3], [7] * 900 + [8, 9])
+    assert [doubt.text for doubt in common] == [7, 8, 9], "however often the least certain text is there"
 
 
 def write_run(catalog: str, folder: Location) -> Origin:

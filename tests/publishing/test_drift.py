@@ -8,8 +8,9 @@ import pytest
 
 from cataloger.errors import StorageError
 from cataloger.infra.storage import Location, locate
-from cataloger.publishing import drift, snapshot
-from cataloger.publishing.drift import Drift, compare, sample_every, summarise
+from cataloger.publishing import snapshot, summary
+from cataloger.publishing.drift import Drift, compare
+from cataloger.publishing.summary import sample_every, summarise
 
 
 def part(
@@ -48,9 +49,9 @@ def test_drift_by_hand(working_folder: Path) -> None:
     assert found.worst == pytest.approx(2 / 6)
     assert "20.0% of 5" in str(found)
     assert "B → A (1)" in str(found)
-    summary = summarise(before, 1)
-    assert (summary.rows, summary.review, summary.histogram[18]) == (6, 2, 6)
-    assert summary.mean_confidence == pytest.approx(0.9)
+    found = summarise(before, 1)
+    assert (found.rows, found.review, found.histogram[18]) == (6, 2, 6)
+    assert found.mean_confidence == pytest.approx(0.9)
 
 
 def test_repeated_ids_are_not_compared_and_empty_runs_do_not_differ(working_folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_repeated_ids_are_not_compared_and_empty_runs_do_not_differ(working_fold
 
 
 def test_a_large_run_is_compared_on_a_sample(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drift, "COMPARED_PRODUCTS", 1_000)
+    monkeypatch.setattr(summary, "COMPARED_PRODUCTS", 1_000)
     ids = list(range(10_000))
     before = [part("a", ids, ["A"] * 10_000, 0.9)]
     now = [part("b", ids[::-1], ["A" if i % 4 else "B" for i in ids[::-1]], 0.9)]
@@ -82,21 +83,21 @@ def test_products_are_missing_where_they_have_no_row_or_several(working_folder: 
 
 def test_no_more_parts_are_held_than_are_read_at_a_time(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The categories of every part, counted one by one, would not fit the driver."""
-    read, held, most = drift._read_part, 0, 0
+    read, held, most = summary._read_group, 0, 0
 
-    class Held(drift._Part):
+    class Held(summary._Tally):
         def __del__(self) -> None:
             nonlocal held
             held -= 1
 
-    def counted(*arguments: object) -> drift._Part:
+    def counted(*arguments: object, **others: object) -> summary._Tally:
         nonlocal held, most
-        found = Held(**vars(read(*arguments)))  # type: ignore[arg-type]
+        found = Held(**vars(read(*arguments, **others)))  # type: ignore[arg-type]
         held += 1
         most = max(most, held)
         return found
 
-    monkeypatch.setattr(drift, "_read_part", counted)
+    monkeypatch.setattr(summary, "_read_group", counted)
     parts = [part(f"p{number}", [number], ["A"], 0.9) for number in range(100)]
     assert summarise(parts, 1).counts == {"A": 100}
     assert most <= 2 * snapshot.AT_ONCE

@@ -26,9 +26,9 @@ from cataloger.labeling.job import label
 from cataloger.labeling.result import LabelResult
 from cataloger.publishing import doubts, drift, nightly, snapshot
 from cataloger.publishing.doubts import Origin
-from cataloger.publishing.drift import Summary
 from cataloger.publishing.nightly import Branch, Night, tree
 from cataloger.publishing.parts import write_part
+from cataloger.publishing.summary import Summary
 
 ROWS = 1_000
 

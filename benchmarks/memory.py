@@ -1,0 +1,54 @@
+"""The memory of a process and of those that it starts."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from ray._common.utils import get_default_ray_temp_dir
+
+
+@dataclass
+class Peak:
+    """KiB of the process and of the largest of Ray's workers that it started, and objects in Ray's spill folder."""
+
+    driver: int = 0
+    worker: int = 0
+    spilled: int = 0
+
+
+@contextmanager
+def watched(pid: int, every: float = 0.5) -> Iterator[Peak]:
+    """Look at a process while the block runs."""
+    peak, ended = Peak(), threading.Event()
+    watcher = threading.Thread(target=_watch, args=(psutil.Process(pid), peak, ended, every))
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _watch(process: psutil.Process, peak: Peak, ended: threading.Event, every: float) -> None:
+    session = Path(get_default_ray_temp_dir()) / "session_latest"
+    while True:
+        try:
+            peak.driver = max(peak.driver, heap(process.pid))
+            for child in process.children(recursive=True):
+                if child.name().startswith("ray::"):
+                    peak.worker = max(peak.worker, heap(child.pid))
+        except (psutil.Error, OSError):
+            pass
+        spilled = sum(file.is_file() for file in session.rglob("ray_spilled_objects*/**/*"))
+        peak.spilled = max(peak.spilled, spilled)
+        if ended.wait(every):
+            return
+
+
+def heap(pid: int) -> int:
+    """KiB of memory of its own: neither the object store, which all share, nor mapped files."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
