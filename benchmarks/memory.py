@@ -12,11 +12,13 @@ from ray._common.utils import get_default_ray_temp_dir
 
 @dataclass
 class Peak:
-    """KiB of the process and of the largest of Ray's workers that it started, and objects in Ray's spill folder."""
+    """KiB of the process and of the largest of Ray's workers that it started, objects in Ray's spill folder, and seconds of CPU that
+    the process took by itself."""
 
     driver: int = 0
     worker: int = 0
     spilled: int = 0
+    seconds: float = 0.0
 
 
 @contextmanager
@@ -37,6 +39,7 @@ def _watch(process: psutil.Process, peak: Peak, ended: threading.Event, every: f
     while True:
         try:
             peak.driver = max(peak.driver, heap(process.pid))
+            peak.seconds = sum(process.cpu_times()[:2])
             for child in process.children(recursive=True):
                 if child.name().startswith("ray::"):
                     peak.worker = max(peak.worker, heap(child.pid))

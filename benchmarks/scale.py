@@ -161,6 +161,7 @@ def measure(catalog: Path, output: Path, bundle: Path) -> dict[str, object]:
         "until the first part, s": written[0] - started,
         "steady state, µs per row": 1e6 * (written[-1] - written[0]) / rows * len(written) / max(1, len(written) - 1),
         "compare and commit, s": pointer.stat().st_mtime - written[-1],
+        "CPU of the driver, s": peak.seconds,
         "rows through the model": float(forwarded(run)),
         "driver, peak MiB": peak.driver / 1024,
         "largest worker, peak MiB": peak.worker / 1024,

@@ -86,6 +86,11 @@ def session() -> Iterator[None]:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
         ) from error
+    if not can_grow_to():
+        # Ray Data asks for more CPUs than there are where a cluster is busy, and takes what it is promised for all there is. By default
+        # it asks in pieces of tasks and actors, and what of a node is no whole CPU is promised to nobody: on a small node too little for
+        # the last stage to run before all is read. V2 asks for whole nodes. (Ray 2.60: _refresh_resource_reservations)
+        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
     try:
         yield
     finally:
