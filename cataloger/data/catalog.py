@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.kinds import OF_TAGS, is_binary, is_list, is_picture, is_string, label_kind
+from cataloger.data.schemas import check_columns, common_type
 from cataloger.errors import CatalogError, StorageError
 from cataloger.infra import stores
 from cataloger.infra.storage import Location, check_reachable, locate
@@ -126,13 +126,15 @@ def open_catalog(
     if not sum(file.rows for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
     for file in files:
-        _check_columns(file, files[0], id_column, plain, label_columns, image_column)
+        check_columns(
+            (file.path, file.schema), (files[0].path, files[0].schema), id_column, plain, label_columns, image_column
+        )
     digest = hashlib.sha256(table.identity.encode() if table else b"")
     for file in files:
         name = file.path.removeprefix(location.path)
         changes = () if table else (file.modified_ns,)  # a table's file is never written again
         digest.update(repr((name, file.size, *changes, file.row_groups)).encode())
-    schema = pa.schema([(name, _common_type({file.schema.field(name).type for file in files})) for name in names])
+    schema = pa.schema([(name, common_type({file.schema.field(name).type for file in files})) for name in names])
     return Catalog(location, files, schema, digest.hexdigest()[:16], row_bytes, table.root if table else "")
 
 
@@ -151,7 +153,10 @@ def _open_files(uri: str, names: Sequence[str]) -> tuple[Location, tuple[Catalog
         )
     infos = [info] if info.is_file else _parquet_files(location)
     with ThreadPoolExecutor(32) as pool:
-        return location, tuple(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
+        files = pool.map(lambda info: _open_file(location.filesystem, info, names), infos)
+        # Files that have the same schema share it: of a million files, a million of them would fill the memory.
+        same: dict[pa.Schema, pa.Schema] = {}
+        return location, tuple(replace(file, schema=same.setdefault(file.schema, file.schema)) for file in files)
 
 
 def _open_table(table: Snapshot, flags: Mapping[str, str]) -> tuple[Location, tuple[CatalogFile, ...]]:
@@ -283,95 +288,4 @@ def unreadable(filesystem: pafs.FileSystem, path: str, error: BaseException) -> 
         return CatalogError(f"catalog file {path}: was removed while the run was going; run the same command again")
     return CatalogError(
         f"catalog file {path}: not readable as Parquet: {reason}; replace the file or take it out of the catalog"
-    )
-
-
-def _check_columns(
-    file: CatalogFile,
-    first: CatalogFile,
-    id_column: str,
-    plain: Mapping[str, str],
-    label_columns: Sequence[str],
-    image_column: str | None,
-) -> None:
-    wanted = [(id_column, "--id-column"), *plain.items()]
-    wanted += [(name, "--label-column") for name in label_columns]
-    wanted += [(image_column, "--image-column")] if image_column else []
-    for name, flag in wanted:
-        if file.schema.names.count(name) > 1:
-            raise CatalogError(
-                f"catalog file {file.path}: has {file.schema.names.count(name)} columns {name!r}, and which one is meant cannot be told; "
-                f"rename them, or name another one with {flag}"
-            )
-        if name not in file.schema.names:
-            raise CatalogError(
-                f"catalog file {file.path}: no column {name!r}; it has {', '.join(file.schema.names)}; name the right one with {flag}"
-            )
-    for name, flag in plain.items():
-        found = file.schema.field(name).type
-        if not (
-            is_string(found) or pa.types.is_primitive(found) or pa.types.is_decimal(found) or pa.types.is_null(found)
-        ):
-            raise CatalogError(
-                f"catalog file {file.path}: column {name!r} is {found}, expected a string or a number; name another one with {flag}"
-            )
-    for label_column in label_columns:
-        found, in_first = (one.schema.field(label_column).type for one in (file, first))
-        kind = label_kind(found)
-        if kind is None:
-            raise CatalogError(
-                f"catalog file {file.path}: column {label_column!r} is {found}, expected strings such as 'A > B', lists of them, or tags: "
-                "lists of structs of field, start, end and name, or of name and value; name it with --label-column"
-            )
-        if kind != label_kind(in_first):
-            raise CatalogError(
-                f"catalog file {file.path}: column {label_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
-            )
-    if image_column:
-        found, in_first = (one.schema.field(image_column).type for one in (file, first))
-        if not is_picture(found):
-            raise CatalogError(
-                f"catalog file {file.path}: column {image_column!r} is {found}, expected bytes, structs of bytes and path, or strings that "
-                "say where each picture lies; name another one with --image-column"
-            )
-        if pa.null() not in (found, in_first) and _picture_kind(found) != _picture_kind(in_first):
-            raise CatalogError(
-                f"catalog file {file.path}: column {image_column!r} is {found}, but {in_first} in {first.path}; write one type in all files"
-            )
-    found, expected = file.schema.field(id_column).type, first.schema.field(id_column).type
-    if not (is_string(found) or pa.types.is_integer(found)):
-        raise CatalogError(
-            f"catalog file {file.path}: column {id_column!r} is {found}, expected a string or an integer; name it with --id-column"
-        )
-    if is_string(found) != is_string(expected):
-        raise CatalogError(
-            f"catalog file {file.path}: column {id_column!r} is {found}, but {expected} in {first.path}; write one type in all files"
-        )
-
-
-def _common_type(types: set[pa.DataType]) -> pa.DataType:
-    """The type to read a column as that has these in its files; dictionaries as their values, for all parts of a run alike."""
-    types = {kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types}
-    types = types - {pa.null()} or types
-    if len(types) == 1:
-        return next(iter(types))
-    if all(is_binary(kind) for kind in types):
-        return pa.large_binary()
-    if all(pa.types.is_struct(kind) for kind in types):
-        names = [field.name for field in next(iter(types))]
-        return pa.struct([(name, pa.large_binary() if name == "bytes" else pa.large_string()) for name in names])
-    if all(is_list(kind) and pa.types.is_struct(kind.value_type) for kind in types):
-        names = [name for name in OF_TAGS if all(kind.value_type.get_field_index(name) >= 0 for kind in types)]
-        numbers = ("start", "end")
-        return pa.list_(pa.struct([(name, pa.int64() if name in numbers else pa.large_string()) for name in names]))
-    if all(is_list(kind) for kind in types):
-        return pa.list_(pa.large_string())
-    if all(pa.types.is_integer(kind) for kind in types) and pa.uint64() not in types:
-        return pa.int64()
-    return pa.large_string()
-
-
-def _picture_kind(kind: pa.DataType) -> str:
-    return (
-        " ".join(field.name for field in kind) if pa.types.is_struct(kind) else "text" if is_string(kind) else "bytes"
     )

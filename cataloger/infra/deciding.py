@@ -23,6 +23,7 @@ MODULES = (
     "data.kinds",
     "data.ngrams",
     "data.pictures",
+    "data.schemas",
     "data.spans",
     "data.tagging",
     "data.text",

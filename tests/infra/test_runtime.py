@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,37 @@ def test_work_is_spread_over_the_cluster_in_order_and_its_errors_come_back_as_th
     assert list(runtime.each([], work)) == []
     with pytest.raises(errors.StorageError, match="^part-90: cannot be read; mend it$"):
         list(runtime.each(range(85, 99), work))
+
+
+def test_a_cluster_of_fixed_size_is_asked_for_whole_nodes(tmp_path: Path) -> None:
+    """What Ray Data is promised of a node in pieces of tasks is less than all of it: on two cores too little to write while it reads."""
+    program = """
+import os, ray.data
+from cataloger.infra import runtime
+from ray.data._internal.execution.resource_manager import ResourceManager
+
+class Actor:
+    def __call__(self, batch):
+        return batch
+
+seen = set()
+limits = ResourceManager.get_global_limits
+def watched(self):
+    found = limits(self)
+    seen.add(found.cpu)
+    return found
+ResourceManager.get_global_limits = watched
+with runtime.session():
+    def busy(row):
+        import time
+        time.sleep(0.2)
+        return row
+    stream = ray.data.range(40, override_num_blocks=40).map(busy, num_cpus=0.2)
+    stream = stream.map_batches(Actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1.55)
+    stream.map(busy, num_cpus=0.2).materialize()
+    print(os.environ["RAY_DATA_CLUSTER_AUTOSCALER"], min(cpu for cpu in seen if cpu) >= int(ray.cluster_resources()["CPU"]))
+"""
+    environment = {**os.environ, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "0", "PYTHONPATH": str(ROOT)}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["V2", "True"], done.stderr

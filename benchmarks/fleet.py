@@ -1,0 +1,303 @@
+"""What a night of 10^8 to 10^10 rows takes on a cluster: a simulation of discrete events, calibrated on what was measured here.
+
+python benchmarks/fleet.py
+"""
+
+import itertools
+import json
+import random
+from collections import Counter, deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import simpy
+import tyro
+
+RESULTS = Path(__file__).parent / "results"
+ROWS_PER_UNIT = 65_536
+# Amazon S3 promises at least so many requests per second and prefix (docs.aws.amazon.com/AmazonS3, "Best practices design patterns").
+GETS_PER_SECOND, PUTS_PER_SECOND = 5_500, 3_500
+LATENCY = 0.05
+Step = Generator[Any, Any, None]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine: with `gpus`, forward passes are theirs, else they take cores."""
+
+    name: str
+    cores: int
+    gpus: int
+    dollars_per_hour: float
+    bytes_per_second: float
+    starts_in: float = 0.0
+    """Seconds until it has joined the cluster."""
+    lost_per_hour: float = 0.0
+    """Of spot machines, how often one is taken away."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a row takes: seconds of one core, of one GPU (or of cores where there is none), and bytes; and what the driver does."""
+
+    read: float
+    carry: float
+    """To find out what label it has already, where a run is published."""
+    encode: float
+    """To make tokens of it, where it has none."""
+    forward: float
+    write: float
+    compare: float
+    """To compare a label with yesterday's."""
+    driver: float
+    """Of each unit, seconds of the driver."""
+    start: float
+    """Until the first unit is read, and after the last one is compared."""
+    catalog_bytes: float = 40.0
+    label_bytes: float = 52.0
+    """As measured: a part of 62,500 labels has 3.2 MB."""
+
+
+@dataclass(frozen=True)
+class Night:
+    rows: float
+    changed: float = 1.0
+    """The share of rows that the published run does not know; 1 in a first night."""
+
+    @property
+    def units(self) -> int:
+        return max(1, round(self.rows / ROWS_PER_UNIT))
+
+
+@dataclass(frozen=True)
+class Found:
+    seconds: float
+    dollars: float
+    busy: dict[str, float]
+    """The share of the time that each kind of resource was in use."""
+    lost: int
+
+    @property
+    def bottleneck(self) -> str:
+        return max(self.busy, key=lambda name: self.busy[name])
+
+
+def simulate(night: Night, node: Node, nodes: int, work: Work, seed: int = 0) -> Found:
+    """One night: every unit is read, answered and written on one of the nodes, and all of it is compared and published."""
+    return _Cluster(night, node, nodes, work, seed).run()
+
+
+class _Cluster:
+    def __init__(self, night: Night, node: Node, nodes: int, work: Work, seed: int) -> None:
+        self.night, self.node, self.nodes, self.work = night, node, nodes, work
+        self.env, self.random = simpy.Environment(), random.Random(seed)
+        self.driver, self.store = simpy.Resource(self.env), simpy.Resource(self.env)
+        self.todo, self.done = deque(range(night.units)), 0
+        self.finished = self.env.event()
+        self.used: Counter[str] = Counter()
+        self.lost, self.alive = 0, 0.0
+
+    def run(self) -> Found:
+        for _ in range(self.nodes):
+            self.env.process(self.machine(self.work.start))
+        self.env.run(self.finished)
+        # All nodes compare tonight's labels with yesterday's.
+        known = 2 if self.night.changed < 1 else 1
+        compare = self.night.rows * known * self.work.compare / (self.nodes * self.node.cores)
+        read = self.night.rows * known * self.work.label_bytes / (self.nodes * self.node.bytes_per_second)
+        end = max(compare, read)
+        seconds = self.env.now + end
+        has = {"cores": self.node.cores * self.nodes, "network": self.nodes, "driver": 1, "S3 requests": 1}
+        has |= {"GPUs": self.node.gpus * self.nodes} if self.node.gpus else {}
+        busy = {name: self.used[name] / amount / self.env.now for name, amount in has.items()}
+        hours = (self.alive + self.nodes * end) / 3600
+        return Found(seconds, hours * self.node.dollars_per_hour, busy, self.lost)
+
+    def machine(self, delay: float) -> Step:
+        """A node from its order to its end; where it is taken away, another one is ordered."""
+        yield self.env.timeout(delay + self.node.starts_in)
+        if self.finished.triggered:
+            return
+        born = self.env.now
+        parts = {
+            "cores": simpy.Resource(self.env, self.node.cores),
+            "network": simpy.Resource(self.env),
+            "GPUs": simpy.Resource(self.env, max(1, self.node.gpus)),
+        }
+        # So many units are on their way at a time that nothing waits for the next one.
+        ahead = [self.env.process(self.units(parts)) for _ in range(self.node.cores + 2 * max(1, self.node.gpus))]
+        ended = [self.finished]
+        if self.node.lost_per_hour:
+            ended.append(self.env.timeout(self.random.expovariate(self.node.lost_per_hour / 3600)))
+        yield simpy.AnyOf(self.env, ended)
+        self.alive += self.env.now - born
+        if not self.finished.triggered:
+            self.lost += 1
+            for process in ahead:
+                if process.is_alive:
+                    process.interrupt()
+            self.env.process(self.machine(0.0))
+
+    def units(self, parts: dict[str, simpy.Resource]) -> Step:
+        while self.todo and not self.finished.triggered:
+            unit = self.todo.popleft()
+            try:
+                yield from self.unit(parts)
+            except simpy.Interrupt:
+                self.todo.append(unit)
+                return
+            self.done += 1
+            if self.done == self.night.units:
+                self.finished.succeed()
+
+    def unit(self, parts: dict[str, simpy.Resource]) -> Step:
+        night, work = self.night, self.work
+        rows = night.rows / night.units
+        carried = 1 - night.changed
+        # Each of the stream's three tasks is one more thing for the driver to start and to end.
+        yield from self.use("driver", self.driver, work.driver / 3)
+        yield from self.use("S3 requests", self.store, (4 + 4 * (carried > 0)) / GETS_PER_SECOND)
+        size = rows * (work.catalog_bytes + work.label_bytes * (carried > 0))
+        yield self.env.timeout(LATENCY)
+        yield from self.use("network", parts["network"], size / self.node.bytes_per_second)
+        look_up = work.carry if carried else 0.0
+        yield from self.use("cores", parts["cores"], rows * (work.read + look_up + night.changed * work.encode))
+        yield from self.use("driver", self.driver, work.driver / 3)
+        forward = rows * night.changed * work.forward
+        if self.node.gpus:
+            yield from self.use("GPUs", parts["GPUs"], forward)
+        else:
+            yield from self.use("cores", parts["cores"], forward)
+        yield from self.use("driver", self.driver, work.driver / 3)
+        yield from self.use("cores", parts["cores"], rows * work.write)
+        yield from self.use("network", parts["network"], rows * work.label_bytes / self.node.bytes_per_second)
+        yield from self.use("S3 requests", self.store, 1 / PUTS_PER_SECOND)
+        yield self.env.timeout(LATENCY)
+
+    def use(self, name: str, resource: simpy.Resource, seconds: float) -> Step:
+        with resource.request() as turn:
+            yield turn
+            yield self.env.timeout(seconds)
+            self.used[name] += seconds
+
+
+# What tokens and the network take of a row goes with its tokens; scale.py's titles have ten.
+TOKENS_HERE, TOKENS = 10, 25
+# What each stage took of the work of a first night, as the job's own log says: `python benchmarks/scale.py --exponents 7`, 2026-11-27.
+SHARES = {"read": 8, "encode": 86, "forward": 53, "write": 12}
+HERE = Node("these two cores", 2, 0, 0.0, 1e9)
+# Rows per second of the network alone, titles of 25 tokens: a GPU as benchmarks/gpu.py found it (BERT-base, H200, 2026-11-26), a core as
+# benchmarks/labeling.py did (MiniLM, two cores, 2026-11-25); and what Infinity published for DistilBERT with 100 tokens on an L4
+# (huggingface.co/blog/billion-classifications: 875 rows/s, $0.80 an hour), which is four times as much with a fourth of the tokens.
+H200, CORE, L4 = 70_192, 1_178 / 2, 875 * 4
+# Dollars are assumptions: the L4's is Infinity's, a c5.4xlarge's AWS's own example (16 threads, $0.68, spot about half), the H200's a guess.
+FLEETS = {
+    "BERT-base, H200": (Node("H200, 16 cores", 16, 1, 4.0, 3e9, 180), H200, (1, 2, 4, 8, 16)),
+    "DistilBERT, L4": (Node("L4, 8 cores", 8, 1, 0.8, 1e9, 180), L4, (4, 16, 64)),
+    "MiniLM, spot CPUs": (Node("16 cores, spot", 16, 0, 0.34, 6e8, 120, 0.05), CORE, (16, 64, 256)),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to ask."""
+
+    rows: tuple[float, ...] = (1e8, 1e9, 1e10)
+    """Products."""
+
+
+def main() -> None:
+    from yardsticks import report
+
+    config = tyro.cli(Config)
+    work = calibrated(measured())
+    checks = list(checked(work))
+    report("fleet_checks", "The simulation beside what was measured", checks)
+    nights = [Night(rows, changed) for rows in config.rows for changed in (1.0, 0.01)]
+    rows = list(asked(nights, work))
+    report("fleet", "Nights on a cluster, simulated", rows)
+    draw(rows)
+
+
+def measured() -> dict[tuple[int, str], dict[str, Any]]:
+    """The nights of benchmarks/scale.py on this machine's two cores."""
+    rows = json.loads((RESULTS / "scale.json").read_text())["rows"]
+    return {(int(row["rows"].replace(",", "")), row["night"]): row for row in rows}
+
+
+def calibrated(nights: dict[tuple[int, str], dict[str, Any]]) -> Work:
+    """What rows take, by the two nights of 10^7 rows alone: those of 10^6 and 10^8 are left to check it."""
+    first, second = nights[10**7, "first"], nights[10**7, "1% changed"]
+    driver = first["CPU of the driver, s"] / 1e7
+    core = HERE.cores * first["steady state, µs per row"] / 1e6 - driver
+    of = {name: core * share / sum(SHARES.values()) for name, share in SHARES.items()}
+    again = HERE.cores * second["steady state, µs per row"] / 1e6 - second["CPU of the driver, s"] / 1e7
+    carry = again - of["read"] - of["write"] - 0.01 * (of["encode"] + of["forward"])
+    start = first["until the first part, s"] - ROWS_PER_UNIT * core
+    compare = HERE.cores * second["compare and commit, s"] / 2e7
+    end = first["seconds"] - first["until the first part, s"] - first["steady state, µs per row"] * 10
+    return Work(**of, carry=carry, compare=compare, driver=driver * ROWS_PER_UNIT, start=start + max(0.0, end))
+
+
+def checked(work: Work) -> Iterator[dict[str, object]]:
+    """Each night that was measured, and what the simulation makes of it."""
+    for (rows, name), night in sorted(measured().items()):
+        found = simulate(Night(rows, 1.0 if name == "first" else 0.01), HERE, 1, work)
+        took = night["seconds"]
+        yield {
+            "rows": f"{rows:,}",
+            "night": name,
+            "measured, s": took,
+            "simulated, s": found.seconds,
+            "simulated ÷ measured": found.seconds / took,
+            "": "made of it" if rows == 10**7 else "",
+        }
+
+
+def asked(nights: list[Night], work: Work) -> Iterator[dict[str, object]]:
+    for (name, (node, rate, sizes)), night in itertools.product(FLEETS.items(), nights):
+        longer = TOKENS / TOKENS_HERE
+        own = replace(work, forward=1 / rate, encode=work.encode * longer, catalog_bytes=work.catalog_bytes * longer)
+        for nodes in sizes:
+            found = simulate(night, node, nodes, own)
+            yield {
+                "model and machines": name,
+                "rows": f"{night.rows:.0e}".replace("e+", "e"),
+                "night": "first" if night.changed == 1 else f"{night.changed:.0%} changed",
+                "machines": float(nodes),
+                "hours": found.seconds / 3600,
+                "dollars": found.dollars,
+                "dollars per 1e9 rows": found.dollars / night.rows * 1e9,
+                "busiest": found.bottleneck,
+                "share of its time": found.busy[found.bottleneck],
+                "driver busy": found.busy["driver"],
+                "machines lost": float(found.lost),
+            }
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Hours by machines, for each fleet."""
+    figure, axes = plt.subplots(1, len(FLEETS), figsize=(12, 4), sharey=True, layout="constrained")
+    for place, name in zip(axes, FLEETS, strict=True):
+        for (size, night), own in itertools.groupby(
+            (row for row in rows if row["model and machines"] == name), key=lambda row: (row["rows"], row["night"])
+        ):
+            points = list(own)
+            place.plot(
+                [point["machines"] for point in points],
+                [point["hours"] for point in points],
+                "o-" if night == "first" else "o--",
+                label=f"{size} rows, {night}",
+            )
+        place.set(xscale="log", yscale="log", title=name, xlabel="machines")
+        place.grid(alpha=0.3)
+    axes[0].set_ylabel("hours")
+    axes[-1].legend(fontsize=7)
+    figure.savefig(RESULTS / "fleet.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
