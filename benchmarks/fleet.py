@@ -6,7 +6,7 @@ python benchmarks/fleet.py
 import itertools
 import json
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +54,8 @@ class Work:
     """To compare a label with yesterday's."""
     driver: float
     """Of each unit, seconds of the driver."""
+    waiting: float
+    """What the driver takes of a core while it waits."""
     start: float
     """Until the first unit is read, and after the last one is compared."""
     catalog_bytes: float = 40.0
@@ -95,14 +97,16 @@ class _Cluster:
         self.night, self.node, self.nodes, self.work = night, node, nodes, work
         self.env, self.random = simpy.Environment(), random.Random(seed)
         self.driver, self.store = simpy.Resource(self.env), simpy.Resource(self.env)
-        self.todo, self.done = deque(range(night.units)), 0
+        self.todo, self.done = simpy.Store(self.env), 0
+        self.todo.items.extend(range(night.units))
         self.finished = self.env.event()
         self.used: Counter[str] = Counter()
-        self.lost, self.alive = 0, 0.0
+        self.lost, self.paid = 0, 0.0
+        self.ordered: dict[simpy.Event, float] = {}
 
     def run(self) -> Found:
         for _ in range(self.nodes):
-            self.env.process(self.machine(self.work.start))
+            self.env.process(self.machine())
         self.env.run(self.finished)
         # All nodes compare tonight's labels with yesterday's.
         known = 2 if self.night.changed < 1 else 1
@@ -113,15 +117,16 @@ class _Cluster:
         has = {"cores": self.node.cores * self.nodes, "network": self.nodes, "driver": 1, "S3 requests": 1}
         has |= {"GPUs": self.node.gpus * self.nodes} if self.node.gpus else {}
         busy = {name: self.used[name] / amount / self.env.now for name, amount in has.items()}
-        hours = (self.alive + self.nodes * end) / 3600
+        busy["driver"] += self.work.waiting
+        # A machine is paid from its order on.
+        hours = (self.paid + sum(self.env.now + end - since for since in self.ordered.values())) / 3600
         return Found(seconds, hours * self.node.dollars_per_hour, busy, self.lost)
 
-    def machine(self, delay: float) -> Step:
+    def machine(self) -> Step:
         """A node from its order to its end; where it is taken away, another one is ordered."""
-        yield self.env.timeout(delay + self.node.starts_in)
-        if self.finished.triggered:
-            return
-        born = self.env.now
+        gone = self.env.event()
+        self.ordered[gone] = self.env.now
+        yield self.env.timeout(self.node.starts_in + self.work.start)
         parts = {
             "cores": simpy.Resource(self.env, self.node.cores),
             "network": simpy.Resource(self.env),
@@ -129,25 +134,27 @@ class _Cluster:
         }
         # So many units are on their way at a time that nothing waits for the next one.
         ahead = [self.env.process(self.units(parts)) for _ in range(self.node.cores + 2 * max(1, self.node.gpus))]
-        ended = [self.finished]
-        if self.node.lost_per_hour:
-            ended.append(self.env.timeout(self.random.expovariate(self.node.lost_per_hour / 3600)))
-        yield simpy.AnyOf(self.env, ended)
-        self.alive += self.env.now - born
-        if not self.finished.triggered:
-            self.lost += 1
-            for process in ahead:
-                if process.is_alive:
-                    process.interrupt()
-            self.env.process(self.machine(0.0))
+        if not self.node.lost_per_hour:
+            return
+        yield self.env.timeout(self.random.expovariate(self.node.lost_per_hour / 3600))
+        self.lost += 1
+        self.paid += self.env.now - self.ordered.pop(gone)
+        for process in ahead:
+            process.interrupt()
+        self.env.process(self.machine())
 
     def units(self, parts: dict[str, simpy.Resource]) -> Step:
-        while self.todo and not self.finished.triggered:
-            unit = self.todo.popleft()
+        while True:
+            unit = None
             try:
+                waiting = self.todo.get()
+                unit = yield waiting
                 yield from self.unit(parts)
             except simpy.Interrupt:
-                self.todo.append(unit)
+                if unit is None:
+                    waiting.cancel()
+                else:
+                    self.todo.put(unit)
                 return
             self.done += 1
             if self.done == self.night.units:
@@ -158,24 +165,31 @@ class _Cluster:
         rows = night.rows / night.units
         carried = 1 - night.changed
         # Each of the stream's three tasks is one more thing for the driver to start and to end.
-        yield from self.use("driver", self.driver, work.driver / 3)
+        yield from self.drive(parts)
         yield from self.use("S3 requests", self.store, (4 + 4 * (carried > 0)) / GETS_PER_SECOND)
         size = rows * (work.catalog_bytes + work.label_bytes * (carried > 0))
         yield self.env.timeout(LATENCY)
         yield from self.use("network", parts["network"], size / self.node.bytes_per_second)
         look_up = work.carry if carried else 0.0
         yield from self.use("cores", parts["cores"], rows * (work.read + look_up + night.changed * work.encode))
-        yield from self.use("driver", self.driver, work.driver / 3)
+        yield from self.drive(parts)
         forward = rows * night.changed * work.forward
         if self.node.gpus:
             yield from self.use("GPUs", parts["GPUs"], forward)
         else:
             yield from self.use("cores", parts["cores"], forward)
-        yield from self.use("driver", self.driver, work.driver / 3)
+        yield from self.drive(parts)
         yield from self.use("cores", parts["cores"], rows * work.write)
         yield from self.use("network", parts["network"], rows * work.label_bytes / self.node.bytes_per_second)
         yield from self.use("S3 requests", self.store, 1 / PUTS_PER_SECOND)
         yield self.env.timeout(LATENCY)
+
+    def drive(self, parts: dict[str, simpy.Resource]) -> Step:
+        """A third of what the driver does for a unit; it is on the head, or, where that is all there is, beside the work."""
+        if self.node == HERE:
+            yield from self.use("cores", parts["cores"], self.work.driver / 3)
+        else:
+            yield from self.use("driver", self.driver, self.work.driver / 3)
 
     def use(self, name: str, resource: simpy.Resource, seconds: float) -> Step:
         with resource.request() as turn:
@@ -189,6 +203,10 @@ TOKENS_HERE, TOKENS = 10, 25
 # What each stage took of the work of a first night, as the job's own log says: `python benchmarks/scale.py --exponents 7`, 2026-11-27.
 SHARES = {"read": 8, "encode": 86, "forward": 53, "write": 12}
 HERE = Node("these two cores", 2, 0, 0.0, 1e9)
+# The generated files have 500,000 rows in a row group, which make eight units.
+ROWS_PER_UNIT_THERE = 62_500
+DRIVER, COMPARE = "CPU of the driver, s", "compare and commit, s"
+MEASURED = ("seconds", DRIVER, COMPARE)
 # Rows per second of the network alone, titles of 25 tokens: a GPU as benchmarks/gpu.py found it (BERT-base, H200, 2026-11-26), a core as
 # benchmarks/labeling.py did (MiniLM, two cores, 2026-11-25); and what Infinity published for DistilBERT with 100 tokens on an L4
 # (huggingface.co/blog/billion-classifications: 875 rows/s, $0.80 an hour), which is four times as much with a fourth of the tokens.
@@ -229,17 +247,29 @@ def measured() -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def calibrated(nights: dict[tuple[int, str], dict[str, Any]]) -> Work:
-    """What rows take, by the two nights of 10^7 rows alone: those of 10^6 and 10^8 are left to check it."""
-    first, second = nights[10**7, "first"], nights[10**7, "1% changed"]
-    driver = first["CPU of the driver, s"] / 1e7
-    core = HERE.cores * first["steady state, µs per row"] / 1e6 - driver
+    """What rows take, by the nights of 10^6 and 10^7 rows: those of 10^8 are left to check it.
+
+    What does not grow with the rows is the start. The driver works for each unit, and for every second that it waits.
+    """
+    units = 9e6 / ROWS_PER_UNIT_THERE
+
+    def grown(night: str, name: str) -> float:
+        return float(nights[10**7, night][name] - nights[10**6, night][name])
+
+    first, second = ({name: grown(night, name) for name in MEASURED} for night in ("first", "1% changed"))
+    waiting = (first[DRIVER] - second[DRIVER]) / (first["seconds"] - second["seconds"])
+    driver = (first[DRIVER] - waiting * first["seconds"]) / units
+    compare = HERE.cores * second[COMPARE] / 9e6 / 2
+    # What the driver takes of a core while it waits counts as work here, where it is on the same two.
+    core = (HERE.cores * first["seconds"] - compare * 9e6 - driver * units) / 9e6
+    again = (HERE.cores * (second["seconds"] - second[COMPARE]) - driver * units) / 9e6
     of = {name: core * share / sum(SHARES.values()) for name, share in SHARES.items()}
-    again = HERE.cores * second["steady state, µs per row"] / 1e6 - second["CPU of the driver, s"] / 1e7
     carry = again - of["read"] - of["write"] - 0.01 * (of["encode"] + of["forward"])
-    start = first["until the first part, s"] - ROWS_PER_UNIT * core
-    compare = HERE.cores * second["compare and commit, s"] / 2e7
-    end = first["seconds"] - first["until the first part, s"] - first["steady state, µs per row"] * 10
-    return Work(**of, carry=carry, compare=compare, driver=driver * ROWS_PER_UNIT, start=start + max(0.0, end))
+    starts = [
+        nights[10**6, night]["seconds"] - one["seconds"] / 9
+        for night, one in (("first", first), ("1% changed", second))
+    ]
+    return Work(**of, carry=carry, compare=compare, driver=driver, waiting=waiting, start=sum(starts) / 2)
 
 
 def checked(work: Work) -> Iterator[dict[str, object]]:
@@ -253,7 +283,7 @@ def checked(work: Work) -> Iterator[dict[str, object]]:
             "measured, s": took,
             "simulated, s": found.seconds,
             "simulated ÷ measured": found.seconds / took,
-            "": "made of it" if rows == 10**7 else "",
+            "": "made of it" if rows <= 10**7 else "",
         }
 
 

@@ -1,5 +1,7 @@
 """The memory of a process and of those that it starts."""
 
+import contextlib
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,16 +39,15 @@ def watched(pid: int, every: float = 0.5) -> Iterator[Peak]:
 def _watch(process: psutil.Process, peak: Peak, ended: threading.Event, every: float) -> None:
     session = Path(get_default_ray_temp_dir()) / "session_latest"
     while True:
-        try:
+        with contextlib.suppress(psutil.Error, OSError):  # of processes and folders that are gone by now
             peak.driver = max(peak.driver, heap(process.pid))
             peak.seconds = sum(process.cpu_times()[:2])
             for child in process.children(recursive=True):
                 if child.name().startswith("ray::"):
                     peak.worker = max(peak.worker, heap(child.pid))
-        except (psutil.Error, OSError):
-            pass
-        spilled = sum(file.is_file() for file in session.rglob("ray_spilled_objects*/**/*"))
-        peak.spilled = max(peak.spilled, spilled)
+            if process.pid != os.getpid():
+                spilled = sum(file.is_file() for file in session.rglob("ray_spilled_objects*/**/*"))
+                peak.spilled = max(peak.spilled, spilled)
         if ended.wait(every):
             return
 

@@ -117,11 +117,9 @@ def nights(rows: int, room: Path, bundle: Path) -> Iterator[dict[str, object]]:
         catalog = write_titles(rows, room, change)
         found = measure(catalog, output, bundle)
         started = time.perf_counter()
-        with subprocess.Popen(
-            [sys.executable, str(JOBS / "verify.py"), "--output", str(output)], stdout=DEVNULL
-        ) as job:
-            with memory.watched(job.pid) as peak:
-                assert job.wait() == 0
+        command = [sys.executable, str(JOBS / "verify.py"), "--output", str(output)]
+        with subprocess.Popen(command, stdout=DEVNULL) as job, memory.watched(job.pid) as peak:
+            assert job.wait() == 0
         verified = {"verify.py, s": time.perf_counter() - started, "verify.py, peak MiB": peak.driver / 1024}
         shutil.rmtree(catalog)
         sorted_whole = (

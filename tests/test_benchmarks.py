@@ -1,9 +1,12 @@
-"""The benchmark that needs a GPU is kept ready: here on the CPU, at tiny size."""
+"""The benchmark that needs a GPU is kept ready: here on the CPU, at tiny size; and the simulation of a cluster adds up."""
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -31,3 +34,43 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_size() -> None:
         results.unlink(missing_ok=True)
     assert rows[0]["catalog"] == "titles"
     assert all(row["forward rows/s"] > 0 and row["whole job, s"] > 0 for row in rows)
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Any:
+    spec = importlib.util.spec_from_file_location("fleet", ROOT / "benchmarks" / "fleet.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["fleet"] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_simulated_night_takes_what_its_parts_add_up_to(fleet: Any) -> None:
+    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-6, 5e-6, compare=1e-6, driver=0.01, waiting=0.0, start=20.0)
+    one = fleet.Node("one core", 1, 0, 3.6, 1e12)
+    rows = 100 * fleet.ROWS_PER_UNIT
+    first = fleet.simulate(fleet.Night(rows), one, 1, work)
+    assert first.seconds == pytest.approx(20 + rows * (1 + 3 + 4 + 5 + 1) * 1e-6, rel=0.02)
+    assert first.dollars == pytest.approx(first.seconds * 3.6 / 3600, rel=0.02)
+    assert first.bottleneck == "cores"
+    second = fleet.simulate(fleet.Night(rows, 0.01), one, 1, work)
+    assert second.seconds == pytest.approx(20 + rows * (1 + 2 + 0.01 * (3 + 4) + 5 + 2) * 1e-6, rel=0.05)
+    gpu = fleet.simulate(fleet.Night(rows), replace(one, gpus=1), 1, replace(work, forward=1e-4))
+    assert gpu.bottleneck == "GPUs"
+    assert gpu.seconds == pytest.approx(20 + rows * 1e-4 + rows * 1e-6, rel=0.02)
+
+
+def test_more_machines_take_less_time_and_lost_ones_lose_no_unit(fleet: Any) -> None:
+    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-5, 5e-6, compare=1e-6, driver=0.01, waiting=0.0, start=20.0)
+    node = fleet.Node("spot", 4, 0, 1.0, 1e9, starts_in=60.0)
+    night = fleet.Night(1e8)
+    few, many = (fleet.simulate(night, node, nodes, work).seconds for nodes in (2, 8))
+    assert few > 2.5 * many, "the start is the same"
+    lost = fleet.simulate(night, replace(node, lost_per_hour=20.0), 2, work)
+    assert lost.lost > 0
+    assert lost.seconds > few
+    slow = fleet.simulate(night, node, 64, replace(work, driver=0.5))
+    assert slow.bottleneck == "driver"
+    assert slow.seconds > night.units * 0.5

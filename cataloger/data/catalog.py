@@ -1,7 +1,7 @@
 """The input contract: a catalog of Parquet files, or a snapshot of a table that is made of them, checked before any work."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -153,10 +153,13 @@ def _open_files(uri: str, names: Sequence[str]) -> tuple[Location, tuple[Catalog
         )
     infos = [info] if info.is_file else _parquet_files(location)
     with ThreadPoolExecutor(32) as pool:
-        files = pool.map(lambda info: _open_file(location.filesystem, info, names), infos)
-        # Files that have the same schema share it: of a million files, a million of them would fill the memory.
-        same: dict[pa.Schema, pa.Schema] = {}
-        return location, tuple(replace(file, schema=same.setdefault(file.schema, file.schema)) for file in files)
+        return location, _sharing(pool.map(lambda info: _open_file(location.filesystem, info, names), infos))
+
+
+def _sharing(files: Iterable[CatalogFile]) -> tuple[CatalogFile, ...]:
+    """Files that have the same schema share it: of a million files, a million of them would fill the memory."""
+    same: dict[pa.Schema, pa.Schema] = {}
+    return tuple(replace(file, schema=same.setdefault(file.schema, file.schema)) for file in files)
 
 
 def _open_table(table: Snapshot, flags: Mapping[str, str]) -> tuple[Location, tuple[CatalogFile, ...]]:
@@ -186,7 +189,7 @@ def _open_table(table: Snapshot, flags: Mapping[str, str]) -> tuple[Location, tu
         return _open_file(place.filesystem, info, list(flags), (table, file))
 
     with ThreadPoolExecutor(32) as pool:
-        return location, tuple(pool.map(opened, table.files))
+        return location, _sharing(pool.map(opened, table.files))
 
 
 def _parquet_files(location: Location) -> list[pafs.FileInfo]:

@@ -36,6 +36,7 @@ TASK_CPUS = 0.2
 AUTOSCALING = Path("~/ray_bootstrap_config.yaml")
 # A unit takes a slow CPU up to an hour; when nothing ends for longer, the cluster is stuck.
 STUCK_SECONDS = 2 * 3600
+STUCK = f"nothing has moved for {STUCK_SECONDS // 3600} hours: no node has room for what is next; see `ray status`"
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -62,7 +63,8 @@ def session() -> Iterator[None]:
     if ray.is_initialized():
         # A job that failed in this process leaves its actors to the garbage collector, and they hold their CPUs.
         gc.collect()
-        yield
+        with _whole_nodes():
+            yield
         return
     # Ray's own chatter goes to its log folder. What fails in a worker reaches the driver as an exception.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -86,15 +88,30 @@ def session() -> Iterator[None]:
         raise ResourceError(
             f"RAY_ADDRESS={address}: no Ray cluster answers there; unset it to run on this machine"
         ) from error
-    if not can_grow_to():
-        # Ray Data asks for more CPUs than there are where a cluster is busy, and takes what it is promised for all there is. By default
-        # it asks in pieces of tasks and actors, and what of a node is no whole CPU is promised to nobody: on a small node too little for
-        # the last stage to run before all is read. V2 asks for whole nodes. (Ray 2.60: _refresh_resource_reservations)
-        os.environ.setdefault("RAY_DATA_CLUSTER_AUTOSCALER", "V2")
+    try:
+        with _whole_nodes():
+            yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _whole_nodes() -> Iterator[None]:
+    """Have Ray Data ask for whole nodes, where a cluster cannot grow.
+
+    It asks for more than there is where a cluster is busy, and takes what it is promised for all there is. By default it asks in pieces
+    of tasks and actors, and what of a node is no whole CPU then is promised to nobody: on a small node too little for the last stage to
+    run before all is read (Ray 2.60, _refresh_resource_reservations).
+    """
+    name = "RAY_DATA_CLUSTER_AUTOSCALER"
+    if name in os.environ or can_grow_to():
+        yield
+        return
+    os.environ[name] = "V2"
     try:
         yield
     finally:
-        ray.shutdown()
+        del os.environ[name]
 
 
 def cluster_address() -> str:
@@ -128,9 +145,7 @@ def errors_of_tasks() -> Iterator[None]:
     try:
         yield
     except ray.data.exceptions.ExecutionTimeoutError as error:
-        raise ResourceError(
-            f"nothing has moved for {STUCK_SECONDS // 3600} hours: no node has room for what is next; see `ray status`"
-        ) from error
+        raise ResourceError(STUCK) from error
     except ray.exceptions.RayError as error:
         found = re.findall(rf"^{re.escape(errors.__name__)}\.(\w+): (.+)$", str(error), re.MULTILINE)
         if not found:
@@ -142,7 +157,7 @@ def errors_of_tasks() -> Iterator[None]:
 def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found]:
     """What `work` makes of each item, in their order, on the nodes of the cluster; few more are held than it has CPUs.
 
-    Raises the CatalogerError that a task met.
+    Raises the CatalogerError that a task met, and ResourceError where none of them moves.
     """
     task: Any = ray.remote(num_cpus=TASK_CPUS)(_call)
     kept, ahead = ray.put(work), deque[Any]()
@@ -150,10 +165,17 @@ def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found
     with errors_of_tasks():
         for item in items:
             if len(ahead) == at_once:
-                yield ray.get(ahead.popleft())
+                yield _result(ahead.popleft())
             ahead.append(task.remote(kept, item))
         while ahead:
-            yield ray.get(ahead.popleft())
+            yield _result(ahead.popleft())
+
+
+def _result(task: Any) -> Any:
+    try:
+        return ray.get(task, timeout=STUCK_SECONDS)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ResourceError(STUCK) from error
 
 
 def _call(work: Callable[[Item], Found], item: Item) -> Found:

@@ -9,7 +9,6 @@ from cataloger.infra import deciding
 from cataloger.infra.storage import Location
 from cataloger.labeling.reuse import Published
 from cataloger.publishing import pointer, snapshot
-from cataloger.publishing.sketches import SKETCHES
 from cataloger.spec import Spec
 
 
@@ -67,5 +66,4 @@ class Call:
             config.alternatives,
             config.explain,
             decided=bool(before.get("decisions")),
-            sketched=(folder / SKETCHES).exists(),
         )

@@ -23,6 +23,7 @@ from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import check_conditional, check_writable, locate
 from cataloger.labeling.call import Call
 from cataloger.labeling.cost import Cost
+from cataloger.labeling.order import found_by_parts
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import ASKED_AGAIN, Reading
 from cataloger.labeling.result import LabelResult
@@ -127,6 +128,7 @@ def label(config: LabelConfig) -> LabelResult:
                 decisions=given.share(),
             )
             todo = [unit for unit in units if unit.index not in parts]
+            reading = found_by_parts(reading, model, todo)
             cost = Cost()
             about_part = {"run": run, **night.decided_by}
             for part, sample, spent in label_units(

@@ -74,6 +74,13 @@ def read(row: dict[str, Any], reading: Reading, model: Model) -> Iterator[dict[s
         yield _encode(*found, cost, reading, model)
 
 
+def keys_of(unit: Unit, reading: Reading, model: Model) -> pa.Array:
+    """The hashes of what the model reads of a unit's rows, each once."""
+    ((_, table),) = read_units(reading.filesystem, [unit], reading.schema)
+    given = input_of(model.spec, model.folder(), reading.base)
+    return given.distinct(_rows(table, given, model.spec, reading)[1]).keys
+
+
 def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Model) -> dict[str, Any]:
     """One unit's rows, the answers it need not ask for, and its other values ready for the network."""
     spec, given = model.spec, input_of(model.spec, model.folder(), reading.base)

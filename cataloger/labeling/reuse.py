@@ -1,9 +1,9 @@
 """Never twice: the labels of the published run, found again by the hash of the text they were given to.
 
 An export mostly keeps its order from night to night. So a unit looks into the few parts of the published run that have its rows,
-which their sketches tell. Where its rows lie all over the run, and in a small run, it looks into the whole: each node keeps that on
-its disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a node map them into memory, so there
-is one copy per node, in the page cache, bounded by whatever memory is free.
+which their sketches tell. Where an export does not, and in a small run, all units look into the whole: each node keeps that on its
+disk as Arrow files, cut by the first bits of the hash and sorted by it. The processes of a node map them into memory, so there is
+one copy per node, in the page cache, bounded by whatever memory is free.
 """
 
 import functools
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import ray
 
 from cataloger.data.text import hash_words
 from cataloger.errors import StorageError
@@ -26,21 +27,20 @@ from cataloger.heads.columns import also, by_the_model, columns_of
 from cataloger.infra import deciding
 from cataloger.infra.node_cache import once_per_node
 from cataloger.infra.storage import Location, explain
-from cataloger.publishing import sketches, snapshot
+from cataloger.publishing import snapshot
 from cataloger.publishing.parts import part_name
-from cataloger.publishing.sketches import SKETCHES, Words
+from cataloger.publishing.sketches import Sketches, Words
 from cataloger.spec import Spec
 
-# A node reads and sorts so many in seconds, and then misses none of them.
-ROWS_OF_A_SMALL_RUN = 1 << 22
-# Of the parts that a process has looked into: neighbouring units have some in common.
-PARTS_HELD = 3
+# Of the parts that a process has looked into: neighbouring units have one in common.
+PARTS_HELD = 2
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
 # In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 75 GB.
 KEPT_SECONDS = 6 * 3600
 
 _held: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
+_known: dict[str, Sketches] = {}
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Published:
     explain: int = 0
     decided: bool = False
     """Whether pins or rules had a part in its labels: what the model says is carried over, not what they say."""
-    sketched: bool = False
-    """Whether it says which texts its parts have."""
+    sketches: Any = None
+    """Where units look into the parts that have their rows alone: a reference to `Sketches` in Ray's object store."""
 
     @property
     def bits(self) -> int:
@@ -89,8 +89,9 @@ def find(published: Published, spec: Spec, hashes: pa.Array) -> tuple[npt.NDArra
 
 def _where(published: Published, spec: Spec, words: Words) -> Iterator[tuple[pa.Table, npt.NDArray[np.int64]]]:
     """Answers of the published run in the order of their hashes, and which of the wanted ones may be among them."""
-    if (near := _parts_with(words, published)) is not None:
-        for unit in near:
+    if published.sketches is not None:
+        # In their order, so that the one which the next unit needs as well is held.
+        for unit in sorted(_sketches(published).parts_with(words[:, 0])[0]):
             yield _part(published, spec, unit), np.arange(len(words))
         return
     key = f"{published.run}-{deciding.digest()}"
@@ -100,16 +101,12 @@ def _where(published: Published, spec: Spec, words: Words) -> Iterator[tuple[pa.
         yield _open(folder, int(bucket)), np.flatnonzero(buckets == bucket)
 
 
-def _parts_with(words: Words, published: Published) -> list[int] | None:
-    """The parts that have these texts, where it is worth more to read them than the whole run."""
-    if published.rows <= ROWS_OF_A_SMALL_RUN or not published.sketched:
-        return None
-
-    def fetch(aside: Path) -> None:
-        (aside / SKETCHES).write_bytes((published.folder / SKETCHES).read())
-
-    folder = once_per_node("sketches", published.run, fetch, KEPT_SECONDS)
-    return sketches.parts_with(words[:, 0], *_sketches(folder / SKETCHES))
+def _sketches(published: Published) -> Sketches:
+    """Those of one run are in a process at a time, and in the memory that its node shares."""
+    if published.run not in _known:
+        _known.clear()
+        _known[published.run] = ray.get(published.sketches)
+    return _known[published.run]
 
 
 def _part(published: Published, spec: Spec, unit: int) -> pa.Table:
@@ -171,9 +168,6 @@ def _build(published: Published, spec: Spec, folder: Path) -> None:
 
 def _bucket(words: Words, bits: int) -> Words:
     return words[:, 0] >> np.uint64(64 - bits) if bits else np.zeros(len(words), np.uint64)
-
-
-_sketches = functools.cache(sketches.read)
 
 
 @functools.cache

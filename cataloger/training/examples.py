@@ -12,6 +12,7 @@ import ray
 from cataloger.config import LongTail
 from cataloger.data.batching import IntArray, Ragged, Together, Tokens
 from cataloger.spec import Spec
+from cataloger.training.archive import tokens_of
 from cataloger.training.gallery import load_pictured
 
 # What the ingest has a row for.
@@ -48,16 +49,25 @@ class Examples:
 def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them."""
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
-    columns = [*labels, "use", *(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
-    columns += ["words", "origins"] if spec.tags else []
+    columns = [*labels, "use"]
+    plain = not spec.picture and not spec.tags
+    if not plain:
+        columns += ["tokens"] if spec.text_columns else []
+        columns += ["picture"] if spec.picture else []
+        columns += ["words", "origins"] if spec.tags else []
     columns += ["group"] if "group" in ray.get(blocks[0]).column_names else []
     # Copied block by block: what stays of one would keep all of it in Ray's memory.
     table = pa.concat_tables([copied(ray.get(block), columns) for block in blocks])
     use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
+    tokens = tokens_of(blocks, use, (TRAINING, VALIDATION, UNLABELLED), given.example().pad_id) if plain else {}
 
     def examples(wanted: int) -> Examples:
         chosen = table.filter(pa.array(use == wanted))
-        encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
+        if plain:
+            encoded: Any = tokens[wanted]
+            assert len(encoded) == len(chosen), "each row has its tokens"
+        else:
+            encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
         first, *others = (Ragged.from_arrow(chosen.column(name)) for name in labels)
         groups = None
         if "group" in columns:

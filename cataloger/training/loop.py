@@ -1,7 +1,7 @@
 """What each Ray Train worker runs: the training loop.
 
-Every worker holds all rows (their tokens are small) and walks the same seeded sequence of global batches; rank r of n takes
-every n-th row of each. So the loss curve does not depend on the number of workers, and after a crash a run goes on from
+Every worker knows all rows (their tokens lie on the node's disk) and walks the same seeded sequence of global batches; rank r of n
+takes every n-th row of each. So the loss curve does not depend on the number of workers, and after a crash a run goes on from
 its last checkpoint with as many workers as there are then: all randomness is a function of seed, step and rank.
 """
 

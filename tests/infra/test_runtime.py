@@ -134,6 +134,7 @@ def watched(self):
     seen.add(found.cpu)
     return found
 ResourceManager.get_global_limits = watched
+ray.data.DataContext.get_current().op_resource_reservation_ratio = 0.05
 with runtime.session():
     def busy(row):
         import time
@@ -143,8 +144,12 @@ with runtime.session():
     stream = stream.map_batches(Actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1.55)
     stream.map(busy, num_cpus=0.2).materialize()
     print(os.environ["RAY_DATA_CLUSTER_AUTOSCALER"], min(cpu for cpu in seen if cpu) >= int(ray.cluster_resources()["CPU"]))
+print(os.environ.get("RAY_DATA_CLUSTER_AUTOSCALER"))
 """
     environment = {**os.environ, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "0", "PYTHONPATH": str(ROOT)}
-    environment.pop("RAY_ADDRESS", None)
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["V2", "True"], done.stderr
+    for name in ("RAY_ADDRESS", "RAY_DATA_CLUSTER_AUTOSCALER"):
+        environment.pop(name, None)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.split() == ["V2", "True", "None"], done.stderr

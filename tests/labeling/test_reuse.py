@@ -7,14 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from cataloger.bundle import read_spec
 from cataloger.config import LabelConfig
 from cataloger.data import units
 from cataloger.data.text import hash_texts
 from cataloger.infra.storage import locate
-from cataloger.labeling import reuse
+from cataloger.labeling import order, reuse
 from cataloger.labeling.job import label
+from cataloger.publishing import sketches
 from conftest import published
 
 
@@ -101,34 +103,74 @@ def test_texts_are_found_in_any_number_of_buckets(
     assert (len(known), len(answers)) == (0, 0)
 
 
-def test_a_large_run_is_looked_up_part_by_part_where_it_keeps_its_order_and_as_a_whole_where_not(
-    ray_session: None, working_folder: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reuse, "ROWS_OF_A_SMALL_RUN", 100)
-    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(6_000)]
-    for first in range(0, 6_000, 300):
-        Path("c").mkdir(exist_ok=True)
-        table = pa.table({"id": range(first, first + 300), "title": pa.array(titles[first : first + 300], pa.string())})
+ROWS, FILES = 6_000, 20
+
+
+@pytest.fixture
+def large(working_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """A catalog of twenty units, each a file, whose published run is looked up as a large one is."""
+    monkeypatch.setattr(order, "ROWS_OF_A_SMALL_RUN", 100)
+    monkeypatch.setattr(units, "MIN_UNIT_ROWS", ROWS // FILES)
+    titles: list[str | None] = [f"product {i} of brand {i % 13}" for i in range(ROWS)]
+    write_files(titles)
+    return titles
+
+
+def write_files(titles: list[str | None]) -> None:
+    Path("c").mkdir(exist_ok=True)
+    for first in range(0, ROWS, ROWS // FILES):
+        some = titles[first : first + ROWS // FILES]
+        table = pa.table({"id": range(first, first + len(some)), "title": pa.array(some, pa.string())})
         pq.write_table(table, f"c/part-{first:05d}.parquet")
-    monkeypatch.setattr(units, "MIN_UNIT_ROWS", 300)
+
+
+def test_a_large_run_is_looked_up_part_by_part_where_the_catalog_keeps_its_order(
+    ray_session: None, large: list[str | None], bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(bundle, "labels")
+    # One is gone, so that all units begin elsewhere; one is new, one moved to the end.
+    moved, titles = large[5_000], [*large[1:5_000], *large[5_001:]]
+    write_files([*titles, moved, "quite new"])
+    caplog.set_level("INFO")
+    second = run(bundle, "labels")
+    assert "another order" not in caplog.text
+    assert second.cost.carried + second.cost.forwarded == ROWS
+    assert 1 <= second.cost.forwarded < 60, "the new one, and perhaps a few of the first and last of each unit"
+    assert run(bundle, "elsewhere").cost.carried == 0
+    left, right = published("labels"), published("elsewhere")
+    for name in ("id", "category", "text_hash", "needs_review"):
+        assert left.column(name).equals(right.column(name)), name
+
+
+def test_a_large_run_is_looked_up_as_a_whole_where_the_catalog_has_another_order(
+    ray_session: None, large: list[str | None], bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    result = run(bundle, "labels")
+    mixed = np.random.default_rng(0).permutation(ROWS)
+    write_files([*(large[row] for row in mixed[:-1]), "quite new"])
+    caplog.set_level("INFO")
+    second = run(bundle, "labels")
+    assert "the catalog has another order than the published run" in caplog.text
+    assert (second.cost.carried, second.cost.forwarded) == (ROWS - 1, 1)
+    (Path("labels") / f"run={second.run}" / sketches.SKETCHES).write_bytes(b"damaged")
+    write_files([*large[1:], "another new one"])
+    third = run(bundle, "labels")
+    assert "_sketches.arrow: is damaged" in caplog.text
+    assert third.cost.forwarded == 2, "a product that had gone, and the new one"
+    assert result.run != third.run
+
+
+def test_single_parts_answer_as_the_whole_run_does(
+    ray_session: None, working_folder: Path, large: list[str | None], bundle: Path
+) -> None:
     result = run(bundle, "labels")
     folder, spec = locate("labels") / f"run={result.run}", read_spec(bundle)
-    built = []
-    monkeypatch.setattr(reuse, "_build", lambda *of, build=reuse._build: built.append(of) or build(*of))
-    source = reuse.Published(f"{working_folder.name}-large", folder, 20, 6_000, 3, sketched=True)
-    labels = published("labels")
-    place = {text: row for row, text in enumerate(labels.column("text_hash").to_pylist())}
-    for name, rows, whole in [
-        ("a unit", np.arange(600, 900), False),
-        ("one that begins elsewhere", np.arange(650, 950), False),
-        ("nothing but new ones", np.arange(9_000, 9_010), False),
-        ("mixed", np.random.default_rng(0).permutation(6_000)[:300], True),
-    ]:
+    found = sketches.read(folder, FILES)
+    by_parts = reuse.Published(f"{working_folder.name}-parts", folder, FILES, ROWS, 3, sketches=ray.put(found))
+    whole = reuse.Published(f"{working_folder.name}-whole", folder, FILES, ROWS, 3)
+    for rows in (np.arange(600, 900), np.arange(650, 950), np.arange(9_000, 9_010), np.r_[900:600:-1, 9_000, 700]):
         hashes = hash_texts(pa.array([f"product {i} of brand {i % 13}" for i in rows]))
-        known, answers = reuse.find(source, spec, hashes)
-        assert known.tolist() == [row < 6_000 for row in rows], name
-        expected = [labels.column("category")[place[text]].as_py() for text in hashes.to_pylist() if text in place]
-        said = answers.column("label").to_pylist() if len(answers) else []
-        assert [spec.categories[label] for label in said] == expected, name
-        assert bool(built) == whole, name
+        (known, answers), (expected, others) = (reuse.find(one, spec, hashes) for one in (by_parts, whole))
+        assert known.tolist() == expected.tolist() == [row < ROWS for row in rows]
+        assert answers.equals(others)
     assert len(reuse._held) <= reuse.PARTS_HELD

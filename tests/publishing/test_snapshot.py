@@ -5,11 +5,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger.data.text import hash_texts
 from cataloger.data.units import Segment, Unit
 from cataloger.errors import PublishError, StorageError
 from cataloger.infra.storage import Location, locate
-from cataloger.publishing import pointer, snapshot
-from cataloger.publishing.parts import Part, finished_parts, write_part
+from cataloger.publishing import pointer, sketches, snapshot
+from cataloger.publishing.parts import File, Part, finished_parts, part_name, write_part
 
 ABOUT = {"catalog": "c", "catalog_fingerprint": "f", "model": "m", "model_digest": "d", "config": {"id_column": "id"}}
 UNITS = [Unit(0, (Segment("x", 0, 0, 3),)), Unit(1, (Segment("x", 0, 3, 2),))]
@@ -83,3 +84,24 @@ def test_a_published_run_that_was_removed_by_hand_is_named_with_a_way_out(workin
     folder.delete()
     with pytest.raises(StorageError, match="run r is published and has no manifest; publish another one .* --run ID"):
         pointer.published(output, pointer.look(output))
+
+
+def test_ten_thousand_parts_take_a_few_megabytes(working_folder: Path) -> None:
+    """What the driver holds and writes of 655 million rows."""
+    folder, parts, units = Path("labels/run=r"), {}, []
+    folder.mkdir(parents=True)
+    hashes = pa.chunked_array([hash_texts(pa.array([f"product {row}" for row in range(1_000)]))])
+    for unit in range(10_000):
+        name = part_name(unit)
+        (folder / name).write_bytes(b"x")
+        parts[unit] = Part(unit, 65_536, 0, 0, (File(name, 65_536, 1, "0" * 64),), sketch=sketches.of(hashes))
+        units.append(Unit(unit, (Segment("x", 0, 0, 65_536),)))
+    output = locate("labels")
+    sketches.keep(snapshot.run_folder(output, "r"), parts)
+    snapshot.write_manifest(output, "r", units, parts, ABOUT)
+    pointer.publish(output, "r", pointer.look(output))
+    manifest = pointer.published(output, pointer.look(output))
+    assert manifest is not None
+    assert manifest["rows"] == 655_360_000
+    assert (folder / snapshot.MANIFEST).stat().st_size < 3e6
+    assert (folder / sketches.SKETCHES).stat().st_size < 16e6
