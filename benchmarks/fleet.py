@@ -200,13 +200,13 @@ class _Cluster:
 
 # What tokens and the network take of a row goes with its tokens; scale.py's titles have ten.
 TOKENS_HERE, TOKENS = 10, 25
-# What each stage took of the work of a first night, as the job's own log says: `python benchmarks/scale.py --exponents 7`, 2026-11-27.
-SHARES = {"read": 8, "encode": 86, "forward": 53, "write": 12}
+# What each stage took of the work of the first night of 10^8 rows, as the job's own log says, 2026-11-27.
+SHARES = {"read": 7, "encode": 88, "forward": 57, "write": 11}
 HERE = Node("these two cores", 2, 0, 0.0, 1e9)
 # The generated files have 500,000 rows in a row group, which make eight units.
 ROWS_PER_UNIT_THERE = 62_500
 DRIVER, COMPARE = "CPU of the driver, s", "compare and commit, s"
-MEASURED = ("seconds", DRIVER, COMPARE)
+STEADY = "steady state, µs per row"
 # Rows per second of the network alone, titles of 25 tokens: a GPU as benchmarks/gpu.py found it (BERT-base, H200, 2026-11-26), a core as
 # benchmarks/labeling.py did (MiniLM, two cores, 2026-11-25); and what Infinity published for DistilBERT with 100 tokens on an L4
 # (huggingface.co/blog/billion-classifications: 875 rows/s, $0.80 an hour), which is four times as much with a fourth of the tokens.
@@ -247,29 +247,22 @@ def measured() -> dict[tuple[int, str], dict[str, Any]]:
 
 
 def calibrated(nights: dict[tuple[int, str], dict[str, Any]]) -> Work:
-    """What rows take, by the nights of 10^6 and 10^7 rows: those of 10^8 are left to check it.
+    """What rows take, by the two nights of the most rows, in their steady state: the smaller ones are left to check it.
 
     What does not grow with the rows is the start. The driver works for each unit, and for every second that it waits.
     """
-    units = 9e6 / ROWS_PER_UNIT_THERE
-
-    def grown(night: str, name: str) -> float:
-        return float(nights[10**7, night][name] - nights[10**6, night][name])
-
-    first, second = ({name: grown(night, name) for name in MEASURED} for night in ("first", "1% changed"))
+    rows = max(size for size, _ in nights)
+    first, second = nights[rows, "first"], nights[rows, "1% changed"]
+    units = rows / ROWS_PER_UNIT_THERE
     waiting = (first[DRIVER] - second[DRIVER]) / (first["seconds"] - second["seconds"])
     driver = (first[DRIVER] - waiting * first["seconds"]) / units
-    compare = HERE.cores * second[COMPARE] / 9e6 / 2
+    compare = HERE.cores * second[COMPARE] / rows / 2
     # What the driver takes of a core while it waits counts as work here, where it is on the same two.
-    core = (HERE.cores * first["seconds"] - compare * 9e6 - driver * units) / 9e6
-    again = (HERE.cores * (second["seconds"] - second[COMPARE]) - driver * units) / 9e6
+    core, again = (HERE.cores * night[STEADY] / 1e6 - driver / ROWS_PER_UNIT_THERE for night in (first, second))
     of = {name: core * share / sum(SHARES.values()) for name, share in SHARES.items()}
     carry = again - of["read"] - of["write"] - 0.01 * (of["encode"] + of["forward"])
-    starts = [
-        nights[10**6, night]["seconds"] - one["seconds"] / 9
-        for night, one in (("first", first), ("1% changed", second))
-    ]
-    return Work(**of, carry=carry, compare=compare, driver=driver, waiting=waiting, start=sum(starts) / 2)
+    start = [night["seconds"] - night[STEADY] * rows / 1e6 - night[COMPARE] for night in (first, second)]
+    return Work(**of, carry=carry, compare=compare, driver=driver, waiting=waiting, start=sum(start) / 2)
 
 
 def checked(work: Work) -> Iterator[dict[str, object]]:
@@ -283,7 +276,7 @@ def checked(work: Work) -> Iterator[dict[str, object]]:
             "measured, s": took,
             "simulated, s": found.seconds,
             "simulated ÷ measured": found.seconds / took,
-            "": "made of it" if rows <= 10**7 else "",
+            "": "made of it" if rows == 10**8 else "",
         }
 
 

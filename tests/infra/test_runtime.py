@@ -1,6 +1,4 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -116,40 +114,19 @@ def test_work_is_spread_over_the_cluster_in_order_and_its_errors_come_back_as_th
         list(runtime.each(range(85, 99), work))
 
 
-def test_a_cluster_of_fixed_size_is_asked_for_whole_nodes(tmp_path: Path) -> None:
+def test_a_cluster_of_fixed_size_is_asked_for_whole_nodes(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What Ray Data is promised of a node in pieces of tasks is less than all of it: on two cores too little to write while it reads."""
-    program = """
-import os, ray.data
-from cataloger.infra import runtime
-from ray.data._internal.execution.resource_manager import ResourceManager
-
-class Actor:
-    def __call__(self, batch):
-        return batch
-
-seen = set()
-limits = ResourceManager.get_global_limits
-def watched(self):
-    found = limits(self)
-    seen.add(found.cpu)
-    return found
-ResourceManager.get_global_limits = watched
-ray.data.DataContext.get_current().op_resource_reservation_ratio = 0.05
-with runtime.session():
-    def busy(row):
-        import time
-        time.sleep(0.2)
-        return row
-    stream = ray.data.range(40, override_num_blocks=40).map(busy, num_cpus=0.2)
-    stream = stream.map_batches(Actor, batch_size=1, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=1.55)
-    stream.map(busy, num_cpus=0.2).materialize()
-    print(os.environ["RAY_DATA_CLUSTER_AUTOSCALER"], min(cpu for cpu in seen if cpu) >= int(ray.cluster_resources()["CPU"]))
-print(os.environ.get("RAY_DATA_CLUSTER_AUTOSCALER"))
-"""
-    environment = {**os.environ, "RAY_DATA_MIN_GAP_BETWEEN_AUTOSCALING_REQUESTS": "0", "PYTHONPATH": str(ROOT)}
-    for name in ("RAY_ADDRESS", "RAY_DATA_CLUSTER_AUTOSCALER"):
-        environment.pop(name, None)
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.stdout.split() == ["V2", "True", "None"], done.stderr
+    name = "RAY_DATA_CLUSTER_AUTOSCALER"
+    monkeypatch.delenv(name, raising=False)
+    with runtime.session():
+        assert os.environ[name] == "V2"
+        with runtime.session():
+            assert os.environ[name] == "V2"
+        assert os.environ[name] == "V2"
+    assert name not in os.environ
+    monkeypatch.setattr(runtime, "can_grow_to", lambda: {"CPU": 64.0})
+    with runtime.session():
+        assert name not in os.environ, "one that can grow is asked for what the job needs"
+    monkeypatch.setenv(name, "RATE_BASED")
+    with runtime.session():
+        assert os.environ[name] == "RATE_BASED", "as the user has it"

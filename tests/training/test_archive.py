@@ -79,7 +79,7 @@ def test_no_more_than_one_table_is_read_at_a_time_and_nothing_is_held(monkeypatc
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(found.flat) == 12_000_000
-    assert len(most) == 12
+    assert len(most) >= 12
     assert max(most) < 2 * flat.nbytes, "of 48 MB"
     assert peak < 3 * flat.nbytes
     assert held < 1e6
