@@ -316,6 +316,9 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 label=f"{size} rows, {night}",
             )
         place.set(xscale="log", yscale="log", title=name, xlabel="machines")
+        sizes = FLEETS[name][2]
+        place.set_xticks(sizes, [str(size) for size in sizes])
+        place.set_xticks([], minor=True)
         place.grid(alpha=0.3)
     axes[0].set_ylabel("hours")
     axes[-1].legend(fontsize=7)
