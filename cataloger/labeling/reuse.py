@@ -36,7 +36,7 @@ from cataloger.spec import Spec
 PARTS_HELD = 2
 # Sorted in memory one after the other while they are made.
 ROWS_PER_BUCKET = 1 << 22
-# In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 75 GB.
+# In nights a day apart, yesterday's are gone when tonight's are made: of 10^9 rows, one copy is 68 GB.
 KEPT_SECONDS = 6 * 3600
 
 _held: OrderedDict[tuple[Any, ...], pa.Table] = OrderedDict()
