@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
 
 from cataloger.config import SampleConfig, TrainConfig
-from cataloger.data.batching import Tokens, shuffled_batches
+from cataloger.data.batching import Tokens
 from cataloger.data.sample import generate
 from cataloger.data.text import compose
 from cataloger.model.network import new_classifier
@@ -28,6 +28,7 @@ from cataloger.model.pretrained import base_model_folder
 from cataloger.spec import Spec
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.job import train
+from cataloger.training.order import Batches, Shuffled
 from cataloger.training.tuning import parameter_groups
 from yardsticks import report, tokens_of, workroom
 
@@ -96,7 +97,7 @@ def bare_loop(base: Path, taxonomy: Taxonomy, tokens: Tokens, labels: np.ndarray
     model = new_classifier(base, spec_of(taxonomy, "mean")).train().to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, TrainConfig()), fused=True)
     rng = np.random.default_rng(0)
-    batches = shuffled_batches(tokens.lengths, rng.permutation(len(labels)), BATCH, rng)
+    batches = [rows for rows, _ in Batches(tokens, Shuffled(len(labels), rng), BATCH, 0).since(0)]
     ready = [(*map(torch.from_numpy, tokens.batch(rows).values()), torch.from_numpy(labels[rows])) for rows in batches]
 
     def step(*batch: torch.Tensor) -> None:

@@ -90,8 +90,9 @@ class TrainConfig:
     """Weight decay of AdamW, applied to matrices only."""
     warmup_fraction: float = 0.1
     """Share of training over which the learning rate rises; after that it falls linearly to zero."""
-    validation_fraction: float = 0.1
-    """Share of distinct texts held out for validation when there is no --eval-catalog; words alone learn from them all the same."""
+    validation_fraction: float | None = None
+    """Share of distinct texts held out for validation when there is no --eval-catalog, by default a tenth, or about 100,000 rows of a
+    large catalog; words alone learn from them all the same."""
     test_fraction: float = 0.0
     """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
     test_start: float = 0.0

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from cataloger.bundle import INT8_WEIGHTS, WEIGHTS, WORDS, read_spec
 from cataloger.compression.precision import wholes
-from cataloger.config import CompressConfig, TrainConfig
+from cataloger.config import CompressConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError
@@ -16,6 +16,7 @@ from cataloger.heads.columns import columns_of
 from cataloger.labeling.predict import Predicted, predict_rows
 from cataloger.model.registry import ModelSource
 from cataloger.spec import ONE_CATEGORY, TAGS, Spec
+from cataloger.training.defaults import HELD_OUT
 
 # Of larger catalogs a sample of products, the same one for both.
 MOST_ROWS = 50_000
@@ -77,7 +78,7 @@ def _asked(config: CompressConfig, catalog: Catalog, source: ModelSource, spec: 
     trained = read_spec(source.folder)
     alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
     told = config.label_column in catalog.schema.names
-    held_out = spec.test_fraction or spec.validation_fraction or TrainConfig.validation_fraction
+    held_out = spec.test_fraction or spec.validation_fraction or HELD_OUT
     kept = {"id": config.id_column, **({WRITTEN: config.label_column} if told else {})}
     found: Predicted | None = None
     if alike and (not spec.group_column or spec.group_column in catalog.schema.names):

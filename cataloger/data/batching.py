@@ -1,5 +1,6 @@
 """Token lists → batches of similar length, for labelling and for training."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -14,6 +15,7 @@ Batch = dict[str, npt.NDArray[Any]]  # the arguments of a network by name
 BATCHES_PER_START = 64
 # Of all batches that are computed at once: half a gibibyte in float32, of which probabilities need as much again.
 LOGITS = 1 << 27
+COUNTED = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,13 @@ class Ragged:
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:
-        """All rows of the parts, in their order."""
+        """All rows of the parts, in their order; where they lie end to end in one array, without a copy of it."""
+        if len(parts) > 1 and all(
+            left.flat is right.flat and left.offsets[-1] == right.offsets[0]
+            for left, right in itertools.pairwise(parts)
+        ):
+            offsets = [part.offsets[:-1] for part in parts]
+            return replace(parts[0], offsets=np.concatenate([*offsets, parts[-1].offsets[-1:]]))
         flat = [part.flat[part.offsets[0] : part.offsets[-1]] for part in parts]
         lengths = np.concatenate([part.lengths for part in parts])
         return replace(parts[0], flat=np.concatenate(flat), offsets=np.concatenate([[0], np.cumsum(lengths)]))
@@ -62,6 +70,13 @@ class Ragged:
         """A list<int32> column of fewer than 2^31 numbers."""
         offsets, flat = self.offsets - self.offsets[0], self.flat[self.offsets[0] : self.offsets[-1]]
         return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(flat))
+
+    def counts_of_first(self, size: int) -> IntArray:
+        """[size] how many rows have each number first; some rows after the other, as they may be many."""
+        counts = np.zeros(size, np.int64)
+        for start in range(0, len(self), COUNTED):
+            counts += np.bincount(self.slice(start, min(len(self), start + COUNTED)).first(), minlength=size)
+        return counts
 
     def has(self, wanted: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """[N] whether a row has any of the numbers that are wanted: one truth for each of `flat`."""
@@ -162,18 +177,3 @@ def _cut(lengths: IntArray, token_budget: int, row_budget: int) -> Iterator[tupl
 def slots(lengths: IntArray, token_budget: int, row_budget: int) -> int:
     """Tokens and padding of all batches of `pack`."""
     return sum(len(rows) * int(lengths[rows[0]]) for rows in pack(lengths, token_budget, row_budget))
-
-
-def shuffled_batches(lengths: IntArray, drawn: IntArray, batch_size: int, rng: np.random.Generator) -> list[IntArray]:
-    """Row numbers of one epoch, those `drawn` in random order, in batches of `batch_size` rows of similar length.
-
-    Rows are sorted by length only within pools of 32 batches, and the batches shuffled again: padding shrinks while a
-    batch stays a random sample of its pool. The last batch may be smaller.
-    """
-    pool = 32 * batch_size
-    pools = [drawn[start : start + pool] for start in range(0, len(drawn), pool)]
-    batches = []
-    for rows in pools:
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        batches += [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    return [batches[i] for i in rng.permutation(len(batches))]

@@ -39,7 +39,7 @@ class OneCategory:
         return F.cross_entropy(logits, targets, reduction="none", ignore_index=-1)
 
     def objective(self, config: TrainConfig, sets: Ragged) -> Loss:
-        counts = np.bincount(sets.first(), minlength=len(self.taxonomy))
+        counts = sets.counts_of_first(len(self.taxonomy))
         weights = (1.0,) if config.level_weights == "auto" else config.level_weights or ()
         if len(weights) == 1:
             weights *= self.taxonomy.depth - 1

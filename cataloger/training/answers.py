@@ -4,7 +4,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from cataloger.config import TrainConfig
 from cataloger.curation.moves import read_moves
@@ -15,8 +14,8 @@ from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.columns import OWN, head_for
 from cataloger.spec import TAGS
 from cataloger.taxonomy import Taxonomy
+from cataloger.training.census import LEARNT, Census
 from cataloger.training.examples import TRAINING
-from cataloger.training.rows import answered_rows
 
 log = logging.getLogger(__name__)
 
@@ -111,11 +110,11 @@ def _counted(column: str, catalog: Catalog, config: TrainConfig, tags: bool) -> 
     return {written: moves[path] for written, path in names.items() if path in moves}, moved
 
 
-def check_told(blocks: Sequence[Any], columns: Sequence[str]) -> None:
+def check_told(found: Census, columns: Sequence[str]) -> None:
     """Raises ConfigError where nothing can be learnt of an answer, or nothing tells how well it was."""
-    for use, counts in answered_rows(blocks, len(columns)).items():
-        for column, rows in zip(columns, counts.tolist(), strict=True):
-            if not rows:
+    for use in LEARNT:
+        for number, column in enumerate(columns):
+            if not found.told[use, number]:
                 side = "training" if use == TRAINING else "validation"
                 raise ConfigError(
                     f"--label-column {column}: no usable row on the {side} side has this answer; change --validation-fraction, or leave "

@@ -17,6 +17,8 @@ ERROR = 0.05
 THRESHOLDS = 1 - np.geomspace(1e-4, 0.6, 40)
 # For a smaller share of the rows tiers are not worth their column.
 LEAST_ALONE = 0.01
+# Where words may answer a share of the rows, they may answer these shares of it as well.
+FEWER = (1.0, 0.75, 0.5, 0.25, 0.125)
 # A bet puts at most this share of what it has at risk.
 STAKE = 0.9
 
@@ -40,8 +42,10 @@ def certify(
     same: BoolArray,
     risk: float,
     agreement: float | None,
-) -> Certificate:
-    """Of N calibration rows: the words' probability, whether words are right, whether both together are, whether they say the same.
+) -> tuple[Certificate, ...]:
+    """What is certified, with the most rows first, then with about three quarters of them, a half and so on; never nothing at all.
+
+    Of N calibration rows: the words' probability, whether words are right, whether both together are, whether they say the same.
 
     `risk`: the accuracy that tiers may cost at most. `agreement` in its place: the share of the rows that words answer alone of
     which the joined model must say the same.
@@ -49,7 +53,7 @@ def certify(
     order = np.random.default_rng(0).permutation(len(confidence))  # the bets go row by row
     confidence, same = confidence[order], same[order]
     losses = (by_both.astype(np.int64) - by_words)[order]
-    found, alone = None, np.zeros(len(confidence), bool)
+    passed: list[float] = []
     for threshold in THRESHOLDS:
         chosen = confidence >= np.float32(threshold)
         if agreement is not None:
@@ -60,32 +64,38 @@ def certify(
             enough = loses_less(losses * chosen, risk)
         if not enough:
             break
-        found, alone = float(threshold), chosen
+        passed.append(float(threshold))
     promise = (
         f"at least {agreement:.1%} of them have the same category when words and network are asked"
         if agreement is not None
         else f"tiers cost at most {risk:.2%} of accuracy"
     )
-    if found is None:
+    if not passed:
         needed = rows_for_agreement(agreement) if agreement is not None else rows_for_risk(risk)
-        return Certificate(
-            None,
-            0.0,
-            0.0,
-            f"no tiers: {len(confidence):,} validation rows do not show that {promise.replace(' of them', ' of the rows')}; "
-            f"that takes {needed:,} rows at least, and more where words and network differ",
+        return (
+            no_tiers(
+                f"{len(confidence):,} validation rows do not show that {promise.replace(' of them', ' of the rows')}; "
+                f"that takes {needed:,} rows at least, and more where words and network differ"
+            ),
         )
-    if alone.mean() < LEAST_ALONE:
-        return Certificate(
-            None, 0.0, 0.0, f"no tiers: words alone could answer less than {LEAST_ALONE:.0%} of the rows"
+    shares = np.array([float((confidence >= np.float32(threshold)).mean()) for threshold in passed])
+    if shares[-1] < LEAST_ALONE:
+        return (no_tiers(f"words alone could answer less than {LEAST_ALONE:.0%} of the rows"),)
+    places = [int(np.searchsorted(shares, share * shares[-1], "right")) - 1 for share in FEWER]
+    found = []
+    for place in dict.fromkeys(place for place in places if place >= 0 and shares[place] >= LEAST_ALONE):
+        alone = confidence >= np.float32(passed[place])
+        said = f"words answer {shares[place]:.0%} of the rows alone; with 95% confidence {promise} ({len(confidence):,} validation rows)"
+        found.append(
+            Certificate(
+                passed[place], float(shares[place]), least_share(int(same[alone].sum()), int(alone.sum())), said
+            )
         )
-    share, least = float(alone.mean()), least_share(int(same[alone].sum()), int(alone.sum()))
-    return Certificate(
-        found,
-        share,
-        least,
-        f"words answer {share:.0%} of the rows alone; with 95% confidence {promise} ({len(confidence):,} validation rows)",
-    )
+    return tuple(found)
+
+
+def no_tiers(why: str) -> Certificate:
+    return Certificate(None, 0.0, 0.0, f"no tiers: {why}")
 
 
 def loses_less(losses: npt.NDArray[np.int64], risk: float) -> bool:

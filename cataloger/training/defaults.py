@@ -15,6 +15,8 @@ ROWS_PER_BATCH_ROW, LEAST_BATCH, MOST_BATCH = 300, 32, 256
 # What mwpd2020's validation rows had preferred; instacart's had preferred twice as much. Smaller ones were not compared.
 ADVERSARIAL = 1.0
 LEVEL_WEIGHT = 0.5
+# The share of the rows that tells how well a model does, and how many tell it well enough: each epoch asks about all of them.
+HELD_OUT, MOST_HELD_OUT = 0.1, 100_000
 
 
 def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) -> tuple[TrainConfig, str]:
@@ -31,6 +33,11 @@ def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) 
         chosen["level_weights"] = (LEVEL_WEIGHT,)
     flags = " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in chosen.items())
     return replace(config, **chosen), f"for about {rows:,} training rows: {flags}" if chosen else ""  # type: ignore[arg-type]
+
+
+def held_out_of(rows: int) -> float:
+    """The share of so many labelled rows that is held out for validation."""
+    return min(HELD_OUT, MOST_HELD_OUT / max(1, rows))
 
 
 def epochs_for(rows: int) -> int:

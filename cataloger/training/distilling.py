@@ -19,6 +19,7 @@ from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.examples import TRAINING, UNLABELLED, Examples
 from cataloger.training.hearing import Heard
 from cataloger.training.lessons import Lessons, keys_of
+from cataloger.training.order import Order, Shuffled
 from cataloger.training.stages import FineTuning, Machine
 
 # The temperature of both sides, and the weight of the teachers beside that of a label, where a row has both.
@@ -79,9 +80,9 @@ class Distillation(Taught):
         self.taught, self.shares = torch.from_numpy(labels), torch.from_numpy(probabilities)
         self.rows = len(self.everything)
 
-    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, Order]:
         self.epoch_rows = self.everything
-        return self.everything.inputs, rng.permutation(len(self.everything))
+        return self.everything.inputs, Shuffled(len(self.everything), rng)
 
 
 def softened(spec: Spec, logits: torch.Tensor, labels: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,9 @@ import ray
 from cataloger.config import LongTail
 from cataloger.data.batching import IntArray, Ragged, Together, Tokens
 from cataloger.spec import Spec
-from cataloger.training.archive import tokens_of
+from cataloger.training.archive import stored
 from cataloger.training.gallery import load_pictured
+from cataloger.training.order import Order, Shuffled
 
 # What the ingest has a row for.
 TRAINING, VALIDATION, UNLABELLED = range(3)
@@ -46,35 +47,47 @@ class Examples:
         return Examples(Tokens.joined([self.inputs, others.inputs]), Ragged.joined([self.sets, others.sets]))
 
 
-def load_examples(blocks: Sequence[Any], spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
-    """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them."""
+def load_examples(blocks: Sequence[Any], key: str, spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
+    """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them, `key` that of the training."""
+    uses = (TRAINING, VALIDATION, UNLABELLED)
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
-    columns = [*labels, "use"]
-    plain = not spec.picture and not spec.tags
-    if not plain:
-        columns += ["tokens"] if spec.text_columns else []
-        columns += ["picture"] if spec.picture else []
-        columns += ["words", "origins"] if spec.tags else []
-    columns += ["group"] if "group" in ray.get(blocks[0]).column_names else []
-    # Copied block by block: what stays of one would keep all of it in Ray's memory.
-    table = pa.concat_tables([copied(ray.get(block), columns) for block in blocks])
-    use, inputs = table.column("use").to_numpy(), load_pictured(blocks, table, given) if spec.picture else None
-    tokens = tokens_of(blocks, use, (TRAINING, VALIDATION, UNLABELLED), given.example().pad_id) if plain else {}
+    groups = {"group": np.uint64} if "group" in ray.get(blocks[0]).column_names else {}
+    of_texts = not spec.picture and not spec.tags
+    # What is learnt with labels and without them is joined, at times.
+    together = ((TRAINING, UNLABELLED), (VALIDATION,))
+    found = stored(blocks, key, [*labels, *(["tokens"] if of_texts else [])], groups, together)
+    if of_texts:
+        pad_id = given.example().pad_id
+        inputs: dict[int, Any] = {}
+        for use, own in found.items():
+            inputs[use] = Tokens(own.lists["tokens"].flat, own.lists["tokens"].offsets, pad_id)
+    else:
+        inputs = _in_memory(blocks, key, uses, spec, given)
 
-    def examples(wanted: int) -> Examples:
-        chosen = table.filter(pa.array(use == wanted))
-        if plain:
-            encoded: Any = tokens[wanted]
-            assert len(encoded) == len(chosen), "each row has its tokens"
-        else:
-            encoded = inputs.take(np.flatnonzero(use == wanted)) if inputs is not None else given.from_arrow(chosen)
-        first, *others = (Ragged.from_arrow(chosen.column(name)) for name in labels)
-        groups = None
-        if "group" in columns:
-            groups = np.unique(chosen.column("group").to_numpy(), return_inverse=True)[1].astype(np.int64)
-        return Examples(encoded, Together((first, *others)) if others else first, groups)
+    def examples(use: int) -> Examples:
+        first, *others = (found[use].lists[name] for name in labels)
+        assert len(inputs[use]) == len(first), "each row has its labels"
+        of_groups = None
+        if groups:
+            of_groups = np.unique(found[use].numbers["group"], return_inverse=True)[1].astype(np.int64)
+        return Examples(inputs[use], Together((first, *others)) if others else first, of_groups)
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
+
+
+def _in_memory(blocks: Sequence[Any], key: str, uses: Sequence[int], spec: Spec, given: Any) -> dict[int, Any]:
+    """By use, rows with pictures, which lie in a file of their own, or with words that are tagged."""
+    columns = [*(["tokens"] if spec.text_columns else []), *(["picture"] if spec.picture else [])]
+    columns += ["words", "origins"] if spec.tags else []
+    # Copied block by block: what stays of one would keep all of it in Ray's memory.
+    table = pa.concat_tables([copied(ray.get(block), [*columns, "use"]) for block in blocks])
+    use, pictured = table.column("use").to_numpy(), load_pictured(blocks, key, table, given) if spec.picture else None
+
+    def rows(wanted: int) -> Any:
+        chosen = np.flatnonzero(use == wanted)
+        return given.from_arrow(table.take(pa.array(chosen))) if pictured is None else pictured.take(chosen)
+
+    return {wanted: rows(wanted) for wanted in uses}
 
 
 def copied(table: pa.Table, columns: Sequence[str]) -> pa.Table:
@@ -88,14 +101,14 @@ def draw(
     long_tail: LongTail,
     rng: np.random.Generator,
     alter: Callable[[npt.NDArray[np.int32], np.random.Generator], npt.NDArray[np.int32]],
-) -> tuple[Examples, IntArray]:
+) -> tuple[Examples, Order]:
     """(rows, the order of one epoch's draws from them): every row once, or as many draws that favour rare categories.
 
     Rows are then drawn such that a category counts by its square root (Mahajan et al. 2018, section 2.2). With
     augmentation, every draw of a row after its first in the epoch is altered.
     """
     if long_tail not in ("sampling", "augmentation"):
-        return examples, rng.permutation(len(examples))
+        return examples, Shuffled(len(examples), rng)
     labels = examples.sets.first()
     chances = 1 / np.sqrt(np.bincount(labels, minlength=categories)[labels])
     drawn = rng.choice(len(examples), len(examples), p=chances / chances.sum())

@@ -4,7 +4,6 @@ A picture changes from epoch to epoch, so that few of them teach more. How is a 
 and with any number of workers, the same pictures are seen.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from cataloger.data.pictures import PictureInput
 from cataloger.data.tagging import TagInput
 from cataloger.infra.node_cache import once_per_node
 from cataloger.spec import Picture
+from cataloger.training.archive import KEPT_SECONDS
 
 FILE = "pictures.arrow"
 # Of the rows that have both, so many learn from one alone: at night, some have no picture and some no text.
@@ -73,10 +73,10 @@ def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
     return given.kept(values) if isinstance(given, PictureInput) else given.encode(values).to_arrow()
 
 
-def load_pictured(blocks: Sequence[Any], table: pa.Table, given: PictureInput) -> Pictured:
-    """The rows of the ingest's tables, which `table` has without their pictures."""
-    key = hashlib.sha256(repr([block.hex() for block in blocks]).encode()).hexdigest()[:16]
-    folder = once_per_node("pictures", key, lambda aside: _write(blocks, aside / FILE))
+def load_pictured(blocks: Sequence[Any], key: str, table: pa.Table, given: PictureInput) -> Pictured:
+    """The rows of the ingest's tables, which `table` has without their pictures; `key` is that of the training."""
+    folder = once_per_node("pictures", key, lambda aside: _write(blocks, aside / FILE), KEPT_SECONDS)
+    _contents(folder / FILE)
     versions = pa.ipc.open_file(pa.memory_map(str(folder / FILE))).read_all().column("picture").combine_chunks()
     found = pa.compute.index_in(table.column("picture").combine_chunks(), versions)
     index = pa.compute.fill_null(found, -1).to_numpy().astype(np.int64)

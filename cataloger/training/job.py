@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
-import pyarrow as pa
 import ray
 import ray.exceptions
 import ray.train
@@ -29,11 +29,12 @@ from cataloger.spec import TAGS
 from cataloger.training import claims, words
 from cataloger.training.answers import check_told
 from cataloger.training.attributes import AUTO, OFF, with_learnt_attributes
+from cataloger.training.census import census, seen_rows
 from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
-from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION, copied
+from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.plan import Plan, plan
-from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT, ingest, seen_rows, tags_left_out
+from cataloger.training.rows import ingest
 from cataloger.training.tokens import smaller_base
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
-# Tiers that leave less of what is trusted without them are worth a warning: they keep accuracy, not trust.
-LEAST_TRUST_KEPT = 0.9
 # Part of a training's name: raised when what an earlier version left unfinished must not be gone on with.
-LAYOUT = 2
+LAYOUT = 3
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -148,8 +147,7 @@ def register(found: Fitted, name: str) -> str:
         log.info("%s", joined.certificate)
     if "val_coverage_without_tiers" in scores:
         with_tiers, without = scores["val_coverage"], scores["val_coverage_without_tiers"]
-        log.log(
-            logging.WARNING if with_tiers < LEAST_TRUST_KEPT * without else logging.INFO,
+        log.info(
             "labels that need no review: %.0f%% with tiers, %.0f%% when labelled with --tiers off",
             100 * with_tiers,
             100 * without,
@@ -193,12 +191,14 @@ def _fit(
         config = replace(config, base_model=smaller_base(config, catalogs, folder / "base", spec.tags))
     log.info("reading %s rows", f"{sum(source.catalog.rows for source in sources):,}")
     blocks = ingest(sources, config)
-    wanted = ["use", "key", NOT_UTF8, *(["picture"] if spec.picture else []), *([TAGS_LEFT_OUT] if spec.tags else [])]
-    rows_of = pa.concat_tables([copied(ray.get(block), wanted) for block in blocks])
-    uses, names = rows_of.column("use").to_numpy(), rows_of.column(NOT_UTF8).drop_null()
-    if len(names):
-        log.warning("%s row(s) left out, whose text is not valid UTF-8; the first is %s", f"{len(names):,}", names[0])
-    rows, held_out, unlabelled = (int((uses == use).sum()) for use in (TRAINING, VALIDATION, UNLABELLED))
+    found = census(blocks)
+    if found.not_utf8:
+        log.warning(
+            "%s row(s) left out, whose text is not valid UTF-8; the first is %s",
+            f"{found.not_utf8:,}",
+            found.first_not_utf8,
+        )
+    rows, held_out, unlabelled = (found.rows[use] for use in (TRAINING, VALIDATION, UNLABELLED))
     if not held_out or not rows:
         raise ConfigError(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
@@ -211,20 +211,21 @@ def _fit(
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
     if spec.picture:
-        seen = len(rows_of) - rows_of.column("picture").null_count
-        log.info("%s of these rows have a picture that could be read", f"{seen:,}")
+        log.info("%s of these rows have a picture that could be read", f"{found.pictured:,}")
     if spec.others:
-        check_told(blocks, config.label_column)
-    if left := tags_left_out(rows_of):
-        log.warning("tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in left.most_common()))
-        tracking.log_metrics({"tags_left_out": float(left.total())})
+        check_told(found, config.label_column)
+    if found.tags_left_out:
+        log.warning(
+            "tags left out: %s", ", ".join(f"{count:,} {why}" for why, count in found.tags_left_out.most_common())
+        )
+        tracking.log_metrics({"tags_left_out": float(found.tags_left_out.total())})
     spec = with_learnt_attributes(spec, blocks, config)
     fitted_words = (
-        words.fit(blocks, spec, folder / "words", config)
+        words.fit(blocks, found, spec, folder / "words", config)
         if spec.text_columns and not (spec.tags or spec.others)
         else None
     )
-    saw = seen_rows(rows_of)
+    saw = seen_rows(blocks, rows + held_out)
     if not spec.network:
         assert fitted_words
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)
@@ -257,9 +258,9 @@ def _fit(
 
     def take(metrics: list[StepMetric]) -> None:
         tracking.log_steps(run_id, metrics)
-        found = {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
-        if watcher and found:
-            watcher.validated(found)
+        validated = {name: value for name, value, *_ in metrics if name == "epoch" or name.startswith("val_")}
+        if watcher and validated:
+            watcher.validated(validated)
 
     assert config.epochs is not None, "chosen by the plan"
     taught = unlabelled if planned.lessons else 0
@@ -280,6 +281,8 @@ def _fit(
                 "spec": spec,
                 "board": board,
                 "blocks": blocks,
+                # References alone are the same in another session of Ray.
+                "key": secrets.token_hex(8),
                 "saw": saw,
                 "words": fitted_words,
                 "lessons": planned.lessons,

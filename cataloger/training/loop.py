@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from cataloger.config import TrainConfig
 from cataloger.data import seen
-from cataloger.data.batching import IntArray, Tokens, shuffled_batches
+from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, TrainingError
 from cataloger.infra import runtime
@@ -47,6 +47,7 @@ from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
 from cataloger.training.hearing import FittedWords
 from cataloger.training.lessons import Lessons
+from cataloger.training.order import Batches
 from cataloger.training.pretraining import MaskedWords
 from cataloger.training.remembering import Remembering
 from cataloger.training.rows import training_input
@@ -65,6 +66,7 @@ def stages_of(
     config: TrainConfig,
     spec: Spec,
     blocks: Sequence[Any],
+    key: str,
     base: Path,
     machine: Machine,
     words: FittedWords | None,
@@ -72,7 +74,7 @@ def stages_of(
 ) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
     heard = words.hear(blocks, spec) if words else None
-    rows = load_examples(blocks, spec, training_input(config, tags=spec.tags))
+    rows = load_examples(blocks, key, spec, training_input(config, tags=spec.tags))
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
     known = with_head(network, base)
@@ -99,6 +101,7 @@ class Loop:
         spec: Spec,
         board: Any,
         blocks: list[Any],
+        key: str,
         saw: Seen,
         words: FittedWords | None,
         lessons: Location | None,
@@ -113,7 +116,7 @@ class Loop:
         self.base = checked_base_model(config.base_model) if spec.text_columns else Path()
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, self.rank, self.world)
-        self.stages = stages_of(config, spec, blocks, self.base, machine, words, lessons)
+        self.stages = stages_of(config, spec, blocks, key, self.base, machine, words, lessons)
         self.number, self.epoch, self.batch, self.step = 0, 0, 0, 0
         self.best, self.stale = -1.0, 0
         self.saved = time.monotonic()
@@ -172,18 +175,20 @@ class Loop:
         if not len(drawn):
             return  # weights that are as they shall be
         assert self.config.batch_size
-        costs = encoded.costs
-        batches = shuffled_batches(costs, drawn, self.config.batch_size, rng)
+        batches = Batches(encoded, drawn, self.config.batch_size, int(rng.integers(1 << 62)))
         losses: list[torch.Tensor] = []
         trained, since = 0, time.monotonic()
-        for batch, coming in zip(batches[self.batch :], [*batches[self.batch + 1 :], None], strict=True):
-            if coming is not None:
-                encoded.ahead(self._mine(coming)[0])
+        coming = batches.since(self.batch)
+        following = next(coming, None)
+        while following:
+            (batch, tokens), following = following, next(coming, None)
+            if following:
+                encoded.ahead(self._mine(following[0])[0])
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
             rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.stage.epochs)
             losses.append(self._step(batch))
-            trained += int(costs[batch].sum())
+            trained += tokens
             self.step, self.batch = self.step + 1, self.batch + 1
             if self.step % STEPS_PER_LOG == 0 or self.batch == len(batches):
                 shown = {"learning_rate": rate, "tokens_per_second": trained / (time.monotonic() - since)}

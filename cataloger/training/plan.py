@@ -22,7 +22,7 @@ from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
 from cataloger.training.continuing import check_keeping, continued, is_trained
 from cataloger.training.corrections import read_corrections
-from cataloger.training.defaults import settled
+from cataloger.training.defaults import held_out_of, settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
 
@@ -74,6 +74,9 @@ def plan(config: TrainConfig) -> Plan:
         pooling = resolve_pooling(folder, config.pooling)
     check_columns(config.label_column)
     learnt, sources = _open(config, picture)
+    if config.validation_fraction is None:
+        config = replace(config, validation_fraction=held_out_of(learnt[0].rows))
+    held_out = 0.0 if config.eval_catalog else config.validation_fraction or 0.0
     heads = [one.head for one in learnt]
     if MANY_CATEGORIES in heads:
         _check_many_categories(config, heads[0])
@@ -89,7 +92,6 @@ def plan(config: TrainConfig) -> Plan:
     if config.keep_old is not None and (len(learnt) > 1 or heads[0] == TAGS or picture):
         raise ConfigError("--keep-old: is for categories of texts, as the only answer; leave it out")
     if pooling != NO_NETWORK:
-        held_out = 0.0 if config.eval_catalog else config.validation_fraction
         rows = round(learnt[0].rows * (1 - config.test_fraction) * (1 - held_out))
         config, chosen = settled(config, rows, heads[0], begun is not None and begun.knows(learnt[0].categories))
         if config.adversarial and picture:
@@ -104,7 +106,7 @@ def plan(config: TrainConfig) -> Plan:
         catalog_fingerprint=sources[0].catalog.fingerprint,
         test_fraction=config.test_fraction,
         test_start=config.test_start,
-        validation_fraction=0.0 if config.eval_catalog else config.validation_fraction,
+        validation_fraction=held_out,
         head=heads[0],
         label_column=config.label_column[0] if heads[0] == TAGS else "",
         group_column=config.group_column,

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Tokens
 from cataloger.data.text import load_tokenizer, mask_token
+from cataloger.training.order import Order, Shuffled
 from cataloger.training.stages import Machine
 from cataloger.training.tuning import default_learning_rate
 
@@ -50,8 +51,8 @@ class MaskedWords:
     def prepare_epoch(self, seeds: Sequence[int]) -> dict[str, float]:
         return {}
 
-    def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, IntArray]:
-        return self.texts, rng.permutation(len(self.texts))
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Tokens, Order]:
+        return self.texts, Shuffled(len(self.texts), rng)
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
         """The mean cross-entropy of each row's chosen words; 0 where none was chosen."""

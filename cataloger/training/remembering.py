@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 
 from cataloger.config import TrainConfig
-from cataloger.data.batching import IntArray, most_rows, pack
+from cataloger.data.batching import most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.distilling import Taught
 from cataloger.training.examples import Examples
 from cataloger.training.hearing import Heard
+from cataloger.training.order import Order
 from cataloger.training.stages import Machine
 from cataloger.training.validation import TOKENS_PER_BATCH
 
@@ -56,7 +57,7 @@ class Remembering(Taught):
         known = int(self.right.sum())
         return {"new_rows": float(len(self.right) - known), "old_rows": float(round(known * self._share()))}
 
-    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, Order]:
         old, new = np.flatnonzero(self.right), np.flatnonzero(~self.right)
         again = rng.permutation(old)[: round(len(old) * self._share())]
         return self.train.inputs, rng.permutation(np.concatenate([new, again]))

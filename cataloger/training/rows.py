@@ -18,13 +18,11 @@ import ray.data
 from cataloger.config import TrainConfig
 from cataloger.curation.pins import SharedPins
 from cataloger.data import seen
-from cataloger.data.batching import Ragged
 from cataloger.data.catalog import Catalog
 from cataloger.data.ids import hash_ids
 from cataloger.data.inputs import Input
 from cataloger.data.kinds import SPANS, VALUES, is_tags, label_kind
 from cataloger.data.pictures import PictureInput
-from cataloger.data.seen import Seen
 from cataloger.data.spans import UNREAD, spans_of, taught
 from cataloger.data.tagging import TagInput
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
@@ -237,35 +235,6 @@ def _teach(given: TagInput, values: pa.Array, encoded: Windows, answers: list[_W
     return pa.array([json.dumps(problems)] * bool(len(values)) + [None] * (len(values) - 1), pa.string())
 
 
-def tags_left_out(rows: pa.Table) -> Counter[str]:
-    """How many tags of the ingest's tables are not learnt from, by why."""
-    found = Counter[str]()
-    for said in rows.column(TAGS_LEFT_OUT).drop_null().to_pylist() if TAGS_LEFT_OUT in rows.column_names else ():
-        found += Counter(json.loads(said))
-    return found
-
-
-def answered_rows(blocks: Sequence[Any], answers: int) -> dict[int, npt.NDArray[np.int64]]:
-    """For training and validation, how many rows of the ingest's tables have each of so many answers."""
-    found = {use: np.zeros(answers, np.int64) for use in (TRAINING, VALIDATION)}
-    for block in blocks:
-        table = ray.get(block)
-        uses = table.column("use").to_numpy()
-        for number in range(answers):
-            column = table.column(f"labels.{number}" if number else "labels")
-            labels = Ragged.from_arrow(column.combine_chunks().fill_null([]))
-            told = labels.has(labels.flat >= 0)
-            for use, counts in found.items():
-                counts[number] += int((told & (uses == use)).sum())
-    return found
-
-
-def seen_rows(rows: pa.Table) -> Seen:
-    """Those of the ingest's tables whose categories the training learns, or is measured by."""
-    learnt = pc.is_in(rows.column("use"), pa.array([TRAINING, VALIDATION], pa.int8()))
-    return Seen.of(rows.column("key").filter(learnt).to_numpy())
-
-
 def _labels(written: str | list[str | None] | None, label_ids: dict[str, int]) -> list[int]:
     """The label ids of a row's category, or categories, as written."""
     paths = written if isinstance(written, list) else [written]
@@ -282,7 +251,7 @@ def _uses(
     position = split_position(split_hash(keys, FORMAT), config.test_start)
     if use == ADDED:
         return np.where(labelled & (position >= config.test_fraction), TRAINING, UNUSED).astype(np.int8)
-    validation = 0.0 if config.eval_catalog else config.validation_fraction
+    validation = 0.0 if config.eval_catalog else config.validation_fraction or 0.0
     uses = np.where(labelled, TRAINING, unlabelled)
     held_out = position < config.test_fraction + validation * (1 - config.test_fraction)
     uses = np.where(held_out, np.where(labelled, VALIDATION, UNUSED), uses)

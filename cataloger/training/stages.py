@@ -21,6 +21,7 @@ from cataloger.spec import Spec
 from cataloger.training.examples import Examples, draw
 from cataloger.training.gallery import vary
 from cataloger.training.hearing import Heard
+from cataloger.training.order import Order, Shuffled
 from cataloger.training.tuning import adversarial, averaged, parameter_groups
 from cataloger.training.validation import TOKENS_PER_BATCH, Validation
 
@@ -74,7 +75,7 @@ class Stage(Protocol):
     def prepare_epoch(self, seeds: Sequence[int]) -> dict[str, float]:
         """Before the first batch of an epoch, the last of the `seeds`; metrics to log."""
 
-    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, Order]:
         """(rows, the order in which this epoch goes through them); also where an epoch is gone on with."""
 
     def losses(self, model: Any, rows: IntArray) -> torch.Tensor:
@@ -151,7 +152,7 @@ class FineTuning:
         self.label_more(np.random.default_rng([*seeds, 1]))
         return {"pseudo_labelled_rows": float(len(self.own_labels))}
 
-    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, IntArray]:
+    def begin_epoch(self, rng: np.random.Generator) -> tuple[Encoded, Order]:
         if not self.config.epochs:
             return self.train.inputs, np.empty(0, np.int64)
         rows = self.train.and_these(self.own_labels) if len(self.own_labels) else self.train
@@ -224,7 +225,7 @@ class FineTuning:
 
         Those whose calibrated confidence reaches `--pseudo-labels`. Rank r of n asks for every n-th batch; all get all.
         """
-        rows, machine = self.unlabelled.take(rng.permutation(len(self.unlabelled))[: len(self.train)]), self.machine
+        rows, machine = self.unlabelled.take(Shuffled(len(self.unlabelled), rng)[: len(self.train)]), self.machine
         head, logits_of = (
             head_of(replace(self.spec, temperature=self.temperature), machine.device),
             self._logits_of_result(),

@@ -29,10 +29,11 @@ from cataloger.infra.storage import Location
 from cataloger.model.tiers import blank
 from cataloger.model.words import Vocabulary, WordModel
 from cataloger.spec import NO_NETWORK, Spec, Words
+from cataloger.training.census import LEARNT, Census
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.hearing import FittedWords, fold_of
 from cataloger.training.linear import fit_categories
-from cataloger.training.texts import Texts, characters
+from cataloger.training.texts import Texts
 
 log = logging.getLogger(__name__)
 # What fewer training texts have is learnt by nobody.
@@ -71,17 +72,13 @@ class Learnt:
     sets: Ragged
 
 
-def fit(blocks: Sequence[Any], spec: Spec, folder: Location, config: TrainConfig) -> FittedWords:
-    """Of the labelled rows in the ingest's tables; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
+def fit(blocks: Sequence[Any], found: Census, spec: Spec, folder: Location, config: TrainConfig) -> FittedWords:
+    """Of the labelled rows in the ingest's tables, and what those come to; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
     shared, started, apart = list(blocks), time.monotonic(), folder / "apart"
     if not (folder / DONE).exists():
         with runtime.errors_of_tasks():
-            count = ray.remote(characters).options(**ANYWHERE)
-            everything, training = ray.get(
-                [count.remote(shared, uses) for uses in ((TRAINING, VALIDATION), (TRAINING,))]
-            )
-            folds, uses, why = _folds(everything, training, len(spec.categories), config)
-            share = min(1.0, MOST_CHARACTERS / max(1, training[1]))
+            folds, uses, why = _folds(found, len(spec.categories), config)
+            share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
             counted = (
                 ray.remote(_count).options(**ANYWHERE).remote(shared, folds, share, config.eval_catalog is not None)
             )
@@ -92,21 +89,19 @@ def fit(blocks: Sequence[Any], spec: Spec, folder: Location, config: TrainConfig
         (folder / DONE).write(json.dumps({"words": asdict(fitted.words), "folds": folds, "uses": uses}).encode())
         log.info("fitted words in %.0f s: %s", time.monotonic() - started, why)
     (apart / "parts").delete()
-    found = json.loads((folder / DONE).read())
-    return FittedWords(folder, Words(**found["words"]), found["folds"], tuple(found["uses"]))
+    done = json.loads((folder / DONE).read())
+    return FittedWords(folder, Words(**done["words"]), done["folds"], tuple(done["uses"]))
 
 
-def _folds(
-    everything: tuple[int, int], training: tuple[int, int], categories: int, config: TrainConfig
-) -> tuple[int, tuple[int, ...], str]:
+def _folds(found: Census, categories: int, config: TrainConfig) -> tuple[int, tuple[int, ...], str]:
     """(into how many folds rows are cut, the uses of rows that are judged, what is learnt from in words).
 
-    Of (rows, characters). Only words that answer alone: with a network, both are judged by rows that neither has learnt from.
+    Only words that answer alone: with a network, both are judged by rows that neither has learnt from.
     """
-    rows, size = everything
+    rows, size = (sum(counts[use] for use in LEARNT) for counts in (found.rows, found.characters))
     if config.base_model != NO_NETWORK or size > MOST_CHARACTERS or rows * categories > MOST_FOLDED:
-        share = min(1.0, MOST_CHARACTERS / max(1, training[1]))
-        return 0, (VALIDATION,), f"from {share * training[0]:,.0f} of {training[0]:,} training rows"
+        share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
+        return 0, (VALIDATION,), f"from {share * found.rows[TRAINING]:,.0f} of {found.rows[TRAINING]:,} training rows"
     if config.eval_catalog:
         return (
             FOLDS_OF_VALIDATION,

@@ -5,7 +5,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cataloger.data.batching import BATCHES_PER_START, Tokens, pack, shuffled_batches, slots
+from cataloger.data.batching import BATCHES_PER_START, Tokens, pack, slots
 
 lengths = st.lists(st.integers(1, 200), max_size=300).map(lambda values: np.array(values, np.int64))
 
@@ -33,19 +33,6 @@ def test_no_simpler_cut_costs_less(lengths: np.ndarray, budget: int, most: int) 
     without_padding = [batch for length in np.unique(lengths) for batch in cut(np.flatnonzero(lengths == length))]
     assert packed <= cost(without_padding) + 1e-9
     assert packed <= cost(cut(np.argsort(-lengths))) + 1e-9
-
-
-@given(lengths, st.integers(1, 16), st.integers(0, 3))
-def test_an_epoch_has_every_row_once_in_batches_of_the_size_asked_for(
-    lengths: np.ndarray, size: int, seed: int
-) -> None:
-    drawn = np.random.default_rng(seed).permutation(len(lengths))
-    batches = shuffled_batches(lengths, drawn, size, np.random.default_rng(seed))
-    rows = np.concatenate(batches) if batches else np.array([], int)
-    assert sorted(rows) == list(range(len(lengths)))
-    assert sum(len(batch) != size for batch in batches) <= 1 + len(lengths) // (32 * size)
-    again = shuffled_batches(lengths, drawn, size, np.random.default_rng(seed))
-    assert all((left == right).all() for left, right in zip(batches, again, strict=True))
 
 
 def test_padding_restores_the_tokens() -> None:

@@ -16,8 +16,8 @@ from cataloger.data.units import plan_units, read_units
 from cataloger.errors import ConfigError, ModelError
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.evaluation.promotion import check_rows
-from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.rows import _encode, seen_rows, training_input
+from cataloger.training.examples import TRAINING, VALIDATION
+from cataloger.training.rows import _encode, training_input
 
 ABOUT = About("m", "shop.parquet", "f", "id", "category_path", "all", ("A", "B"), 1.0)
 
@@ -75,12 +75,6 @@ def test_ingest_gives_the_key_of_every_row(tiny_model: Path, write) -> None:  # 
         found = _encode(unit, table, [{"A": 0, "B": 1}], use, config, training_input(config))
         expected = seen.keys(pa.table({}), pa.array(["tea", "cup"], pa.large_string()), None)
         assert found.column("key").to_pylist() == expected.tolist(), use
-
-
-def test_rows_of_training_and_validation_count_as_seen() -> None:
-    uses = np.array([TRAINING, VALIDATION, UNLABELLED] * 10, np.int8)
-    rows = pa.table({"use": uses, "key": keys(0, 30)})
-    assert seen_rows(rows).recognise(keys(0, 30)).to_pylist() == [True, True, False] * 10
 
 
 def test_predictions_know_the_share_of_the_scored_rows_that_the_model_saw() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from cataloger.training import certificate as module
 from cataloger.training.certificate import (
+    FEWER,
     THRESHOLDS,
     Certificate,
     certify,
@@ -30,8 +31,8 @@ def passed(lost: float, won: float, rows: int, risk: float) -> float:
 def certificate(
     confidence: np.ndarray, lost: np.ndarray, won: np.ndarray, risk: float, agreement: float | None = None
 ) -> Certificate:
-    """Of rows on which words are wrong, or right, where both together are not."""
-    return certify(confidence.astype(np.float32), ~lost, ~won, ~(lost | won), risk, agreement)
+    """Of rows on which words are wrong, or right, where both together are not: the one for the most rows."""
+    return certify(confidence.astype(np.float32), ~lost, ~won, ~(lost | won), risk, agreement)[0]
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0.02, 0.0), (0.12, 0.1), (0.5, 0.48)])
@@ -107,6 +108,23 @@ def test_rows_that_never_differ_are_all_answered_by_words() -> None:
     for agreement in (None, 0.98):
         found = certificate(confidence, never, never, 0.01, agreement)
         assert (found.threshold, found.share) == (THRESHOLDS[-1], 1.0)
+
+
+@pytest.mark.parametrize("agreement", [None, 0.98])
+def test_fewer_rows_are_certified_as_well(agreement: float | None) -> None:
+    confidence, never = np.linspace(0, 1, 4_000).astype(np.float32), np.zeros(4_000, bool)
+    found = certify(confidence, ~never, ~never, ~never, 0.01, agreement)
+    shares = [one.share for one in found]
+    assert shares[0] == 0.6
+    assert [one <= 0.6 * most for one, most in zip(shares, FEWER, strict=True)] == [True] * len(FEWER)
+    assert [one > 0.8 * 0.6 * most for one, most in zip(shares, FEWER, strict=True)] == [True] * len(FEWER)
+    for one in found:
+        assert one.threshold in THRESHOLDS
+        assert one.share == (confidence >= np.float32(one.threshold)).mean()
+        assert one.agreement == least_share(*[round(4_000 * one.share)] * 2)
+        assert one.said.startswith(f"words answer {one.share:.0%} of the rows alone; with 95% confidence ")
+    alike = certify(np.full(4_000, 0.99999, np.float32), ~never, ~never, ~never, 0.01, agreement)
+    assert [one.share for one in alike] == [1.0], "there are no fewer rows of equal confidence"
 
 
 def test_too_few_rows_are_told_how_many_it_takes() -> None:

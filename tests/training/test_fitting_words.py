@@ -22,6 +22,7 @@ from cataloger.model.tiers import Tiers
 from cataloger.model.words import WordModel
 from cataloger.spec import MANY_CATEGORIES, NO_NETWORK, Words
 from cataloger.training import hearing, linear, words
+from cataloger.training.census import census
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.job import train
 from cataloger.training.plan import Plan, plan
@@ -73,7 +74,7 @@ def test_rows_far_from_a_category_change_nothing(monkeypatch: pytest.MonkeyPatch
 
 def test_a_row_is_judged_by_a_fit_that_has_not_learnt_from_it(planned: Plan) -> None:
     blocks, config = ingest(planned.sources, planned.config), planned.config
-    fitted = words.fit(blocks, planned.spec, locate("fitted"), config)
+    fitted = words.fit(blocks, census(blocks), planned.spec, locate("fitted"), config)
     assert (fitted.folds, fitted.uses) == (words.FOLDS, (TRAINING, VALIDATION))
     rows = Texts.of(blocks, fitted.uses)
     judged = fitted.hear(blocks, planned.spec).judged
@@ -98,7 +99,7 @@ def test_an_eval_catalog_is_cut_in_folds_by_itself(labelled: Path, working_folde
     settings = TrainConfig(catalog="train.parquet", eval_catalog="eval.parquet", base_model=NO_NETWORK)
     planned = plan(settings)
     blocks = ingest(planned.sources, settings)
-    fitted = words.fit(blocks, planned.spec, locate("fitted"), settings)
+    fitted = words.fit(blocks, census(blocks), planned.spec, locate("fitted"), settings)
     assert (fitted.folds, fitted.uses) == (words.FOLDS_OF_VALIDATION, (VALIDATION,))
     rows = Texts.of(blocks, (TRAINING, VALIDATION))
     assert len(fitted.hear(blocks, planned.spec).ranked) == (rows.uses == VALIDATION).sum()
@@ -112,7 +113,7 @@ def test_an_eval_catalog_is_cut_in_folds_by_itself(labelled: Path, working_folde
 def test_beside_a_network_they_learn_from_what_it_learns_from(planned: Plan, tiny_model: Path) -> None:
     config = replace(planned.config, base_model=str(tiny_model))
     blocks = ingest(planned.sources, config)
-    fitted = words.fit(blocks, planned.spec, locate("fitted"), config)
+    fitted = words.fit(blocks, census(blocks), planned.spec, locate("fitted"), config)
     assert (fitted.folds, fitted.uses) == (0, (VALIDATION,))
     rows = Texts.of(blocks, (VALIDATION,))
     judged = fitted.hear(blocks, planned.spec).judged
@@ -124,9 +125,9 @@ def test_beside_a_network_they_learn_from_what_it_learns_from(planned: Plan, tin
 
 def test_a_fit_that_is_there_is_not_made_again(planned: Plan) -> None:
     blocks, folder, config = ingest(planned.sources, planned.config), locate("fitted"), planned.config
-    first = words.fit(blocks, planned.spec, folder, config)
+    first = words.fit(blocks, census(blocks), planned.spec, folder, config)
     written = Path("fitted", WORDS).stat().st_mtime_ns
-    assert words.fit(blocks, planned.spec, folder, config) == first
+    assert words.fit(blocks, census(blocks), planned.spec, folder, config) == first
     assert Path("fitted", WORDS).stat().st_mtime_ns == written
     assert not Path("fitted/apart/parts").exists()
     # What was fitted has less loss than where the search began.
@@ -152,7 +153,7 @@ def test_a_killed_fit_goes_on_behind_its_parts(planned: Plan, monkeypatch: pytes
 
     monkeypatch.setattr(words, "_join", killed)
     with pytest.raises(OSError, match="killed"):
-        words.fit(blocks, planned.spec, folder, config)
+        words.fit(blocks, census(blocks), planned.spec, folder, config)
     parts = {path: path.stat().st_mtime_ns for path in Path("fitted/apart/parts").iterdir()}
     assert parts
     assert not Path("fitted", words.DONE).exists()
@@ -160,10 +161,10 @@ def test_a_killed_fit_goes_on_behind_its_parts(planned: Plan, monkeypatch: pytes
     deleted = words.Location.delete
     with monkeypatch.context() as kept:
         kept.setattr(words.Location, "delete", lambda place: None)
-        words.fit(blocks, planned.spec, folder, config)
+        words.fit(blocks, census(blocks), planned.spec, folder, config)
     assert {path: path.stat().st_mtime_ns for path in parts} == parts, "these were not fitted again"
     assert words.Location.delete is deleted
-    words.fit(blocks, planned.spec, folder, config)
+    words.fit(blocks, census(blocks), planned.spec, folder, config)
     assert not Path("fitted/apart/parts").exists()
     assert WordModel.load(Path("fitted")).bias.shape == (len(planned.spec.categories),)
 
@@ -176,7 +177,7 @@ def test_large_catalogs_are_judged_by_their_validation_rows(
     rows = Texts.of(blocks, (TRAINING,))
     size = sum(map(len, rows.texts.to_pylist()))
     monkeypatch.setattr(words, limit, size // 4 if limit == "MOST_CHARACTERS" else 1)
-    fitted = words.fit(blocks, planned.spec, locate("fitted"), planned.config)
+    fitted = words.fit(blocks, census(blocks), planned.spec, locate("fitted"), planned.config)
     assert (fitted.folds, fitted.uses) == (0, (VALIDATION,))
     assert len(fitted.hear(blocks, planned.spec).ranked) == len(Texts.of(blocks, (VALIDATION,)))
     if limit == "MOST_CHARACTERS":

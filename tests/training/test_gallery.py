@@ -31,7 +31,7 @@ def rows(ray_session: None, tiny_model: Path) -> Pictured:
     kept = given.kept(values)
     assert kept.column("picture").null_count == 2
     blocks = [ray.put(kept.slice(0, 4)), ray.put(kept.slice(4))]
-    return load_pictured(blocks, kept, given)
+    return load_pictured(blocks, "pictures-of-a-test", kept, given)
 
 
 def test_pictures_lie_compressed_on_the_disk_each_once(rows: Pictured) -> None:

@@ -1,6 +1,7 @@
 """Words beside a network on validation rows: what is fitted, what is certified, and that copies of a text prove nothing."""
 
 import numpy as np
+import pytest
 import torch
 
 from cataloger.config import TrainConfig
@@ -10,9 +11,10 @@ from cataloger.heads.base import head_of
 from cataloger.heads.ranked import Ranked
 from cataloger.spec import Spec, Words
 from cataloger.taxonomy import Taxonomy
+from cataloger.training import certificate
 from cataloger.training.examples import Examples
 from cataloger.training.hearing import Heard
-from cataloger.training.validation import Validation
+from cataloger.training.validation import LEAST_TRUST_KEPT, Validation
 
 SPEC = Spec(("A", "A > x", "A > y", "B > z"), ("title",), 64, "mean", "")
 CPU = torch.device("cpu")
@@ -95,16 +97,39 @@ def test_rows_of_unknown_categories_show_nothing() -> None:
     assert spec.words.weight > 0.1
 
 
-def test_what_is_trusted_with_tiers_and_without_them_are_two_things() -> None:
+def test_words_answer_fewer_rows_where_more_would_cost_trust() -> None:
     """Words are wrong about some rows of which they are sure: what they answer alone is trusted less."""
+    keys = np.arange(ROWS, dtype=np.uint64)
+    bound, unbound = (score(4.0, 2.0, keys, tier_risk=0.3, target_precision=target) for target in (0.95, 0.0))
+    fewer, most = (spec.words.alone_from for _, spec in (bound, unbound) if spec.words)
+    assert fewer is not None
+    assert most is not None
+    assert fewer > most
+    assert 0 < bound[0]["val_alone_fraction"] < unbound[0]["val_alone_fraction"]
+    assert bound[0]["val_coverage"] >= LEAST_TRUST_KEPT * bound[0]["val_coverage_without_tiers"]
+    assert unbound[0]["val_coverage"] == unbound[0]["val_coverage_without_tiers"] == 1
+
+
+def test_words_that_are_wrong_where_they_are_sure_answer_nothing_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "FEWER", (1.0,))
+    metrics, spec = score(4.0, 2.0, np.arange(ROWS, dtype=np.uint64), tier_risk=0.3, target_precision=0.95)
+    assert spec.words
+    assert spec.words.alone_from is None
+    assert metrics["val_alone_fraction"] == 0
+    assert spec.words.certificate.startswith(
+        "no tiers: words are sometimes sure and wrong, and of the labels that need no review now, 100% of all, fewer than 90% would"
+    )
+    assert "--target-precision 0" in spec.words.certificate
+
+
+def test_thresholds_with_tiers_and_without_them_are_two_things() -> None:
     metrics, spec = score(5.0, 3.0, np.arange(ROWS, dtype=np.uint64), tier_risk=0.2, target_precision=0.97)
     assert spec.words
-    assert spec.words.alone_from is not None
     off = spec.without_tiers()
     assert off.words
     assert (off.words.alone_from, off.temperature) == (None, 1.0)
     assert off.thresholds == spec.words.thresholds != spec.thresholds
-    assert metrics["val_coverage"] < metrics["val_coverage_without_tiers"]
+    assert metrics["val_coverage"] != metrics["val_coverage_without_tiers"]
     assert off.without_tiers() is off
 
 
