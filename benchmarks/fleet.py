@@ -117,7 +117,7 @@ class _Cluster:
         has = {"cores": self.node.cores * self.nodes, "network": self.nodes, "driver": 1, "S3 requests": 1}
         has |= {"GPUs": self.node.gpus * self.nodes} if self.node.gpus else {}
         busy = {name: self.used[name] / amount / self.env.now for name, amount in has.items()}
-        busy["driver"] += self.work.waiting
+        busy["driver"] += self.work.waiting * (1 - busy["driver"])
         # A machine is paid from its order on.
         hours = (self.paid + sum(self.env.now + end - since for since in self.ordered.values())) / 3600
         return Found(seconds, hours * self.node.dollars_per_hour, busy, self.lost)
