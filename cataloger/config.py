@@ -103,8 +103,9 @@ class TrainConfig:
     confidence; rows whose whole path is not trusted are marked needs_review."""
     tiers: Tiers = "auto"
     """auto lets words answer alone where validation certifies it; off has words and network answer together about every row."""
-    tier_risk: float = 0.002
-    """Accuracy that tiers may cost at most, against asking words and network about every row, with 95% confidence."""
+    tier_risk: float | None = None
+    """Accuracy that tiers may cost at most, against asking words and network about every row, with 95% confidence. By default .002, and
+    hardly more labels may need review than without tiers; a number of your own is all that counts."""
     tier_agreement: float | None = None
     """In place of --tier-risk: share of the rows answered by words alone that must have the same category otherwise, with 95%
     confidence."""

@@ -13,6 +13,8 @@ from scipy import stats
 
 BoolArray = npt.NDArray[np.bool_]
 ERROR = 0.05
+# The accuracy that tiers may cost where nobody says how much.
+RISK = 0.002
 # Probabilities of words, the strictest first.
 THRESHOLDS = 1 - np.geomspace(1e-4, 0.6, 40)
 # For a smaller share of the rows tiers are not worth their column.

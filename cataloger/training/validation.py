@@ -15,7 +15,7 @@ from cataloger.data.inputs import Encoded
 from cataloger.heads.base import Arrays, head_of, joined, joining, several_of
 from cataloger.spec import ONE_CATEGORY, Spec
 from cataloger.taxonomy import Taxonomy
-from cataloger.training.certificate import Certificate, certify, no_tiers
+from cataloger.training.certificate import RISK, Certificate, certify, no_tiers
 from cataloger.training.checkpoint import ALL_ANSWERS
 from cataloger.training.examples import Examples
 from cataloger.training.fitting import Fit, Logits
@@ -142,7 +142,7 @@ class Validation:
             (given == true)[once],
             (unseen == true)[once],
             (given == unseen)[once],
-            self.config.tier_risk,
+            RISK if self.config.tier_risk is None else self.config.tier_risk,
             self.config.tier_agreement,
         )
 
@@ -155,22 +155,25 @@ class Validation:
         without: tuple[dict[str, float], Spec],
         device: torch.device,
     ) -> tuple[dict[str, float], Spec]:
-        """The most rows that words may answer alone and yet keep what is trusted: words are sometimes sure and wrong."""
+        """With the most rows that words may answer alone. They are sometimes sure and wrong: where nobody has said what tiers may cost,
+        they answer so many that what is trusted stays."""
         metrics, spec = without
         assert spec.words
         trusted = metrics["val_coverage"]
+        told = self.config.tier_risk is not None or self.config.tier_agreement is not None
+        least = 0.0 if told else LEAST_TRUST_KEPT * trusted
         for certificate in certified:
             words = replace(spec.words, agreement=certificate.agreement, certificate=certificate.said)
             if certificate.threshold is None:
                 return metrics, replace(spec, words=words)
             words = replace(words, alone_from=certificate.threshold, thresholds=spec.thresholds)
             found, tiered = self._tiers(heard, fit, logits, replace(self.spec, words=words), device)
-            if found["val_coverage"] >= LEAST_TRUST_KEPT * trusted:
+            if found["val_coverage"] >= least:
                 more = {"val_alone_fraction": certificate.share, "val_coverage_without_tiers": trusted}
                 return metrics | found | more, tiered
         why = (
             f"words are sometimes sure and wrong, and of the labels that need no review now, {trusted:.0%} of all, fewer than "
-            f"{LEAST_TRUST_KEPT:.0%} would need none; where nobody reviews, --target-precision 0 lets tiers go by accuracy alone"
+            f"{LEAST_TRUST_KEPT:.0%} would need none; --tier-risk {RISK} lets tiers go by accuracy alone"
         )
         return metrics, replace(spec, words=replace(spec.words, certificate=no_tiers(why).said))
 
