@@ -22,7 +22,7 @@ import memory
 from cataloger.config import VerifyConfig
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import Unit, plan_reads, plan_units
-from cataloger.infra import runtime
+from cataloger.infra import runtime, spread
 from cataloger.infra.storage import locate
 from cataloger.publishing import nightly, pointer, sketches, snapshot, upkeep
 from cataloger.publishing.parts import Part, part_name, write_part
@@ -142,7 +142,7 @@ def compare(catalog: Path, output: Path, parts: list[Part]) -> dict[str, object]
     before = snapshot.read_manifest(place, "before")
     with runtime.session():
         started = time.perf_counter()
-        nightly.look(place, "now", before["units"], before["rows"], (), before, "d", runtime.each)
+        nightly.look(place, "now", before["units"], before["rows"], (), before, "d", spread.each)
         return {"compare without Ray's start, s": time.perf_counter() - started}
 
 
