@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.catalog import Catalog, CatalogFile, Stored, column_bytes, unreadable
+from cataloger.data.catalog import Catalog
+from cataloger.data.footers import CatalogFile, Stored, column_bytes, unreadable
 from cataloger.data.kinds import is_string
 from cataloger.errors import CatalogError
 
@@ -25,7 +26,7 @@ MAX_BATCH_BYTES = 64 << 20
 MOST_UNITS_PER_READ = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """`rows` rows of one row group, from row `start` on; `size` and `modified_ns` are those of the planned file.
 
@@ -45,7 +46,7 @@ class Segment:
         return self.stored.rows if self.stored else self.rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The rows that are labelled, written and resumed together."""
 
@@ -109,7 +110,8 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
                 for segment in segments:
                     close([segment])
             else:
-                shared, room, bytes_left = shared + segments, room - rows, bytes_left - size
+                shared += segments
+                room, bytes_left = room - rows, bytes_left - size
     close(shared)
     return units
 
@@ -129,7 +131,7 @@ def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(step, rows - start)) for start in range(0, rows, step or 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Read:
     """Neighbouring units that one task reads."""
 

@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 
 import pytest
 import ray
@@ -35,3 +36,16 @@ def test_work_is_spread_over_the_cluster_in_order_and_its_errors_come_back_as_th
     assert list(spread.each([], work)) == []
     with pytest.raises(errors.StorageError, match="^part-90: cannot be read; mend it$"):
         list(spread.each(range(85, 99), work))
+
+
+def test_no_more_items_are_taken_than_the_cluster_has_work_for(ray_session: None) -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for number in range(1_000):
+            taken.append(number)
+            yield number
+
+    found = spread.each(items(), abs)
+    assert [next(found) for _ in range(10)] == list(range(10))
+    assert len(taken) <= 10 + 2 * int(ray.cluster_resources()["CPU"])
