@@ -1,8 +1,9 @@
 """Units of work: how a catalog is cut, and how units are read."""
 
 import itertools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,18 +64,6 @@ class Unit:
         path = next(segment.path for segment, end in zip(self.segments, ends, strict=True) if row < end)
         product = ids.slice(row, 1).cast(pa.large_string(), safe=False).cast(pa.large_binary())[0].as_py()
         return f"product {product.decode(errors='backslashreplace') if product else None} in {path}"
-
-    @classmethod
-    def from_dict(cls, unit: dict[str, Any]) -> "Unit":
-        return cls(int(unit["index"]), tuple(_segment(**segment) for segment in unit["segments"]))
-
-
-def _segment(stored: Mapping[str, Any] | None = None, **others: Any) -> Segment:
-    """From what Arrow makes of one."""
-    if stored is None:
-        return Segment(**others)
-    columns, constants = (tuple((name, value) for name, value in stored[key]) for key in ("columns", "constants"))
-    return Segment(**others, stored=Stored(stored["rows"], stored["gone"], columns, constants))
 
 
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
@@ -137,12 +126,13 @@ class Read:
 
     units: tuple[Unit, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, bytes]:
+        """A row for Ray Data; in bytes, as a million segments would be a million dicts."""
+        return {"units": pickle.dumps(self.units)}
 
     @classmethod
-    def from_dict(cls, read: dict[str, Any]) -> "Read":
-        return cls(tuple(Unit.from_dict(unit) for unit in read["units"]))
+    def from_dict(cls, read: Mapping[str, Any]) -> "Read":
+        return cls(pickle.loads(read["units"]))
 
 
 def plan_reads(units: Sequence[Unit], together: int = 1) -> list[Read]:
