@@ -1,9 +1,10 @@
 """What the driver does by itself in a night of up to 10^9 rows: plan, compare, commit, and verify, with everything but the forward pass.
 
 The catalog and the parts are real files, each linked as often as it takes: all of their rows are read, and a disk of 100 GB is not
-needed.
+needed. Besides, catalogs of up to a million tiny files are planned, whose footers are read by tasks.
 
 python benchmarks/driver.py
+python benchmarks/driver.py --exponents --files 100000 1000000
 """
 
 import multiprocessing
@@ -22,12 +23,13 @@ import memory
 from cataloger.config import VerifyConfig
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import Unit, plan_reads, plan_units
-from cataloger.infra import runtime
+from cataloger.infra import runtime, spread
 from cataloger.infra.storage import locate
 from cataloger.publishing import nightly, pointer, sketches, snapshot, upkeep
 from cataloger.publishing.parts import Part, part_name, write_part
 
 ROWS_PER_FILE, UNITS_PER_FILE = 500_000, 8
+MOST_LINKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Config:
 
     exponents: tuple[int, ...] = (7, 8, 9)
     """Powers of ten."""
+    files: tuple[int, ...] = (100_000, 1_000_000)
+    """Of so many tiny files there are catalogs that are planned."""
 
 
 def main() -> None:
@@ -43,9 +47,12 @@ def main() -> None:
 
     config = tyro.cli(Config)
     with workroom() as room:
-        parts = one_file(room)
-        rows = [measure(room, 10**exponent, parts) for exponent in config.exponents]
-        report("driver", "What the driver does by itself", rows)
+        if config.exponents:
+            parts = one_file(room)
+            rows = [measure(room, 10**exponent, parts) for exponent in config.exponents]
+            report("driver", "What the driver does by itself", rows)
+        if config.files:
+            report("files", "Catalogs of tiny files", [measure_files(room, files) for files in config.files])
 
 
 def one_file(room: Path) -> list[Part]:
@@ -86,6 +93,20 @@ def measure(room: Path, rows: int, parts: list[Part]) -> dict[str, object]:
     return found
 
 
+def measure_files(room: Path, files: int) -> dict[str, object]:
+    """What it takes to plan a catalog of so many files of ten rows."""
+    catalog = room / f"files-{files}"
+    catalog.mkdir()
+    links: list[Path] = []
+    for number in range(files):
+        if number % MOST_LINKS == 0:  # a file has room for so many names only
+            links.append(catalog / f"part-{number:07d}-c000.snappy.parquet")
+            pq.write_table(pa.table({"id": range(10), "title": [f"shoe {i}" for i in range(10)]}), links[-1])
+        else:
+            os.link(links[-1], catalog / f"part-{number:07d}-c000.snappy.parquet")
+    return {"files": f"{files:,}"} | alone(plan_files, catalog)[2]
+
+
 def alone(step: Callable[..., dict[str, object]], *given: Any) -> tuple[float, float, dict[str, object]]:
     """(seconds, peak memory of its process in MiB, what it found)."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -107,6 +128,27 @@ def units_of(catalog: Path) -> list[Unit]:
 def plan(catalog: Path, output: Path, parts: list[Part]) -> dict[str, object]:
     units = units_of(catalog)
     return {"units": float(len(units)), "reading tasks of eight units": float(len(plan_reads(units, 8)))}
+
+
+def plan_files(catalog: Path) -> dict[str, object]:
+    """Without Ray's start, which the night has in any case."""
+    with runtime.session():
+        before, started, cpu = memory.heap(os.getpid()), time.perf_counter(), time.process_time()
+        with memory.watched(os.getpid(), every=0.05) as peak:
+            listed = len(locate(str(catalog)).files())
+            listing = time.perf_counter() - started
+            opened = open_catalog(str(catalog), "id", ("title",))
+            opening = time.perf_counter() - started - listing
+            reads = plan_reads(plan_units(opened), 8)
+        return {
+            "listing, s": listing,
+            "listing and footers, s": opening,
+            "units and reads, s": time.perf_counter() - started - listing - opening,
+            "all of it, s of the driver's CPU": time.process_time() - cpu,
+            "driver, peak MiB": peak.driver / 1024,
+            "bytes per file": (peak.driver - before) * 1024 / listed,
+            "segments": sum(len(unit.segments) for read in reads for unit in read.units),
+        }
 
 
 def commit(catalog: Path, output: Path, parts: list[Part]) -> dict[str, object]:
@@ -142,7 +184,7 @@ def compare(catalog: Path, output: Path, parts: list[Part]) -> dict[str, object]
     before = snapshot.read_manifest(place, "before")
     with runtime.session():
         started = time.perf_counter()
-        nightly.look(place, "now", before["units"], before["rows"], (), before, "d", runtime.each)
+        nightly.look(place, "now", before["units"], before["rows"], (), before, "d", spread.each)
         return {"compare without Ray's start, s": time.perf_counter() - started}
 
 

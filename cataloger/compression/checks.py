@@ -82,7 +82,7 @@ def opened(config: CompressConfig, spec: Spec) -> Catalog:
     """The catalog, with its categories where it has some."""
     group = grouped(spec.group_column)
     catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
-    names = set.intersection(*(set(file.schema.names) for file in catalog.files))
+    names = set.intersection(*(set(schema.names) for schema in catalog.schemas))
     labels = (config.label_column,) if config.label_column in names and spec.head != TAGS else ()
     if (config.layers or len(config.average_models or config.model) > 1) and not labels:
         raise ConfigError(

@@ -1,8 +1,9 @@
 """Units of work: how a catalog is cut, and how units are read."""
 
 import itertools
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs as pafs
 
-from cataloger.data.catalog import Catalog, CatalogFile, Stored, column_bytes, unreadable
+from cataloger.data.catalog import Catalog
+from cataloger.data.footers import CatalogFile, Stored, column_bytes, unreadable
 from cataloger.data.kinds import is_string
 from cataloger.errors import CatalogError
 
@@ -25,7 +27,7 @@ MAX_BATCH_BYTES = 64 << 20
 MOST_UNITS_PER_READ = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """`rows` rows of one row group, from row `start` on; `size` and `modified_ns` are those of the planned file.
 
@@ -45,7 +47,7 @@ class Segment:
         return self.stored.rows if self.stored else self.rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """The rows that are labelled, written and resumed together."""
 
@@ -62,18 +64,6 @@ class Unit:
         path = next(segment.path for segment, end in zip(self.segments, ends, strict=True) if row < end)
         product = ids.slice(row, 1).cast(pa.large_string(), safe=False).cast(pa.large_binary())[0].as_py()
         return f"product {product.decode(errors='backslashreplace') if product else None} in {path}"
-
-    @classmethod
-    def from_dict(cls, unit: dict[str, Any]) -> "Unit":
-        return cls(int(unit["index"]), tuple(_segment(**segment) for segment in unit["segments"]))
-
-
-def _segment(stored: Mapping[str, Any] | None = None, **others: Any) -> Segment:
-    """From what Arrow makes of one."""
-    if stored is None:
-        return Segment(**others)
-    columns, constants = (tuple((name, value) for name, value in stored[key]) for key in ("columns", "constants"))
-    return Segment(**others, stored=Stored(stored["rows"], stored["gone"], columns, constants))
 
 
 def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
@@ -109,7 +99,8 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
                 for segment in segments:
                     close([segment])
             else:
-                shared, room, bytes_left = shared + segments, room - rows, bytes_left - size
+                shared += segments
+                room, bytes_left = room - rows, bytes_left - size
     close(shared)
     return units
 
@@ -129,18 +120,19 @@ def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
     return [(start, min(step, rows - start)) for start in range(0, rows, step or 1)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Read:
     """Neighbouring units that one task reads."""
 
     units: tuple[Unit, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+    def as_dict(self) -> dict[str, bytes]:
+        """A row for Ray Data; in bytes, as a million segments would be a million dicts."""
+        return {"units": pickle.dumps(self.units)}
 
     @classmethod
-    def from_dict(cls, read: dict[str, Any]) -> "Read":
-        return cls(tuple(Unit.from_dict(unit) for unit in read["units"]))
+    def from_dict(cls, read: Mapping[str, Any]) -> "Read":
+        return cls(pickle.loads(read["units"]))
 
 
 def plan_reads(units: Sequence[Unit], together: int = 1) -> list[Read]:

@@ -147,6 +147,6 @@ def _open(config: EvaluateConfig, spec: Spec, labels: Sequence[str]) -> Catalog:
     texts, picture = spec.text_columns, spec.picture
     labels = [name for name in labels if name]
     catalog = open_catalog(config.catalog, config.id_column, texts, labels, needed | own, picture)
-    if group and not needed and all(spec.group_column in file.schema.names for file in catalog.files):
+    if group and not needed and all(spec.group_column in schema.names for schema in catalog.schemas):
         catalog = open_catalog(config.catalog, config.id_column, texts, labels, group | own, picture)
     return catalog

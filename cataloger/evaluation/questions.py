@@ -64,7 +64,7 @@ def label_columns(config: EvaluateConfig, spec: Spec, catalog: Catalog) -> list[
     if columns == list(EvaluateConfig.label_column) and spec.head == TAGS:
         columns = [spec.label_column]  # nobody has named another one
     for answer in spec.answers[len(columns) :]:
-        there = all(answer.label_column in file.schema.names for file in catalog.files)
+        there = all(answer.label_column in schema.names for schema in catalog.schemas)
         columns.append(answer.label_column if there else "")
         if not there:
             log.info("no column %r in %s: that answer is not scored", answer.label_column, config.catalog)

@@ -11,7 +11,7 @@ from cataloger.bundle import digest, read_spec
 from cataloger.data.catalog import open_catalog
 from cataloger.data.units import plan_units, read_units
 from cataloger.evaluation.predictions import About
-from cataloger.infra import runtime
+from cataloger.infra import runtime, spread
 from cataloger.infra.runtime import ActorShape
 from cataloger.labeling.packed import Model
 from cataloger.model.registry import ModelSource
@@ -43,7 +43,7 @@ def seconds_per_text(
     samples = [sampled_rows(about, spec) for spec in specs]
     shape = runtime.labelling_shape(use_gpu)
     task = ray.remote(_race).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
-    with runtime.errors_of_tasks():
+    with spread.errors_of_tasks():
         found: list[float] = ray.get(task.remote(models, samples, shape))
     return found
 

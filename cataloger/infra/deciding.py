@@ -18,6 +18,7 @@ MODULES = (
     "data.catalog",
     "data.fetching",
     "data.fields",
+    "data.footers",
     "data.images",
     "data.inputs",
     "data.kinds",

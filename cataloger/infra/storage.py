@@ -60,11 +60,18 @@ class Location:
         return bool(self.info().type != pafs.FileType.NotFound)
 
     def files(self, recursive: bool = True) -> list[pafs.FileInfo]:
-        """Every file below this folder, sorted by path; empty when there is no such folder."""
+        """Every file below this folder, sorted by path; empty when there is no such folder. Raises StorageError."""
+        return sorted((info for info in self._listed(recursive) if info.is_file), key=lambda info: str(info.path))
+
+    def folders(self) -> list[str]:
+        """The names of the folders in this one, sorted, without a look at what is in them. Raises StorageError."""
+        return sorted(info.base_name for info in self._listed(recursive=False) if not info.is_file)
+
+    def _listed(self, recursive: bool) -> list[pafs.FileInfo]:
+        """A store tells a thousand at a time; here is what it told, about 350 bytes for each."""
         with self._named("cannot be listed"):
             selector = pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive)
-            infos = self.filesystem.get_file_info(selector)
-        return sorted((info for info in infos if info.is_file), key=lambda info: str(info.path))
+            return list(self.filesystem.get_file_info(selector))
 
     def read(self) -> bytes:
         with self._named("cannot be read"), self.filesystem.open_input_stream(self.path) as stream:

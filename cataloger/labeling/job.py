@@ -19,7 +19,7 @@ from cataloger.data.units import Unit, plan_units
 from cataloger.errors import ConfigError, PublishError, TrackingError
 from cataloger.explaining import occlusion as explaining
 from cataloger.explaining.words import MOST_UNITS
-from cataloger.infra import deciding, places, runtime, tracking, vitals
+from cataloger.infra import deciding, places, runtime, spread, tracking, vitals
 from cataloger.infra.storage import check_conditional, check_writable, locate
 from cataloger.labeling.call import Call
 from cataloger.labeling.cost import Cost
@@ -223,7 +223,7 @@ def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[st
 def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
     """What this run did, beside the published one."""
     found = nightly.look(
-        night.output, night.run, units, result.rows, parts, night.published, night.model_digest, runtime.each
+        night.output, night.run, units, result.rows, parts, night.published, night.model_digest, spread.each
     )
     tracking.log_metrics(found.metrics)
     return found

@@ -12,7 +12,7 @@ import ray
 from cataloger.data.text import hash_words
 from cataloger.data.units import Unit
 from cataloger.errors import StorageError
-from cataloger.infra import runtime
+from cataloger.infra import spread
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading, keys_of
 from cataloger.publishing import sketches
@@ -42,7 +42,7 @@ def found_by_parts(reading: Reading, model: Model, units: Sequence[Unit]) -> Rea
     # In a list, so that it is handed on as what it is.
     together = functools.partial(_together, reading=reading, model=model, shared=[shared])
     looked_at = np.unique(np.linspace(0, len(units) - 1, UNITS_LOOKED_AT).astype(int))
-    scattered = sum(share < ENOUGH for share in runtime.each([units[number] for number in looked_at], together))
+    scattered = sum(share < ENOUGH for share in spread.each([units[number] for number in looked_at], together))
     if scattered > MOST_SCATTERED:
         log.info("the catalog has another order than the published run: each node reads the whole of it")
         return reading

@@ -16,7 +16,7 @@ from cataloger.data.texts import NO_TEXT
 from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError
 from cataloger.heads.columns import assemble, columns_of
-from cataloger.infra import progress, runtime
+from cataloger.infra import progress, runtime, spread
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import KEY, ROW, Reading
@@ -96,7 +96,7 @@ def predict_rows(
     model = Model(spec, digest(source.folder), [runtime.share_folder(source.folder)])
     shape, rows_of = runtime.labelling_shape(use_gpu), {unit.index: unit.rows for unit in units}
     tables, rejected, read, cost, columns = [], 0, 0, Cost(), columns_of(spec)
-    with runtime.errors_of_tasks(), progress.meter(title, sum(rows_of.values())) as shown:
+    with spread.errors_of_tasks(), progress.meter(title, sum(rows_of.values())) as shown:
         for row in predict_units(reading, model, units, shape, precision).iter_rows():
             done = Done.of(row)
             labels, rejects = assemble(done.rows, done.answers, columns)

@@ -15,7 +15,7 @@ import ray.data
 
 from cataloger.config import Precision
 from cataloger.data.units import Unit, plan_reads
-from cataloger.infra import runtime
+from cataloger.infra import runtime, spread
 from cataloger.infra.runtime import ActorShape
 from cataloger.labeling.cost import Cost
 from cataloger.labeling.labeler import Labeler
@@ -56,7 +56,7 @@ def predict_units(
     items = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     context = items.context  # this stream's own
     context.enable_progress_bars = False
-    context.execution_no_progress_timeout_s = runtime.STUCK_SECONDS
+    context.execution_no_progress_timeout_s = spread.STUCK_SECONDS
     context.max_consecutive_actor_init_deaths = 2  # a node lost while its actor starts
     context.op_resource_reservation_ratio = RESERVED
     # A task that reads several units hands on each as soon as it has it, and no block has two.

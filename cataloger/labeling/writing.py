@@ -18,7 +18,7 @@ from cataloger.data.images import UNREACHABLE
 from cataloger.data.units import Unit
 from cataloger.heads.category_columns import IMAGE_STATUS
 from cataloger.heads.columns import assemble, columns_of
-from cataloger.infra import progress, runtime
+from cataloger.infra import progress, runtime, spread
 from cataloger.infra.runtime import ActorShape
 from cataloger.infra.storage import Location
 from cataloger.labeling.cost import Cost
@@ -53,7 +53,7 @@ def label_units(
     )
     stream = predict_units(reading, model, units, shape, precision).map(write, num_cpus=runtime.TASK_CPUS)
     rejects, cost = 0, Cost()
-    with runtime.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
+    with spread.errors_of_tasks(), progress.meter("label", sum(unit.rows for unit in units)) as shown:
         for row in stream.iter_rows():
             part, spent = Part.from_dict(json.loads(row["part"])), Cost(**json.loads(row["cost"]))
             if spent.halvings > cost.halvings:

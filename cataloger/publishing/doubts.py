@@ -136,10 +136,12 @@ def _product(label: Mapping[str, Any], words: str | None, picture: bytes | None)
 
 def _given(doubts: Sequence[Doubt], origin: Origin, wanted: Set[str]) -> dict[str, tuple[str, bytes | None]]:
     """What the model was given, by its hash: the beginning of the text, and the picture; as far as they can be had."""
-    sizes = {file.path: file.sizes for file in origin.catalog.files}
+    looked_up = _rows(doubts, origin)
+    paths = {segment.path for part in looked_up for segment in part.segments}
+    sizes = {file.path: file.sizes for file in origin.catalog.files if file.path in paths}
     rows = [
         part
-        for part in _rows(doubts, origin)
+        for part in looked_up
         if all(sizes[segment.path][segment.row_group] <= MAX_ROW_GROUP_BYTES for segment in part.segments)
     ]
     # A column may be named twice, and is read once.

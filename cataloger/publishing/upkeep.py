@@ -1,6 +1,5 @@
 """Looking after an output folder: list its runs, publish another one, remove old ones, verify the published one."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -75,8 +74,7 @@ def publish(config: PublishConfig) -> list[Run]:
 def list_runs(output: Location) -> list[Run]:
     """Every run folder, the newest first, unfinished ones last."""
     current, dead = pointer.look(output).run, pointer.tombstones(output)
-    inside = (info.path[len(output.path) :] for info in output.files())
-    names = {match.group(1) for path in inside if (match := re.match(r"/run=([^/]+)/", path))}
+    names = [name.removeprefix("run=") for name in output.folders() if name.startswith("run=")]
     runs = []
     for name in names:
         if not snapshot.is_complete(output, name) or (name in dead and name != current):

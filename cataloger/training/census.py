@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from cataloger.data import ids
 from cataloger.data.batching import Ragged
 from cataloger.data.seen import KEPT, Keys, Seen
-from cataloger.infra import runtime
+from cataloger.infra import spread
 from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.rows import NOT_UTF8, TAGS_LEFT_OUT
 
@@ -49,7 +49,7 @@ class Census:
 def census(blocks: Sequence[Any]) -> Census:
     """Needs a running Ray."""
     found = Census()
-    for one in runtime.each(blocks, count):
+    for one in spread.each(blocks, count):
         found.add(one)
     return found
 
@@ -77,7 +77,7 @@ def count(table: pa.Table) -> Census:
 def seen_rows(blocks: Sequence[Any], learnt: int) -> Seen:
     """A sample of the rows that are learnt from or measured by, of which there are so many."""
     every = ids.sample_every(learnt, KEPT)
-    found = [np.empty(0, np.uint64), *runtime.each(blocks, functools.partial(_sampled, every=every))]
+    found = [np.empty(0, np.uint64), *spread.each(blocks, functools.partial(_sampled, every=every))]
     return Seen(np.unique(np.concatenate(found)), every)
 
 

@@ -29,7 +29,7 @@ from cataloger.data.text import split_hash, split_keys, split_position, undecoda
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units, read_units
 from cataloger.data.windows import Windows
-from cataloger.infra import runtime
+from cataloger.infra import spread
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.spec import FORMAT, NO_NETWORK
@@ -77,7 +77,7 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
     context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    with ray.data.DataContext.current(context), runtime.errors_of_tasks():
+    with ray.data.DataContext.current(context), spread.errors_of_tasks():
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         blocks = list(joined.to_arrow_refs())

@@ -16,7 +16,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
 from cataloger.data.units import Read, plan_reads, plan_units, read_units
-from cataloger.infra import runtime
+from cataloger.infra import runtime, spread
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.pretrained import base_model_folder
@@ -42,7 +42,7 @@ def used_tokens(
     rows = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     rows.context.enable_progress_bars = False
     found = np.zeros(vocabulary, bool)
-    with runtime.errors_of_tasks():
+    with spread.errors_of_tasks():
         for row in rows.map(count, num_cpus=runtime.TASK_CPUS).iter_rows():
             found |= np.unpackbits(np.frombuffer(row["used"], np.uint8), count=vocabulary).astype(bool)
     return found

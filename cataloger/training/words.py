@@ -23,7 +23,7 @@ from cataloger.data import seen
 from cataloger.data.batching import IntArray, Ragged
 from cataloger.data.ngrams import ngrams
 from cataloger.data.seen import Seen
-from cataloger.infra import runtime
+from cataloger.infra import spread
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.tiers import blank
@@ -73,10 +73,13 @@ class Learnt:
 
 
 def fit(blocks: Sequence[Any], found: Census, spec: Spec, folder: Location, config: TrainConfig) -> FittedWords:
-    """Of the labelled rows in the ingest's tables, and what those come to; lies in `folder` afterwards, and is not fitted twice. Needs a running Ray."""
+    """Of the labelled rows in the ingest's tables, and what those come to; lies in `folder` afterwards, and is not fitted twice.
+
+    Needs a running Ray.
+    """
     shared, started, apart = list(blocks), time.monotonic(), folder / "apart"
     if not (folder / DONE).exists():
-        with runtime.errors_of_tasks():
+        with spread.errors_of_tasks():
             folds, uses, why = _folds(found, len(spec.categories), config)
             share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
             counted = (
@@ -184,7 +187,7 @@ def train_alone(
 ) -> dict[str, float]:
     """Make a bundle of words without a network, beside the fitted model; the metrics of its validation. Needs a running Ray."""
     task = ray.remote(_make_bundle).options(**ANYWHERE)
-    with runtime.errors_of_tasks():
+    with spread.errors_of_tasks():
         metrics: dict[str, float] = ray.get(task.remote(fitted, list(blocks), spec, config, saw))
     return metrics
 

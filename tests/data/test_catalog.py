@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs as pafs
 
-from cataloger.data.catalog import Catalog, CatalogFile, open_catalog
+from cataloger.data.catalog import Catalog, open_catalog
+from cataloger.data.footers import CatalogFile
 from cataloger.data.truth import count_labels
 from cataloger.data.units import Read, plan_reads, plan_units, read_units
 from cataloger.errors import CatalogError

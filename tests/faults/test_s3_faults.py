@@ -79,6 +79,30 @@ def test_every_third_put_refused_or_reset_costs_nothing_but_time(
     assert "must-not-leak" not in done.stdout + done.stderr + json.dumps(manifest)
 
 
+def test_a_folder_is_listed_and_removed_a_thousand_objects_at_a_time(s3: str, through: Callable[[Fault], str]) -> None:
+    folder, one = locate(f"{s3}/many/run=a"), locate(f"{s3}/many/run=b")
+    client = clients.for_writing()
+    client.pipe({f"{folder.path}/part-{number:04d}": b"" for number in range(1_050)})
+    (one / "part-0000").write(b"x")
+    asked: list[tuple[str, bool]] = []
+
+    def count_requests(request: web.Request) -> None:
+        asked.append((request.method, "list-type" in request.query))
+
+    through(count_requests)
+    folder, output = locate(folder.uri), locate(f"{s3}/many")
+    assert len(folder.files()) == 1_050
+    assert asked.count(("GET", True)) == 2
+    asked.clear()
+    assert output.folders() == ["run=a", "run=b"]
+    assert len(asked) == 1, "not one for each thousand of what is in them"
+    asked.clear()
+    folder.delete()
+    assert [method for method, _ in asked].count("POST") == 2
+    assert len(asked) < 10, asked
+    assert output.folders() == ["run=b"]
+
+
 def test_a_server_that_dies_while_completing_a_multipart_upload_leaves_nothing_that_a_reader_sees(
     s3: str, through: Callable[[Fault], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,9 @@ from pathlib import Path
 
 import pytest
 import ray
-import ray.data
 import yaml
 
-from cataloger import errors
-from cataloger.errors import CatalogError, ResourceError
+from cataloger.errors import ResourceError
 from cataloger.infra import runtime
 from cataloger.infra.places import check_shared
 from cataloger.infra.storage import locate
@@ -85,33 +83,6 @@ def test_a_shared_folder_is_the_same_on_every_node(ray_session: None, working_fo
     copies = [runtime.local_copy(shared, name) for _ in range(2)]
     assert copies[0] == copies[1]
     assert (copies[0] / "deep" / "b.bin").read_bytes() == b"\0\1"
-
-
-def test_an_error_of_ours_in_a_task_comes_back_as_itself(ray_session: None) -> None:
-    def fail(row: dict[str, int]) -> dict[str, int]:
-        raise errors.CatalogError("catalog file x: broken; mend it")
-
-    def fail_otherwise(row: dict[str, int]) -> dict[str, int]:
-        raise KeyError("no idea")
-
-    with pytest.raises(CatalogError, match="^catalog file x: broken; mend it$"), runtime.errors_of_tasks():
-        ray.data.range(2).map(fail).materialize()
-    with pytest.raises(ray.exceptions.RayError, match="no idea"), runtime.errors_of_tasks():
-        ray.data.range(2).map(fail_otherwise).materialize()
-
-
-def test_work_is_spread_over_the_cluster_in_order_and_its_errors_come_back_as_themselves(ray_session: None) -> None:
-    here = os.getpid()
-
-    def work(item: int) -> tuple[int, bool]:
-        if item == 90:
-            raise errors.StorageError("part-90: cannot be read; mend it")
-        return item * item, os.getpid() == here
-
-    assert list(runtime.each(range(80), work)) == [(item * item, False) for item in range(80)]
-    assert list(runtime.each([], work)) == []
-    with pytest.raises(errors.StorageError, match="^part-90: cannot be read; mend it$"):
-        list(runtime.each(range(85, 99), work))
 
 
 def test_a_cluster_of_fixed_size_is_asked_for_whole_nodes(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ NOT_DECIDING = {
     "infra.deciding",
     "infra.node_cache",
     "infra.runtime",
+    "infra.spread",
     "infra.storage",
     "infra.stores",
     "labeling.cost",
