@@ -1,4 +1,4 @@
-"""The benchmark that needs a GPU is kept ready: here on the CPU, at tiny size; and the simulation of a cluster adds up."""
+"""The benchmarks that need a GPU or other libraries are kept ready, at tiny size; and the simulation of a cluster adds up."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from conftest import ROOT, free_of_ray
+from conftest import ROOT, free_of_ray, shared_data
 
 
 @pytest.mark.slow
@@ -34,6 +34,39 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_size() -> None:
         results.unlink(missing_ok=True)
     assert rows[0]["catalog"] == "titles"
     assert all(row["forward rows/s"] > 0 and row["whole job, s"] > 0 for row in rows)
+
+
+def peers(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "peers.py"), *options]
+    return subprocess.run(command, env=free_of_ray(), capture_output=True, text=True, timeout=550)
+
+
+def test_peers_that_are_not_installed_are_named_with_the_command_that_installs_them() -> None:
+    done = peers("--peers", "fastText", "scikit-learn", "--libraries", "nowhere")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "nowhere has no fastText: pip install --no-deps --target nowhere --requirement benchmarks/peers.txt"
+    )
+
+
+@pytest.mark.slow
+def test_cataloger_and_peers_of_our_own_environment_are_compared_at_tiny_size() -> None:
+    shared_data("instacart.parquet")
+    results = ROOT / "benchmarks" / "results" / "peers-tiny.json"
+    try:
+        done = peers(
+            *("--learn-from", "600", "--rows", "1000", "--words-rows", "1000"),
+            *("--peers", "scikit-learn", "sentence-transformers"),
+        )
+        assert done.returncode == 0, done.stderr
+        rows = json.loads(results.read_text())["rows"]
+        assert results.with_suffix(".png").exists()
+    finally:
+        results.unlink(missing_ok=True)
+        results.with_suffix(".png").unlink(missing_ok=True)
+    assert [row["way"] for row in rows[4:]] == ["raw forward pass of MiniLM", "scikit-learn", "sentence-transformers"]
+    assert all(row["titles/s"] > 0 for row in rows)
+    assert all(rows[place]["accuracy"] > 0.1 for place in (0, 5))  # the network has learned for one epoch only
 
 
 @pytest.fixture(scope="module")
