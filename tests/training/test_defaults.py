@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from cataloger.config import TrainConfig
 from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY
-from cataloger.training.defaults import MOST_EPOCHS, batch_size_for, epochs_for, settled
+from cataloger.training.defaults import MOST_EPOCHS, batch_size_for, epochs_for, held_out_of, settled
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,11 @@ def test_they_never_rise_or_fall_the_other_way(few: int, many: int) -> None:
     few, many = sorted((few, many))
     assert MOST_EPOCHS >= epochs_for(few) >= epochs_for(many) >= 1
     assert batch_size_for(few) <= batch_size_for(many)
+
+
+@pytest.mark.parametrize(("rows", "share"), [(0, 0.1), (1_000, 0.1), (1_000_000, 0.1), (10_000_000, 0.01)])
+def test_of_a_large_catalog_a_smaller_share_is_held_out(rows: int, share: float) -> None:
+    assert held_out_of(rows) == pytest.approx(share)
 
 
 def test_what_was_asked_for_is_left_alone() -> None:
