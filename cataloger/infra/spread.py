@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import ray
 import ray.data.exceptions
 import ray.exceptions
+import ray.util
 
 from cataloger import errors
 from cataloger.errors import ResourceError
@@ -42,7 +43,9 @@ def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found
 
     Raises the CatalogerError that a task met, and ResourceError where none of them moves.
     """
-    task: Any = ray.remote(num_cpus=TASK_CPUS)(_call)
+    # Also from within a trial of a sweep, whose own placement has no CPU; else where an item lies.
+    anywhere = "SPREAD" if ray.util.get_current_placement_group() else "DEFAULT"
+    task: Any = ray.remote(num_cpus=TASK_CPUS, scheduling_strategy=anywhere)(_call)
     kept, ahead = ray.put(work), deque[Any]()
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     with errors_of_tasks():

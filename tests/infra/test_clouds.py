@@ -216,6 +216,7 @@ def test_a_night(bucket: str, bundle: Path) -> None:
     run("publish", "--prune", "1")
     runs = {info.path.split("/")[2] for info in locate(f"{bucket}/labels").files() if "/run=" in info.path}
     assert len(runs) == 1, "the one that was replaced is gone"
+    assert set(locate(f"{bucket}/labels").folders()) >= runs
 
 
 def upload_catalog(uri: str) -> None:

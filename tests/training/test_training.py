@@ -64,7 +64,7 @@ def finished(
 def test_the_losses_of_a_training_are_what_they_were(finished: tuple[TrainConfig, TrainResult, Path]) -> None:
     """Golden: a change of these is a change of every model that is trained from now on."""
     curve = losses(finished[1].run_id)
-    np.testing.assert_allclose(curve[[0, 10, -1]], [4.71215, 3.83901, 2.99088], rtol=2e-3)
+    np.testing.assert_allclose(curve[[0, 10, -1]], [4.72188, 3.46085, 2.56133], rtol=2e-3)
 
 
 def left_unfinished(folder: Path) -> Path:
