@@ -45,7 +45,7 @@ def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found
     """
     # Also from within a trial of a sweep, whose own placement has no CPU; else where an item lies.
     anywhere = "SPREAD" if ray.util.get_current_placement_group() else "DEFAULT"
-    task: Any = ray.remote(num_cpus=TASK_CPUS, scheduling_strategy=anywhere)(_call)
+    task: Any = ray.remote(_call).options(num_cpus=TASK_CPUS, scheduling_strategy=anywhere)
     kept, ahead = ray.put(work), deque[Any]()
     at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     with errors_of_tasks():
