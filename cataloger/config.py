@@ -91,8 +91,8 @@ class TrainConfig:
     warmup_fraction: float = 0.1
     """Share of training over which the learning rate rises; after that it falls linearly to zero."""
     validation_fraction: float | None = None
-    """Share of distinct texts held out for validation when there is no --eval-catalog, by default a tenth, or about 100,000 rows of a
-    large catalog; words alone learn from them all the same."""
+    """Share of distinct texts held out for validation when there is no --eval-catalog, by default a tenth; of two million rows and
+    more with one category, 100,000 rows or somewhat more; words alone learn from them all the same."""
     test_fraction: float = 0.0
     """Share of distinct texts that training never sees; `evaluate.py --split test` scores just these."""
     test_start: float = 0.0
@@ -105,7 +105,7 @@ class TrainConfig:
     """auto lets words answer alone where validation certifies it; off has words and network answer together about every row."""
     tier_risk: float | None = None
     """Accuracy that tiers may cost at most, against asking words and network about every row, with 95% confidence. By default .002, and
-    hardly more labels may need review than without tiers; a number of your own is all that counts."""
+    nine tenths of the labels that need no review without tiers must need none with them; a number of your own is all that counts."""
     tier_agreement: float | None = None
     """In place of --tier-risk: share of the rows answered by words alone that must have the same category otherwise, with 95%
     confidence."""

@@ -78,7 +78,7 @@ def _asked(config: CompressConfig, catalog: Catalog, source: ModelSource, spec: 
     trained = read_spec(source.folder)
     alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
     told = config.label_column in catalog.schema.names
-    held_out = spec.test_fraction or spec.validation_fraction or HELD_OUT
+    held_out = spec.test_fraction or spec.validation_fraction or HELD_OUT[0]
     kept = {"id": config.id_column, **({WRITTEN: config.label_column} if told else {})}
     found: Predicted | None = None
     if alike and (not spec.group_column or spec.group_column in catalog.schema.names):

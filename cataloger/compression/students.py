@@ -12,7 +12,7 @@ from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.registry import ModelSource
 from cataloger.spec import Spec
-from cataloger.training.defaults import HELD_OUT, batch_size_for, epochs_for
+from cataloger.training.defaults import batch_size_for, epochs_for, held_out_of
 from cataloger.training.lessons import Lessons
 from cataloger.training.plan import Plan, plan
 from cataloger.training.rows import Source
@@ -26,7 +26,7 @@ def student(
     """The training of a student: its first weights and its lessons lie in the storage, by what they are made from. A mean of several
     models is not trained; what goes with its weights is fitted."""
     base = _first_weights(config, sources, storage)
-    held_out = spec.validation_fraction or HELD_OUT
+    held_out = spec.validation_fraction or held_out_of(catalog.rows)
     learnt = round(catalog.rows * (1 - spec.test_fraction) * (1 - held_out))  # with or without a category
     planned = plan(
         TrainConfig(

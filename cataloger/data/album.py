@@ -57,8 +57,11 @@ class Pictured:
 
     @property
     def costs(self) -> IntArray:
-        texts = self.tokens.lengths if self.tokens is not None else np.ones(len(self), np.int64)
-        return np.asarray(texts + TOKENS_PER_PICTURE * (self.index >= 0), np.int64)
+        return self.costs_of(np.arange(len(self)))
+
+    def costs_of(self, rows: IntArray) -> IntArray:
+        texts = self.tokens.costs_of(rows) if self.tokens is not None else np.ones(len(rows), np.int64)
+        return np.asarray(texts + TOKENS_PER_PICTURE * (self.index[rows] >= 0), np.int64)
 
     def batch(self, rows: IntArray) -> Batch:
         """`pixel_values` uint8 [pictures, 3, size, size], `image_index` int64 [rows]: 0 for a row without a picture, n for

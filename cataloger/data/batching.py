@@ -122,6 +122,9 @@ class Tokens(Ragged):
     def costs(self) -> IntArray:
         return self.lengths
 
+    def costs_of(self, rows: IntArray) -> IntArray:
+        return np.asarray(self.offsets[rows + 1] - self.offsets[rows])
+
     def ahead(self, rows: IntArray) -> None:
         """A batch of tokens is made in no time."""
 

@@ -23,6 +23,8 @@ MANY_FILES = 10_000
 FILES_PER_TASK = 1_000
 # Of the driver or of a task, which mostly wait for a store.
 THREADS = 32
+# A store answers some thousands of requests a second, and then refuses.
+MOST_TASKS = 16
 # By which Parquet says which field of an Iceberg table a column is.
 FIELD_ID = b"PARQUET:field_id"
 
@@ -102,7 +104,7 @@ def read_all(items: Iterable[Item], read_one: Callable[[Item], CatalogFile]) -> 
     from cataloger.infra import runtime, spread
 
     with runtime.session():
-        return tuple(itertools.chain.from_iterable(spread.each(blocks, read_block)))
+        return tuple(itertools.chain.from_iterable(spread.each(blocks, read_block, MOST_TASKS)))
 
 
 def _read_block(read_one: Callable[[Item], CatalogFile], items: Sequence[Item]) -> tuple[CatalogFile, ...]:

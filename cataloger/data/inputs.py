@@ -23,6 +23,9 @@ class Encoded(Protocol):
     def costs(self) -> IntArray:
         """[N] what a row costs in a batch, in tokens: those of a batch cost as many as its dearest row times their number."""
 
+    def costs_of(self, rows: IntArray) -> IntArray:
+        """Those of some rows, without a look at all others."""
+
     def batch(self, rows: IntArray) -> Batch:
         """The network's arguments by name."""
 

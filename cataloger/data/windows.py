@@ -65,14 +65,22 @@ class Windows:
     @property
     def counts(self) -> IntArray:
         """[N] windows of each text."""
-        beyond = np.maximum(self.tokens.lengths - self.frame.content, 0)
-        counts: IntArray = 1 + -(-beyond // self.frame.stride)
-        return counts
+        return self._counts(self.tokens.lengths)
 
     @property
     def costs(self) -> IntArray:
-        longest = np.minimum(self.tokens.lengths, self.frame.content) + self.frame.size - self.frame.content
-        costs: IntArray = self.counts * longest
+        return self._costs(self.tokens.lengths)
+
+    def costs_of(self, rows: IntArray) -> IntArray:
+        return self._costs(self.tokens.costs_of(rows))
+
+    def _counts(self, lengths: IntArray) -> IntArray:
+        counts: IntArray = 1 + -(-np.maximum(lengths - self.frame.content, 0) // self.frame.stride)
+        return counts
+
+    def _costs(self, lengths: IntArray) -> IntArray:
+        longest = np.minimum(lengths, self.frame.content) + self.frame.size - self.frame.content
+        costs: IntArray = self._counts(lengths) * longest
         return costs
 
     def ahead(self, rows: IntArray) -> None:

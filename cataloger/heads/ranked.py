@@ -86,6 +86,10 @@ class WithRanked:
         costs: IntArray = self.encoded.costs
         return costs
 
+    def costs_of(self, rows: IntArray) -> IntArray:
+        costs: IntArray = self.encoded.costs_of(rows)
+        return costs
+
     @property
     def status(self) -> pa.Array:
         """What became of each row's picture, where the network sees."""

@@ -45,6 +45,7 @@ def once_per_node(kind: str, key: str, make: Callable[[Path], None], kept_second
                 try:
                     make(aside)
                     aside.rename(folder)
+                    os.utime(folder)  # it is as old as its first file, which may have been long ago
                 except OSError as error:
                     raise StorageError(
                         f"{parent}: cannot be filled: {explain(error)}; or set {SETTING} to another folder on this node"

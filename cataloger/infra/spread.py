@@ -38,8 +38,8 @@ def errors_of_tasks() -> Iterator[None]:
         raise getattr(errors, name)(sentence) from None
 
 
-def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found]:
-    """What `work` makes of each item, in their order, on the nodes of the cluster; few more are held than it has CPUs.
+def each(items: Iterable[Item], work: Callable[[Item], Found], most: int | None = None) -> Iterator[Found]:
+    """What `work` makes of each item, in their order, on the nodes of the cluster; few more are held than it has CPUs, or `most`.
 
     Raises the CatalogerError that a task met, and ResourceError where none of them moves.
     """
@@ -47,7 +47,8 @@ def each(items: Iterable[Item], work: Callable[[Item], Found]) -> Iterator[Found
     anywhere = "SPREAD" if ray.util.get_current_placement_group() else "DEFAULT"
     task: Any = ray.remote(_call).options(num_cpus=TASK_CPUS, scheduling_strategy=anywhere)
     kept, ahead = ray.put(work), deque[Any]()
-    at_once = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    at_once = min(2 * cores, most or 2 * cores)
     with errors_of_tasks():
         for item in items:
             if len(ahead) == at_once:

@@ -64,7 +64,7 @@ class Location:
         return sorted((info for info in self._listed(recursive) if info.is_file), key=lambda info: str(info.path))
 
     def folders(self) -> list[str]:
-        """The names of the folders in this one, sorted, without a look at what is in them. Raises StorageError."""
+        """The names of the folders in this one, sorted; but for Google's, without a look at what is in them. Raises StorageError."""
         if self.filesystem.type_name == "gcs":
             # Of Google's, pyarrow tells only those that somebody has made an object for.
             inside = (info.path[len(self.path) :].lstrip("/") for info in self.files())

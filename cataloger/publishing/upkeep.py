@@ -12,7 +12,7 @@ from cataloger.config import PublishConfig, VerifyConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.units import plan_reads, plan_units, read_units
-from cataloger.errors import CatalogError, ConfigError, PublishError, StorageError
+from cataloger.errors import CatalogError, ConfigError, PublishError, ResourceError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
 from cataloger.publishing import decided, delivery, pointer, sketches, snapshot
 from cataloger.publishing.parts import REJECTS, part_name, read_file
@@ -150,7 +150,8 @@ def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], b
     settings = manifest["config"]
     try:
         catalog = open_catalog(manifest["catalog"], settings["id_column"], ())
-    except (CatalogError, StorageError, ConfigError):  # the last where the package of a table is not installed
+    # No package for a table, or no Ray to read the footers of many files.
+    except (CatalogError, StorageError, ConfigError, ResourceError):
         return [], False
     if catalog.fingerprint != manifest["catalog_fingerprint"]:
         return [], False

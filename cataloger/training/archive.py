@@ -4,6 +4,7 @@ However many rows there are and however long their texts, a worker holds none of
 which gives them up where memory is short, and reads them again.
 """
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,9 +43,10 @@ def stored(
     The lists of uses that are `together` lie end to end in one array, so that they can be joined without a copy.
     Raises StorageError where the disk has no room for them.
     """
-    names = "-".join([*lists, *numbers])  # those of two attempts may differ
+    # The columns of two attempts may differ.
+    named = hashlib.sha256(repr((tuple(lists), tuple(numbers))).encode()).hexdigest()[:8]
     folder = once_per_node(
-        "rows", f"{key}-{names}", lambda aside: _write(blocks, lists, numbers, together, aside), KEPT_SECONDS
+        "rows", f"{key}-{named}", lambda aside: _write(blocks, lists, numbers, together, aside), KEPT_SECONDS
     )
 
     def mapped(file: str, kind: Any) -> npt.NDArray[Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -82,7 +81,8 @@ def seen_rows(blocks: Sequence[Any], learnt: int) -> Seen:
 
 
 def _sampled(table: pa.Table, every: int) -> Keys:
-    rows: npt.NDArray[np.bool_] = np.isin(table.column("use").to_numpy(), LEARNT)
-    keys: Keys = table.column("key").to_numpy()[rows]
-    kept: Keys = keys[keys % np.uint64(every) == 0]
+    learnt = pa.array(np.isin(table.column("use").to_numpy(), LEARNT))
+    # Others may have no key: where one is null, pyarrow makes floating-point numbers of all.
+    keys: Keys = table.column("key").filter(learnt).to_numpy()
+    kept: Keys = np.unique(keys[keys % np.uint64(every) == 0])
     return kept

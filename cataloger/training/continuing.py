@@ -28,6 +28,8 @@ class Begun:
     name: str
     """NAME/VERSION, or where it lies."""
     categories: frozenset[str]
+    held_out: float | None
+    """The share of its catalog that was held out for validation; None where it had another catalog for that, or is not known."""
 
     def knows(self, categories: Sequence[str]) -> bool:
         """Whether it has learnt most of these: a model of another catalog has not."""
@@ -67,7 +69,7 @@ def continued(config: TrainConfig) -> tuple[TrainConfig, Begun]:
             write_student(source.folder, aside / "base", None)
             place.write_folder(aside / "base", last="config.json")
     log.info("going on from %s, which knows %s categories", config.base_model, f"{len(spec.categories):,}")
-    begun = Begun(source.version or source.uri, frozenset(spec.categories))
+    begun = Begun(source.version or source.uri, frozenset(spec.categories), spec.validation_fraction or None)
     return replace(config, base_model=place.path if place.is_local else place.uri), begun
 
 

@@ -15,8 +15,9 @@ ROWS_PER_BATCH_ROW, LEAST_BATCH, MOST_BATCH = 300, 32, 256
 # What mwpd2020's validation rows had preferred; instacart's had preferred twice as much. Smaller ones were not compared.
 ADVERSARIAL = 1.0
 LEVEL_WEIGHT = 0.5
-# The share of the rows that tells how well a model does, and how many tell it well enough: each epoch asks about all of them.
-HELD_OUT, MOST_HELD_OUT = 0.1, 100_000
+# The share of the rows that tells how well a model does, and how many tell it well enough: each epoch asks about all of them. In steps, so
+# that catalogs of about the same size have the same.
+HELD_OUT, ENOUGH_HELD_OUT = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001), 100_000
 
 
 def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) -> tuple[TrainConfig, str]:
@@ -36,8 +37,8 @@ def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) 
 
 
 def held_out_of(rows: int) -> float:
-    """The share of so many labelled rows that is held out for validation."""
-    return min(HELD_OUT, MOST_HELD_OUT / max(1, rows))
+    """The share of so many labelled rows that is held out for validation: a tenth, or the smallest that is enough."""
+    return min((share for share in HELD_OUT if share * rows >= ENOUGH_HELD_OUT), default=HELD_OUT[0])
 
 
 def epochs_for(rows: int) -> int:

@@ -61,9 +61,13 @@ class Gallery:
 
 
 @lru_cache(maxsize=4)
-def _contents(file: Path) -> pa.ChunkedArray:
+def _opened(file: Path) -> pa.Table:
     """Mapped once: what is mapped stays, even if somebody removes the file."""
-    return pa.ipc.open_file(pa.memory_map(str(file))).read_all().column("bytes")
+    return pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+
+
+def _contents(file: Path) -> pa.ChunkedArray:
+    return _opened(file).column("bytes")
 
 
 def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
@@ -76,8 +80,7 @@ def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
 def load_pictured(blocks: Sequence[Any], key: str, table: pa.Table, given: PictureInput) -> Pictured:
     """The rows of the ingest's tables, which `table` has without their pictures; `key` is that of the training."""
     folder = once_per_node("pictures", key, lambda aside: _write(blocks, aside / FILE), KEPT_SECONDS)
-    _contents(folder / FILE)
-    versions = pa.ipc.open_file(pa.memory_map(str(folder / FILE))).read_all().column("picture").combine_chunks()
+    versions = _opened(folder / FILE).column("picture").combine_chunks()
     found = pa.compute.index_in(table.column("picture").combine_chunks(), versions)
     index = pa.compute.fill_null(found, -1).to_numpy().astype(np.int64)
     tokens = given.words.from_arrow(table) if given.words else None

@@ -82,7 +82,7 @@ class Batches:
         """(row numbers, their tokens) of each batch, from this one on."""
         for pool in range(first // POOL, -(-len(self) // POOL)):
             rows = self.drawn[pool * POOL * self.size : (pool + 1) * POOL * self.size]
-            costs = self.encoded.take(rows).costs
+            costs = self.encoded.costs_of(rows)
             places = np.split(np.argsort(costs, kind="stable"), np.arange(self.size, len(rows), self.size))
             shuffled = np.random.default_rng([self.seed, pool]).permutation(len(places))
             for number in shuffled[max(0, first - pool * POOL) :]:

@@ -16,13 +16,13 @@ from cataloger.infra import places
 from cataloger.infra.storage import Location, check_conditional, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
 from cataloger.model.sight import sight_of
-from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, TAGS, Answer, Picture, Spec, Words
+from cataloger.spec import MANY_CATEGORIES, MOST_TOKENS, NO_NETWORK, ONE_CATEGORY, TAGS, Answer, Picture, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
-from cataloger.training.continuing import check_keeping, continued, is_trained
+from cataloger.training.continuing import Begun, check_keeping, continued, is_trained
 from cataloger.training.corrections import read_corrections
-from cataloger.training.defaults import held_out_of, settled
+from cataloger.training.defaults import HELD_OUT, held_out_of, settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import Source, wants_unlabelled
 
@@ -75,7 +75,7 @@ def plan(config: TrainConfig) -> Plan:
     check_columns(config.label_column)
     learnt, sources = _open(config, picture)
     if config.validation_fraction is None:
-        config = replace(config, validation_fraction=held_out_of(learnt[0].rows))
+        config = replace(config, validation_fraction=_held_out(config, learnt, begun))
     held_out = 0.0 if config.eval_catalog else config.validation_fraction or 0.0
     heads = [one.head for one in learnt]
     if MANY_CATEGORIES in heads:
@@ -223,6 +223,14 @@ def _check_several(config: TrainConfig, answers: int) -> None:
         raise ConfigError(
             f"--long-tail {config.long_tail}: is for models of one answer; with several use off or another loss"
         )
+
+
+def _held_out(config: TrainConfig, learnt: Sequence[Learnt], begun: Begun | None) -> float:
+    """The share that is held out where nobody says how much. Of groups, which may be few, and of several answers or lists of them, of which
+    it is not known how many rows have one, a tenth; where a trained model is gone on with, none that it has learnt from."""
+    few = config.group_column or len(learnt) > 1 or learnt[0].head != ONE_CATEGORY
+    share = HELD_OUT[0] if few else held_out_of(learnt[0].rows)
+    return min(share, begun.held_out or share) if begun else share
 
 
 def _further(one: Learnt, first: Learnt, config: TrainConfig) -> Answer:

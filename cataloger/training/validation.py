@@ -13,7 +13,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Together, most_rows, pack
 from cataloger.data.inputs import Encoded
 from cataloger.heads.base import Arrays, head_of, joined, joining, several_of
-from cataloger.spec import ONE_CATEGORY, Spec
+from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.certificate import RISK, Certificate, certify, no_tiers
 from cataloger.training.checkpoint import ALL_ANSWERS
@@ -159,21 +159,27 @@ class Validation:
         they answer so many that what is trusted stays."""
         metrics, spec = without
         assert spec.words
-        trusted = metrics["val_coverage"]
         told = self.config.tier_risk is not None or self.config.tier_agreement is not None
-        least = 0.0 if told else LEAST_TRUST_KEPT * trusted
-        for certificate in certified:
-            words = replace(spec.words, agreement=certificate.agreement, certificate=certificate.said)
-            if certificate.threshold is None:
-                return metrics, replace(spec, words=words)
-            words = replace(words, alone_from=certificate.threshold, thresholds=spec.thresholds)
-            found, tiered = self._tiers(heard, fit, logits, replace(self.spec, words=words), device)
-            if found["val_coverage"] >= least:
-                more = {"val_alone_fraction": certificate.share, "val_coverage_without_tiers": trusted}
-                return metrics | found | more, tiered
+        found = [
+            replace(
+                spec.words,
+                alone_from=one.threshold,
+                agreement=one.agreement,
+                certificate=one.said,
+                thresholds=spec.thresholds,
+            )
+            for one in (certified[:1] if told else certified)
+        ]
+        if found[0].alone_from is None:
+            return metrics, replace(spec, words=replace(found[0], thresholds=()))
+        trusted = metrics["val_coverage"]
+        for one, (own, tiered) in zip(certified, self._tiers(heard, fit, logits, found, device), strict=False):
+            if told or own["val_coverage"] >= LEAST_TRUST_KEPT * trusted:
+                more = {"val_alone_fraction": one.share, "val_coverage_without_tiers": trusted}
+                return metrics | own | more, tiered
         why = (
             f"words are sometimes sure and wrong, and of the labels that need no review now, {trusted:.0%} of all, fewer than "
-            f"{LEAST_TRUST_KEPT:.0%} would need none; --tier-risk {RISK} lets tiers go by accuracy alone"
+            f"{LEAST_TRUST_KEPT:.0%} would need none"
         )
         return metrics, replace(spec, words=replace(spec.words, certificate=no_tiers(why).said))
 
@@ -186,26 +192,36 @@ class Validation:
         return confidence
 
     def _tiers(
-        self, heard: Heard, fit: Fit, logits: Callable[[], Logits], spec: Spec, device: torch.device
-    ) -> tuple[dict[str, float], Spec]:
-        """The rows as tiers answer them. Those that words leave have a temperature of their own: both are too sure of them."""
-        assert spec.words
-        words, alone = spec.words, self._confidence(heard) >= np.float32(spec.words.alone_from)
+        self, heard: Heard, fit: Fit, logits: Callable[[], Logits], ways: Sequence[Words], device: torch.device
+    ) -> list[tuple[dict[str, float], Spec]]:
+        """The rows as tiers answer them, in each of some ways that differ in how many rows words answer alone.
+
+        Those that words leave have a temperature of their own: both are too sure of them.
+        """
+        confidence = self._confidence(heard)
 
         def joined_logits(batch: IntArray, found: torch.Tensor) -> torch.Tensor:
-            return joining(fit.head).with_words(found, heard.ranked.take(batch), words)
+            return joining(fit.head).with_words(found, heard.ranked.take(batch), ways[0])
 
-        head = head_of(replace(spec, temperature=fit.temperature(joined_logits, ~alone)), device)
-        mixed = []
+        alone = [confidence >= np.float32(words.alone_from or 0) for words in ways]
+        heads = [
+            head_of(replace(self.spec, words=words, temperature=fit.temperature(joined_logits, ~sure)), device)
+            for words, sure in zip(ways, alone, strict=True)
+        ]
+        mixed: list[list[Arrays]] = [[] for _ in ways]
         for batch, found in logits():
-            by_both = head.judge(joined_logits(batch, found), self.rows.sets.take(batch))
-            by_words, here = {name: heard.judged[name][batch] for name in by_both}, alone[batch]
-            both = {
-                name: np.where(here if array.ndim == 1 else here[:, None], by_words[name], array)
-                for name, array in by_both.items()
-            }
-            mixed.append(both | {"distinct": heard.distinct[batch]})
-        return head.fit(self._gather(mixed), self.config.target_precision)
+            together, sets = joined_logits(batch, found), self.rows.sets.take(batch)
+            for head, sure, own in zip(heads, alone, mixed, strict=True):
+                by_both = head.judge(together, sets)
+                by_words, here = {name: heard.judged[name][batch] for name in by_both}, sure[batch]
+                both = {
+                    name: np.where(here if array.ndim == 1 else here[:, None], by_words[name], array)
+                    for name, array in by_both.items()
+                }
+                own.append(both | {"distinct": heard.distinct[batch]})
+        return [
+            head.fit(self._gather(own), self.config.target_precision) for head, own in zip(heads, mixed, strict=True)
+        ]
 
     def _gather(self, mine: list[Arrays]) -> Arrays:
         """Of all ranks; a rank may have no batch."""

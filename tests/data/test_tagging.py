@@ -117,6 +117,7 @@ def test_every_word_has_a_window_that_has_text_around_it(reader: TagInput, lengt
     frame, tokens = encoded.frame, encoded.tokens
     assert ids.shape[0] == encoded.counts.sum()
     assert (encoded.costs >= encoded.counts).all()
+    assert np.array_equal(encoded.costs_of(np.arange(len(encoded))[::-1]), encoded.costs[::-1])
     for row, own in enumerate([1, 0]):
         first = encoded.words.flat[encoded.words.offsets[own] : encoded.words.offsets[own + 1]]
         for number, token in enumerate(first):

@@ -70,6 +70,7 @@ def test_rows_for_a_network_take_what_words_know_along(working_folder: Path, row
     both = WithRanked.from_arrow(WithRanked(tokens, ranked).to_arrow(), given)
     assert len(both) == rows
     assert both.costs.tolist() == [2] * rows
+    assert both.costs_of(np.arange(rows)[:1]).tolist() == [2] * min(rows, 1)
     assert_same(both.ranked, ranked)
     order = np.arange(rows)[::-1]
     for name, values in both.batch(order).items():

@@ -43,6 +43,7 @@ def test_pictures_lie_compressed_on_the_disk_each_once(rows: Pictured) -> None:
     assert (batch["pixel_values"][1] == decode(noise(2), WINDOW)).all()
     assert batch["input_ids"].shape[0] == 4
     assert rows.costs.tolist() == (rows.tokens.lengths + 256 * (rows.index >= 0)).tolist()  # type: ignore[union-attr]
+    assert rows.costs_of(np.array([5, 0, 2])).tolist() == rows.costs[[5, 0, 2]].tolist()
 
 
 def looks(rows: Pictured, chosen: np.ndarray) -> dict[int, bytes]:

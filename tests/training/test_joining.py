@@ -123,7 +123,6 @@ def test_words_that_are_wrong_where_they_are_sure_answer_nothing_alone(monkeypat
     assert spec.words.certificate.startswith(
         "no tiers: words are sometimes sure and wrong, and of the labels that need no review now, 100% of all, fewer than 90% would"
     )
-    assert "--tier-risk 0.3 lets" in spec.words.certificate
 
 
 def test_thresholds_with_tiers_and_without_them_are_two_things() -> None:
