@@ -93,5 +93,6 @@ def keys(hashes: pa.Array) -> npt.NDArray[np.uint64]:
 def keys_of(blocks: Sequence[Any], use: int) -> npt.NDArray[np.uint64]:
     """Those of the ingest's rows of one use, in their order."""
     tables = [ray.get(block) for block in blocks]
-    found = [table.column(HASH).to_numpy()[table.column("use").to_numpy() == use] for table in tables]
+    # Rows that are left out have none, and pyarrow would make floating-point numbers of all.
+    found = [table.column(HASH).filter(pa.array(table.column("use").to_numpy() == use)).to_numpy() for table in tables]
     return np.concatenate([np.empty(0, np.uint64), *found])

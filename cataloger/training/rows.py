@@ -95,8 +95,10 @@ def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequen
     judged = [np.empty(0, np.uint64)]
     for block in blocks:
         table = ray.get(block)
-        judged.append(table.column("key").to_numpy()[table.column("use").to_numpy() == VALIDATION])
-    return encoded.filter(pa.array(~np.isin(encoded.column("key").to_numpy(), np.concatenate(judged))))
+        of_validation = pa.array(table.column("use").to_numpy() == VALIDATION)
+        judged.append(table.column("key").filter(of_validation).to_numpy())  # others may have none
+    keys = encoded.column("key").fill_null(0).to_numpy()  # of rows that are left out
+    return encoded.filter(pa.array(~np.isin(keys, np.concatenate(judged))))
 
 
 def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:

@@ -2,6 +2,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pytest
+import ray
 import torch
 from torch.nn import functional as F
 
@@ -9,7 +11,8 @@ from cataloger.data.text import hash_texts
 from cataloger.infra.storage import locate
 from cataloger.spec import MANY_CATEGORIES, Spec
 from cataloger.training.distilling import TEMPERATURE, softened
-from cataloger.training.lessons import Lessons, keys
+from cataloger.training.examples import TRAINING, UNLABELLED
+from cataloger.training.lessons import HASH, Lessons, keys, keys_of
 
 
 def lessons(rows: dict[int, list[tuple[int, float]]]) -> Lessons:
@@ -56,6 +59,15 @@ def test_keys_are_those_of_the_published_hashes() -> None:
     assert found[0] == found[3] != found[2]
     assert found[1] == 0
     assert found[0] == np.frombuffer(bytes.fromhex(hashes[0].as_py()), "<u8")[0]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rows_that_are_left_out_have_no_key_and_the_others_keep_theirs() -> None:
+    own = [(1 << 63) + 1, (1 << 63) + 2, (1 << 63) + 3]  # too large for floating-point numbers
+    uses = np.array([TRAINING, UNLABELLED, TRAINING, -1], np.int8)
+    block = ray.put(pa.table({HASH: pa.array([*own, None], pa.uint64()), "use": uses}))
+    assert keys_of([block, block], TRAINING).tolist() == [own[0], own[2]] * 2
+    assert keys_of([block], UNLABELLED).tolist() == [own[1]]
 
 
 def test_a_student_that_says_what_its_teacher_says_learns_nothing() -> None:
