@@ -65,7 +65,8 @@ def test_cataloger_and_peers_of_our_own_environment_are_compared_at_tiny_size() 
         results.unlink(missing_ok=True)
         results.with_suffix(".png").unlink(missing_ok=True)
     assert [row["way"] for row in rows[4:]] == ["raw forward pass of MiniLM", "scikit-learn", "sentence-transformers"]
-    assert all(row["titles/s"] > 0 for row in rows)
+    # Of so few rows the difference of two jobs is noise, which may be below zero; the others are timed by themselves.
+    assert all(row["titles/s"] > 0 for row in rows[4:])
     assert all(rows[place]["accuracy"] > 0.1 for place in (0, 5))  # the network has learned for one epoch only
 
 
