@@ -18,7 +18,7 @@ from cataloger.model.tiers import blank
 from cataloger.model.words import WordModel
 from cataloger.spec import ONE_CATEGORY, Spec, Words
 from cataloger.taxonomy import Taxonomy
-from cataloger.training.texts import Texts, characters
+from cataloger.training.texts import Texts, rows_of
 
 # Two numbers are fitted on as many rows as have so many scores.
 SCORES_KEPT = 1 << 22
@@ -110,7 +110,7 @@ class FittedWords:
 
     def _judged(self, blocks: Sequence[Any], most: int) -> Texts:
         """About so many of the rows that are judged, evenly spread, at most; fold by fold."""
-        rows, _ = characters(blocks, self.uses)
+        rows = rows_of(blocks, self.uses)
         texts = Texts.of(blocks, self.uses, min(1.0, most / max(1, rows)))
         return texts.take(np.argsort(texts.fold(self.folds), kind="stable")) if self.folds else texts
 

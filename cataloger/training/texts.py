@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
 from cataloger.data.batching import IntArray, Ragged
@@ -67,12 +66,6 @@ class Texts:
         return (self.keys // np.uint64(2) % np.uint64(folds)).astype(np.int64)
 
 
-def characters(blocks: Sequence[Any], uses: Sequence[int]) -> tuple[int, int]:
-    """(rows, characters) of the ingest's tables that have one of these uses."""
-    rows = total = 0
-    for block in blocks:
-        table = ray.get(block)
-        wanted = pa.array(np.isin(table.column("use").to_numpy(), uses))
-        texts = table.column("text").filter(wanted)
-        rows, total = rows + len(texts), total + (pc.sum(pc.utf8_length(texts)).as_py() or 0)
-    return rows, total
+def rows_of(blocks: Sequence[Any], uses: Sequence[int]) -> int:
+    """How many rows of the ingest's tables have one of these uses."""
+    return sum(int(np.isin(ray.get(block).column("use").to_numpy(), uses).sum()) for block in blocks)
