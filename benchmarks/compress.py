@@ -23,7 +23,7 @@ from cataloger.model.registry import fetch_model
 from cataloger.model.tiers import Tiers
 from cataloger.spec import FORMAT
 from quality import REAL, SETTINGS, file_of, learn, training
-from tiers import altered
+from tiers import RISK, altered
 from yardsticks import forward_rate, report, steady_state, tokens_of, workroom
 
 TEACHER, CUT, EIGHT, STUDENT, ALL = "6 layers", "vocabulary cut", "int8", "{} layers", "{} layers, vocabulary cut, int8"
@@ -64,7 +64,7 @@ def measure(name: str, config: Config, room: Path) -> list[dict[str, object]]:
     teacher = (
         Path(config.teacher)
         if config.teacher
-        else learn(name, config.seed, room, epochs=config.epochs, adversarial=0.0)
+        else learn(name, config.seed, room, epochs=config.epochs, adversarial=0.0, tier_risk=RISK.get(name))
     )
     models = {TEACHER: teacher}
     catalog = training(name, config.seed, room).catalog
@@ -89,7 +89,7 @@ def measure(name: str, config: Config, room: Path) -> list[dict[str, object]]:
 
     found = {CUT: made(teacher, prune_vocabulary=True), EIGHT: made(teacher, precision="int8")}
     for layers in config.layers:
-        student = made(teacher, layers=layers, epochs=config.epochs)
+        student = made(teacher, layers=layers, epochs=config.epochs, tier_risk=RISK.get(name))
         assert student
         found[STUDENT.format(layers)] = student
         found[ALL.format(layers)] = made(student, prune_vocabulary=True, precision="int8")

@@ -20,6 +20,7 @@ import torch
 import tyro
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from cataloger.bundle import read_spec
 from cataloger.infra import runtime
 from yardsticks import (
     MAX_TOKENS,
@@ -108,26 +109,31 @@ def rate_of(texts: list[str], answer: Callable[[list[str]], object]) -> float:
     return len(texts) / seconds(lambda: answer(texts))
 
 
-def plain_loop(bundle: Path, texts: list[str], dtype: torch.dtype) -> float:
+def plain_loop(bundle: Path, texts: list[str], dtype: torch.dtype, size: int = 32, device: str = "cpu") -> float:
     """A fixed number of rows per batch: with sorted texts, what NeMo Curator's classifiers do."""
     tokenizer = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True)
-    model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True, dtype=dtype).eval()
+    model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True, dtype=dtype)
+    model, limit = model.to(device).eval(), read_spec(bundle).max_tokens
 
-    def answer(texts: list[str]) -> None:
+    def answer(texts: list[str]) -> torch.Tensor:
+        found = []
         with torch.inference_mode():
-            for start in range(0, len(texts), 32):
-                batch = tokenizer(
-                    texts[start : start + 32], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            for start in range(0, len(texts), size):
+                some = texts[start : start + size]
+                batch = tokenizer(some, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
+                found.append(
+                    model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(1)
                 )
-                model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.argmax(1)
+        return torch.cat(found).cpu()  # a GPU is waited for once
 
     return rate_of(texts, answer)
 
 
-def piped(bundle: Path, texts: list[str], dtype: torch.dtype, batch_size: int | None) -> float:
-    classify = pipeline("text-classification", str(bundle), trust_remote_code=True, dtype=dtype)
+def piped(bundle: Path, texts: list[str], dtype: torch.dtype, batch_size: int | None, device: str = "cpu") -> float:
+    classify = pipeline("text-classification", str(bundle), trust_remote_code=True, dtype=dtype, device=device)
     more = {"batch_size": batch_size} if batch_size else {}
-    return rate_of(texts, lambda texts: classify(texts, truncation=True, **more))
+    cut = {"truncation": True, "max_length": read_spec(bundle).max_tokens}
+    return rate_of(texts, lambda texts: classify(texts, **cut, **more))
 
 
 class Recipe:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sentence_transformers import SentenceTransformer
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
@@ -127,6 +126,9 @@ def by_model2vec(texts: np.ndarray, labels: np.ndarray) -> Way:
 def by_sentence_transformers(texts: np.ndarray, labels: np.ndarray, some: list[str]) -> Way:
     """A linear head on MiniLM's vectors, by torch: optimum-intel and optimum-onnx, which its OpenVINO and ONNX need, ask for an older
     transformers and cannot be imported beside ours."""
+    # Imported here: gpu.py has no use for it.
+    from sentence_transformers import SentenceTransformer
+
     started = time.perf_counter()
     encoders: dict[str, Answer] = {}
     for dtype, size in itertools.product((torch.float32, torch.bfloat16), (32, 128)):
@@ -140,7 +142,7 @@ def by_sentence_transformers(texts: np.ndarray, labels: np.ndarray, some: list[s
     return Way(lambda texts: head(encode(list(texts))), f"{name}; {how}", took)
 
 
-def by_infinity(bundle: Path, some: list[str]) -> Way:
+def by_infinity(bundle: Path, some: list[str], device: str = "cpu", sizes: Sequence[int] = (32, 128)) -> Way:
     """cataloger's own network, in its engine, without the way over HTTP. It asks for numpy 1 and sentence-transformers 3, and runs on ours."""
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
@@ -152,7 +154,7 @@ def by_infinity(bundle: Path, some: list[str]) -> Way:
             EngineArgs(
                 model_name_or_path=str(bundle),
                 engine="torch",
-                device="cpu",
+                device=device,
                 dtype=dtype,
                 batch_size=size,
                 bettertransformer=False,
@@ -171,7 +173,7 @@ def by_infinity(bundle: Path, some: list[str]) -> Way:
 
         return answer, engine
 
-    options = {f"{dtype}, batches of {size}": (dtype, size) for dtype in ("float32", "bfloat16") for size in (32, 128)}
+    options = {f"{dtype}, batches of {size}": (dtype, size) for dtype in ("float32", "bfloat16") for size in sizes}
     rates = {}
     for name, option in options.items():
         answer, engine = engine_with(*option)

@@ -24,15 +24,21 @@ def test_the_gpu_benchmark_runs_on_a_cpu_at_tiny_size() -> None:
         "tiny",
         "--rows",
         "1000",
+        "--peer-rows",
+        "200",
     ]
     results = ROOT / "benchmarks" / "results" / "gpu-tiny.json"
+    others = results.with_name("gpu-tiny-peers.json")
     done = subprocess.run(command, env=free_of_ray(), capture_output=True, text=True, timeout=400, cwd=os.getcwd())
     assert done.returncode == 0, done.stderr
     try:
-        rows = json.loads(results.read_text())["rows"]
+        rows, peers = (json.loads(file.read_text())["rows"] for file in (results, others))
     finally:
         results.unlink(missing_ok=True)
+        others.unlink(missing_ok=True)
     assert rows[0]["catalog"] == "titles"
+    assert {row["way"].split(",")[0] for row in peers} >= {"sorted", "transformers.pipeline"}
+    assert all(row["rows/s"] > 0 for row in peers)
     assert all(row["forward rows/s"] > 0 and row["whole job, s"] > 0 for row in rows)
 
 
@@ -82,7 +88,8 @@ def fleet() -> Any:
 
 
 def test_a_simulated_night_takes_what_its_parts_add_up_to(fleet: Any) -> None:
-    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-6, 5e-6, compare=1e-6, driver=0.01, waiting=0.0, start=20.0)
+    more = {"compare": 1e-6, "driver": 0.01, "waiting": 0.0, "start": 15.0, "begin_to_compare": 5.0}
+    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-6, 5e-6, **more)
     one = fleet.Node("one core", 1, 0, 3.6, 1e12)
     rows = 100 * fleet.ROWS_PER_UNIT
     first = fleet.simulate(fleet.Night(rows), one, 1, work)
@@ -97,7 +104,8 @@ def test_a_simulated_night_takes_what_its_parts_add_up_to(fleet: Any) -> None:
 
 
 def test_more_machines_take_less_time_and_lost_ones_lose_no_unit(fleet: Any) -> None:
-    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-5, 5e-6, compare=1e-6, driver=0.01, waiting=0.0, start=20.0)
+    more = {"compare": 1e-6, "driver": 0.01, "waiting": 0.0, "start": 15.0, "begin_to_compare": 5.0}
+    work = fleet.Work(1e-6, 2e-6, 3e-6, 4e-5, 5e-6, **more)
     node = fleet.Node("spot", 4, 0, 1.0, 1e9, starts_in=60.0)
     night = fleet.Night(1e8)
     few, many = (fleet.simulate(night, node, nodes, work).seconds for nodes in (2, 8))

@@ -16,10 +16,11 @@ from cataloger.config import ExtendConfig
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog, grouped, open_catalog
 from cataloger.data.inputs import Input, input_of
+from cataloger.data.reading import read_units
 from cataloger.data.seen import Seen
 from cataloger.data.text import split_position
 from cataloger.data.truth import count_labels, normalise_labels
-from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import ConfigError, TrainingError
 from cataloger.infra import tracking
 from cataloger.infra.node_cache import working_folder

@@ -40,8 +40,10 @@ def check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) ->
         if any(one.picture or not one.network for one in specs):
             raise ConfigError(f"{what}: is for networks that read texts alone; leave it out")
         _check_alike(sources, specs, config)
-    elif config.epochs is not None:
-        raise ConfigError("--epochs: nothing is trained; add --layers, or leave it out")
+    else:
+        for name in ("epochs", "tier_risk"):
+            if getattr(config, name) is not None:
+                raise ConfigError(f"--{name.replace('_', '-')}: nothing is trained; add --layers, or leave it out")
     if config.prune_vocabulary and not spec.text_columns:
         raise ConfigError("--prune-vocabulary: the model reads no text; leave it out")
     if config.prune_vocabulary:

@@ -46,6 +46,7 @@ def student(
             validation_fraction=held_out,
             target_precision=config.target_precision,
             tiers=config.tiers,
+            tier_risk=config.tier_risk,
             num_workers=config.num_workers,
             use_gpu=config.use_gpu,
             seed=config.seed,

@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input, input_of
+from cataloger.data.reading import read_units
 from cataloger.data.text import split_hash, split_keys, split_position
-from cataloger.data.units import plan_units, read_units
+from cataloger.data.units import plan_units
 from cataloger.labeling.packed import Model
 from cataloger.spec import Spec
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from cataloger.data.catalog import Catalog
 from cataloger.data.ids import as_text
-from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import CatalogError, StorageError
 from cataloger.heads.category_columns import BY_PIN, SOURCE, Category
 from cataloger.heads.columns import published_in

@@ -9,8 +9,9 @@ import pyarrow.compute as pc
 
 from cataloger.data.catalog import Catalog
 from cataloger.data.kinds import is_list, is_string
+from cataloger.data.reading import read_units
 from cataloger.data.text import undecodable
-from cataloger.data.units import Read, Unit, plan_reads, plan_units, read_units
+from cataloger.data.units import Read, Unit, plan_reads, plan_units
 from cataloger.errors import CatalogError
 from cataloger.taxonomy import SEPARATOR, parse_path
 

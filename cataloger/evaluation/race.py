@@ -9,7 +9,8 @@ import ray
 
 from cataloger.bundle import digest, read_spec
 from cataloger.data.catalog import open_catalog
-from cataloger.data.units import plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_units
 from cataloger.evaluation.predictions import About
 from cataloger.infra import runtime, spread
 from cataloger.infra.runtime import ActorShape

@@ -12,8 +12,9 @@ from cataloger.data.catalog import Catalog
 from cataloger.data.ids import written
 from cataloger.data.inputs import Input
 from cataloger.data.ngrams import blocks_of, ngrams
+from cataloger.data.reading import read_units
 from cataloger.data.texts import SHOWN_CHARACTERS
-from cataloger.data.units import plan_units, read_units
+from cataloger.data.units import plan_units
 from cataloger.errors import CatalogError
 from cataloger.model.words import Vocabulary
 

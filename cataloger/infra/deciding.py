@@ -24,6 +24,7 @@ MODULES = (
     "data.kinds",
     "data.ngrams",
     "data.pictures",
+    "data.reading",
     "data.schemas",
     "data.spans",
     "data.tagging",

@@ -14,8 +14,9 @@ from cataloger.curation.decisions import Decisions
 from cataloger.data import ids, seen
 from cataloger.data.batching import IntArray
 from cataloger.data.inputs import Input, input_of
+from cataloger.data.reading import read_units
 from cataloger.data.text import hash_words, split_hash, split_keys, split_position
-from cataloger.data.units import Read, Unit, read_units
+from cataloger.data.units import Read, Unit
 from cataloger.heads.columns import explained
 from cataloger.heads.ranked import Ranked, WithRanked
 from cataloger.labeling import reuse

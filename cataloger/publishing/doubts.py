@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
+from cataloger.data.reading import read_units
 from cataloger.data.texts import SHOWN_CHARACTERS
-from cataloger.data.units import Unit, read_units
+from cataloger.data.units import Unit
 from cataloger.errors import CatalogerError, StorageError
 from cataloger.heads.columns import published_in
 from cataloger.infra.storage import Location, explain

@@ -26,7 +26,7 @@ REJECTS = "_rejects"
 _COUNTS = b"cataloger.counts"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file of a run as it was written; `name` is below the run's folder."""
 
@@ -36,7 +36,7 @@ class File:
     sha256: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """A finished unit. Of its distinct texts, `forwarded` went through the network and `alone` were answered by words alone; of
     these the network was asked as well about `checked`, and it said the same about `agreed`."""

@@ -11,7 +11,8 @@ import pyarrow as pa
 from cataloger.config import PublishConfig, VerifyConfig
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
-from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import CatalogError, ConfigError, PublishError, ResourceError, StorageError
 from cataloger.infra.storage import PROBE, WRITING, Location, check_reachable, locate
 from cataloger.publishing import decided, delivery, pointer, sketches, snapshot

@@ -13,7 +13,8 @@ from cataloger.curation.pins import Pins, SharedPins, read_pins
 from cataloger.data.catalog import Catalog
 from cataloger.data.ids import Lookup
 from cataloger.data.kinds import is_list, is_tags, label_kind
-from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import ConfigError
 
 

@@ -23,11 +23,12 @@ from cataloger.data.ids import hash_ids
 from cataloger.data.inputs import Input
 from cataloger.data.kinds import SPANS, VALUES, is_tags, label_kind
 from cataloger.data.pictures import PictureInput
+from cataloger.data.reading import read_units
 from cataloger.data.spans import UNREAD, spans_of, taught
 from cataloger.data.tagging import TagInput
 from cataloger.data.text import split_hash, split_keys, split_position, undecodable
 from cataloger.data.texts import TextInput
-from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units, read_units
+from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units
 from cataloger.data.windows import Windows
 from cataloger.infra import spread
 from cataloger.model.pretrained import base_model_folder

@@ -15,7 +15,8 @@ from cataloger.bundle import network_shape
 from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
-from cataloger.data.units import Read, plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import Read, plan_reads, plan_units
 from cataloger.infra import runtime, spread
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location

@@ -60,13 +60,16 @@ def test_a_student_answers_nearly_as_its_teacher(job: Job, teacher: str, labelle
     catalog, storage = locate(f"{s3}/students/catalog.parquet"), f"{s3}/students/storage"
     catalog.write(next(labelled.glob("*.parquet")).read_bytes())
     flags = ("--catalog", catalog, "--model", teacher, "--layers", 1, "--epochs", 2, "--storage", storage)
+    flags += ("--tier-risk", 0.05)
     code, out, err = job("compress", *flags, "--model-name", "small")
     assert code == 0, err
     assert "models:/small/1: 1 layers; the same answer to" in out
     folder, found = fetch_model("models:/small/1").folder, metrics_of("small")
     assert layers_of(folder) == 1
     assert read_spec(folder).categories == read_spec(fetch_model(teacher).folder).categories
-    assert read_spec(folder).words is not None
+    words = read_spec(folder).words
+    assert words
+    assert "5.00% of accuracy" in words.certificate
     assert found["agreement"] > 0.8
     assert found["after_megabytes"] < found["before_megabytes"]
     assert found["compressed_rows"] == pytest.approx(300, abs=60)  # those that neither has seen
@@ -182,6 +185,8 @@ def test_eight_bits_that_change_too_much_are_refused(
         ),
         (("--text-columns", "heading"), "'heading'"),
         (("--epochs", 3), "--epochs: nothing is trained; add --layers"),
+        (("--tier-risk", 0.01), "--tier-risk: nothing is trained; add --layers"),
+        (("--layers", 1, "--tier-risk", 2), "--tier-risk 2.0: must be above 0 and below 1"),
         (
             ("--average-models", "models:/teacher/1"),
             "--average-models models:/teacher/1: is of several models; name more",

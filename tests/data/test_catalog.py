@@ -10,8 +10,9 @@ from pyarrow import fs as pafs
 
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.footers import CatalogFile
+from cataloger.data.reading import read_units
 from cataloger.data.truth import count_labels
-from cataloger.data.units import Read, plan_reads, plan_units, read_units
+from cataloger.data.units import Read, plan_reads, plan_units
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import Location
 

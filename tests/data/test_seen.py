@@ -11,8 +11,9 @@ import pytest
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.catalog import open_catalog
+from cataloger.data.reading import read_units
 from cataloger.data.seen import Seen
-from cataloger.data.units import plan_units, read_units
+from cataloger.data.units import plan_units
 from cataloger.errors import ConfigError, ModelError
 from cataloger.evaluation.predictions import About, Predictions
 from cataloger.evaluation.promotion import check_rows

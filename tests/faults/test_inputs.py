@@ -16,7 +16,8 @@ from test_bad_rows import published
 
 from cataloger.data import units
 from cataloger.data.catalog import open_catalog
-from cataloger.data.units import plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import CatalogError
 from cataloger.labeling import job as labeling
 

@@ -380,7 +380,8 @@ def test_an_iceberg_table_on_s3(s3: str, iceberg_shop: Any, monkeypatch: pytest.
     assert iceberg.commit(address, LABELS.to_reader(), "monday") is not None
     assert iceberg.held(address) == ("monday", 3)
     from cataloger.data.catalog import open_catalog
-    from cataloger.data.units import plan_units, read_units
+    from cataloger.data.reading import read_units
+    from cataloger.data.units import plan_units
 
     catalog = open_catalog(str(address), "id", ("category",))
     ((_, found),) = read_units(catalog.location.filesystem, plan_units(catalog), catalog.schema)

@@ -16,7 +16,8 @@ from lake_tables import PRODUCTS, added, commit, delete_by_position, delete_by_v
 from pyiceberg.types import StringType
 
 from cataloger.data.catalog import Catalog, open_catalog
-from cataloger.data.units import Read, plan_reads, plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import Read, plan_reads, plan_units
 from cataloger.errors import CatalogerError, CatalogError, ConfigError
 from cataloger.lakes.tables import Address, address_of, plain
 from conftest import refused

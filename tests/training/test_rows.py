@@ -8,7 +8,8 @@ import ray.data
 
 from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog, open_catalog
-from cataloger.data.units import plan_units, read_units
+from cataloger.data.reading import read_units
+from cataloger.data.units import plan_units
 from cataloger.training.examples import TRAINING
 from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest, training_input
 
