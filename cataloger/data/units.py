@@ -17,8 +17,9 @@ MIN_UNIT_ROWS = 8_192
 UNITS_OF_A_SMALL_CATALOG = 16
 # Of the named columns as they lie in memory: what a unit may take of a node.
 MAX_UNIT_BYTES = 256 << 20
-# Of a larger row group than that, another task fetches the chunks again: what a lost task has to repeat is bounded.
-MOST_UNITS_PER_READ = 16
+# Of a larger row group than that, another task fetches the chunks again: what a lost task has to repeat is bounded. And of a smaller one as
+# well, where CPUs would have nothing to do otherwise, but not for fewer units than that.
+MOST_UNITS_PER_READ, LEAST_UNITS_PER_READ = 16, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +130,13 @@ class Read:
         return cls(pickle.loads(read["units"]))
 
 
-def plan_reads(units: Sequence[Unit], together: int = 1) -> list[Read]:
-    """All units, in their order, so many in each, and those that have a row group in common, whose chunks can only be fetched whole."""
+def plan_reads(units: Sequence[Unit], together: int = 1, sharing: int = MOST_UNITS_PER_READ) -> list[Read]:
+    """All units, in their order, `together` in each, or `sharing` that have a row group in common, whose chunks can only be fetched whole."""
     reads: list[list[Unit]] = []
     for unit in units:
         first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
         same = last is not None and (first.path, first.row_group) == (last.path, last.row_group)
-        if reads and len(reads[-1]) < (MOST_UNITS_PER_READ if same else together):
+        if reads and len(reads[-1]) < (max(sharing, together) if same else together):
             reads[-1].append(unit)
         else:
             reads.append([unit])

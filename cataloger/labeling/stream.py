@@ -14,7 +14,7 @@ import pyarrow as pa
 import ray.data
 
 from cataloger.config import Precision
-from cataloger.data.units import Unit, plan_reads
+from cataloger.data.units import LEAST_UNITS_PER_READ, MOST_UNITS_PER_READ, Read, Unit, plan_reads
 from cataloger.infra import runtime, spread
 from cataloger.infra.runtime import ActorShape
 from cataloger.labeling.cost import Cost
@@ -29,6 +29,9 @@ RESERVED = 0.05
 # CPU all the same, so that all are busy to the end.
 MOST_READ_TOGETHER = 8
 READS_PER_CPU = 32
+# Units of one row group are read by so many tasks for each CPU at least, as far as there are enough units. Not with pictures: they are large,
+# and each further task fetches the row group again.
+READS_OF_A_ROW_GROUP_PER_CPU = 2
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,7 @@ def predict_units(
     reading: Reading, model: Model, units: Sequence[Unit], shape: ActorShape, precision: Precision
 ) -> ray.data.Dataset:
     """The stream without its end: rows that `Done.of` reads, in any order."""
-    together = min(MOST_READ_TOGETHER, len(units) // int(READS_PER_CPU * max(1.0, runtime.capacity("CPU"))))
-    reads = plan_reads(units, max(1, together))
+    reads = shared_out(units, max(1.0, runtime.capacity("CPU")), model.spec.picture is not None)
     items = ray.data.from_items([read.as_dict() for read in reads], override_num_blocks=len(reads))
     context = items.context  # this stream's own
     context.enable_progress_bars = False
@@ -81,3 +83,11 @@ def predict_units(
         num_cpus=shape.cpus,
         num_gpus=shape.gpus,
     )
+
+
+def shared_out(units: Sequence[Unit], cpus: float, pictures: bool) -> list[Read]:
+    """What the reading tasks of a cluster with so many CPUs read."""
+    together = min(MOST_READ_TOGETHER, len(units) // int(READS_PER_CPU * cpus))
+    sharing = min(MOST_UNITS_PER_READ, len(units) // int(READS_OF_A_ROW_GROUP_PER_CPU * cpus))
+    sharing = MOST_UNITS_PER_READ if pictures else max(LEAST_UNITS_PER_READ, sharing)
+    return plan_reads(units, max(1, together), sharing)

@@ -6,12 +6,12 @@ import pytest
 
 from cataloger.bundle import digest, read_spec
 from cataloger.data.catalog import open_catalog
-from cataloger.data.units import plan_units
+from cataloger.data.units import Segment, Unit, plan_units
 from cataloger.heads.columns import assemble, columns_of
 from cataloger.infra import runtime
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import Reading
-from cataloger.labeling.stream import RESERVED, Done, predict_units
+from cataloger.labeling.stream import RESERVED, Done, predict_units, shared_out
 from cataloger.model.tiers import Tiers
 
 ROWS = 300
@@ -42,6 +42,31 @@ def test_labels_do_not_depend_on_how_a_catalog_is_cut(
     ]
     assert labels.column("id").to_pylist() == [i for i, _ in readable]
     assert labels.column("category").to_pylist() == [row.column("category")[0].as_py() for row in one_by_one]
+
+
+@pytest.mark.parametrize(
+    ("row_groups", "cpus", "tasks"),
+    [
+        (1, 1.0, 2),  # a catalog of one row group, which a single task would read while other CPUs have nothing to do
+        (1, 2.0, 4),
+        (1, 64.0, 4),  # each fetches the row group again
+        (10, 2.0, 10),
+        (10, 16.0, 40),
+        (1_000, 2.0, 1_000),
+    ],
+)
+def test_a_row_group_is_shared_out_among_cpus_that_would_have_nothing_to_do(
+    row_groups: int, cpus: float, tasks: int
+) -> None:
+    units = [
+        Unit(16 * group + i, (Segment(f"/c/{group}.parquet", 0, 1_000 * i, 1_000),))
+        for group in range(row_groups)
+        for i in range(16)
+    ]
+    reads = shared_out(units, cpus, pictures=False)
+    assert [unit for read in reads for unit in read.units] == units
+    assert len(reads) == tasks
+    assert len(shared_out(units, cpus, pictures=True)) == row_groups
 
 
 @pytest.mark.parametrize("cores", range(1, 65))

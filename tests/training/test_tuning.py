@@ -8,8 +8,8 @@ from cataloger.config import TrainConfig
 from cataloger.errors import ConfigError
 from cataloger.model.network import new_classifier, without_weights
 from cataloger.spec import Spec
+from cataloger.training.checks import check_base
 from cataloger.training.dropout import set_dropout
-from cataloger.training.plan import _check_base
 from cataloger.training.tuning import (
     adversarial,
     averaged,
@@ -140,19 +140,19 @@ def test_what_goes_by_layers_is_refused_where_they_share_their_weights(albert: P
     with pytest.raises(
         ConfigError, match=r"^--(fine-tune 1|layer-decay 0\.9): the layers of base model .* share their"
     ):
-        _check_base(TrainConfig(base_model=str(albert), **flag), albert)  # type: ignore[arg-type]
+        check_base(TrainConfig(base_model=str(albert), **flag), albert)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("fine_tune", ["3", "0", "some"])
 def test_a_number_of_layers_is_one_that_there_is(tiny_model: Path, fine_tune: str) -> None:
     with pytest.raises(ConfigError, match="must be all, head, lora, or a number of layers from 1 to 2"):
-        _check_base(TrainConfig(base_model=str(tiny_model), fine_tune=fine_tune), tiny_model)
+        check_base(TrainConfig(base_model=str(tiny_model), fine_tune=fine_tune), tiny_model)
 
 
 @pytest.mark.parametrize("fine_tune", ["all", "head", "lora"])
 def test_the_rest_is_done_with_shared_layers_as_with_others(albert: Path, fine_tune: str) -> None:
     config = TrainConfig(base_model=str(albert), fine_tune=fine_tune)
-    _check_base(config, albert)
+    check_base(config, albert)
     model = new_classifier(albert, Spec(CATEGORIES, ("title",), 32, "mean", ""))
     trained = {id(parameter) for group in parameter_groups(model, config) for parameter in group["params"]}
     names = {name for name, parameter in model.named_parameters() if id(parameter) in trained}
