@@ -253,21 +253,23 @@ def calibrated(nights: dict[tuple[int, str], dict[str, Any]]) -> Work:
 
     The driver works for each unit, and for every second that it waits.
     """
-    few, rows = min(size for size, _ in nights), max(size for size, _ in nights)
+    few, rows = min(nights)[0], max(nights)[0]
+    assert few < rows, "benchmarks/scale.py of several sizes comes first"
     first, second = nights[rows, "first"], nights[rows, "1% changed"]
     units = rows / ROWS_PER_UNIT_THERE
     waiting = (first[DRIVER] - second[DRIVER]) / (first["seconds"] - second["seconds"])
     driver = (first[DRIVER] - waiting * first["seconds"]) / units
     small = [(nights[few, name], nights[rows, name]) for name in ("first", "1% changed")]
-    begin = sum(night[COMPARE] for night, _ in small) / 2
-    compare = HERE.cores * (second[COMPARE] - begin) / rows / 2
+    # Nights at 1% changed compare two labels for each row.
+    each = (second[COMPARE] - small[1][0][COMPARE]) / (2 * (rows - few))
+    begin = small[1][0][COMPARE] - 2 * few * each
     start = [night["seconds"] - night[COMPARE] - large[STEADY] * few / 1e6 for night, large in small]
     # What the driver takes of a core while it waits counts as work here, where it is on the same two.
     core, again = (HERE.cores * night[STEADY] / 1e6 - driver / ROWS_PER_UNIT_THERE for night in (first, second))
     of = {name: core * share / sum(SHARES.values()) for name, share in SHARES.items()}
     carry = again - of["read"] - of["write"] - 0.01 * (of["encode"] + of["forward"])
     own = {"driver": driver, "waiting": waiting, "start": sum(start) / 2, "begin_to_compare": begin}
-    return Work(**of, carry=carry, compare=compare, **own)
+    return Work(**of, carry=carry, compare=HERE.cores * each, **own)
 
 
 def checked(work: Work) -> Iterator[dict[str, object]]:

@@ -102,10 +102,10 @@ def main() -> None:
         report("labeling", f"Labelling {len(table):,} distinct product titles with MiniLM", rows, ("way", "rows/s"))
 
 
-def rate_of(texts: list[str], answer: Callable[[list[str]], object]) -> float:
-    """Rows/s of all texts, after every tenth batch of 32 has warmed it up: loading is not held against it."""
-    for start in range(0, len(texts), 320):
-        answer(texts[start : start + 32])
+def rate_of(texts: list[str], answer: Callable[[list[str]], object], size: int = 32, every: int = 10) -> float:
+    """Rows/s of all texts, after every tenth batch has warmed it up: loading is not held against it."""
+    for start in range(0, len(texts), every * size):
+        answer(texts[start : start + size])
     return len(texts) / seconds(lambda: answer(texts))
 
 
@@ -126,14 +126,19 @@ def plain_loop(bundle: Path, texts: list[str], dtype: torch.dtype, size: int = 3
                 )
         return torch.cat(found).cpu()  # a GPU is waited for once
 
-    return rate_of(texts, answer)
+    return rate_of(texts, answer, size, every_of(device))
 
 
 def piped(bundle: Path, texts: list[str], dtype: torch.dtype, batch_size: int | None, device: str = "cpu") -> float:
     classify = pipeline("text-classification", str(bundle), trust_remote_code=True, dtype=dtype, device=device)
     more = {"batch_size": batch_size} if batch_size else {}
     cut = {"truncation": True, "max_length": read_spec(bundle).max_tokens}
-    return rate_of(texts, lambda texts: classify(texts, **cut, **more))
+    return rate_of(texts, lambda texts: classify(texts, **cut, **more), batch_size or 32, every_of(device))
+
+
+def every_of(device: str) -> int:
+    """How many batches there are for each that warms it up: a GPU is slower with each shape that it has not seen."""
+    return 1 if device == "cuda" else 10
 
 
 class Recipe:

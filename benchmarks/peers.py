@@ -54,7 +54,7 @@ class Config:
 
     rows: int = 60_000
     """Titles to label."""
-    words_rows: int = 600_000
+    words_rows: int = 2_400_000
     """Titles for cataloger's words alone: fewer are labelled before the difference of two jobs can be told from their start."""
     learn_from: int | None = None
     """Learn from so many rows in place of all, the network once, and score as many: a quick try."""

@@ -391,7 +391,7 @@ class CompressConfig:
     """auto lets words answer alone where validation certifies it, off has words and network answer together about every row; for the same
     models."""
     tier_risk: float | None = None
-    """Accuracy that tiers may cost at most, as train.py has it; for the same models."""
+    """Accuracy that tiers may cost at most, as train.py has it; with --layers, --average-models or several models."""
     num_workers: str = "1"
     """DDP workers for --layers: one per GPU, or several that share the CPUs."""
     use_gpu: bool = False

@@ -32,6 +32,8 @@ def check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) ->
         raise ConfigError(f"--layers {config.layers}: must be at least 1")
     if not 0 <= config.target_precision <= 1:
         raise ConfigError(f"--target-precision {config.target_precision}: must be from 0 to 1")
+    if config.tier_risk is not None and not 0 < config.tier_risk < 1:
+        raise ConfigError(f"--tier-risk {config.tier_risk}: must be above 0 and below 1")
     if config.layers or len(sources) > 1:
         what = "--average-models" if config.average_models else "--layers" if config.layers else "several models"
         specs = [read_spec(one.folder) for one in sources]

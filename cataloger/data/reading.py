@@ -17,8 +17,11 @@ from cataloger.errors import CatalogError
 
 # Of the named columns as they lie in memory: what is decoded at once.
 MAX_BATCH_BYTES = 64 << 20
-# Files of at most so many bytes are read ahead, so many at a time: where they lie far away, to open one takes longer than to read it.
-SMALL_FILE, FILES_AHEAD = 256 << 10, 32
+# Files of at most so many bytes are read ahead, so many at a time: where they lie far away, to open one takes longer than to read it. Not
+# more: each reading task does so, and a store answers some thousands of requests a second.
+SMALL_FILE, FILES_AHEAD = 256 << 10, 8
+# Of one file, with the units that they are of.
+Wanted = list[tuple[Unit, Segment]]
 
 
 def read_units(
@@ -28,18 +31,18 @@ def read_units(
 
     Raises CatalogError naming the file when one cannot be read any more, or is not the one that was planned.
     """
-    wanted = [(unit, segment) for unit in units for segment in unit.segments]
-    files = [list(of_file) for _, of_file in itertools.groupby(wanted, key=lambda pair: pair[1].path)]
+    wanted = ((unit, segment) for unit in units for segment in unit.segments)
+    files = (list(of_file) for _, of_file in itertools.groupby(wanted, key=lambda pair: pair[1].path))
     tables: list[pa.Table] = []
     pool = ThreadPoolExecutor(FILES_AHEAD)
     try:
-        read = _read_files(filesystem, [[segment for _, segment in pairs] for pairs in files], schema, pool)
-        for (unit, segment), table in zip(wanted, itertools.chain.from_iterable(read), strict=True):
-            tables.append(table)
-            if segment is unit.segments[-1]:
-                _check_unchanged(filesystem, unit, pool)
-                yield unit, pa.concat_tables(tables)
-                tables = []
+        for of_file, read in _read_files(filesystem, files, schema, pool):
+            for (unit, segment), table in zip(of_file, read, strict=True):
+                tables.append(table)
+                if segment is unit.segments[-1]:
+                    _check_unchanged(filesystem, unit, pool)
+                    yield unit, pa.concat_tables(tables)
+                    tables = []
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -56,21 +59,24 @@ def _check_unchanged(filesystem: pafs.FileSystem, unit: Unit, pool: ThreadPoolEx
 
 
 def _read_files(
-    filesystem: pafs.FileSystem, files: Sequence[Sequence[Segment]], schema: pa.Schema, pool: ThreadPoolExecutor
-) -> Iterator[Iterable[pa.Table]]:
-    """The rows of each segment, file by file. Small files are read ahead by threads."""
+    filesystem: pafs.FileSystem, files: Iterator[Wanted], schema: pa.Schema, pool: ThreadPoolExecutor
+) -> Iterator[tuple[Wanted, Iterable[pa.Table]]]:
+    """Each file with the rows of its segments. Small ones are read ahead by threads, as far as the unit of the first of them reaches: the
+    rows of a unit are held together in any case, and are so many at most."""
 
-    def start(segments: Sequence[Segment]) -> Future[list[pa.Table]] | None:
-        if not 0 < segments[0].size <= SMALL_FILE:
-            return None
-        return pool.submit(lambda: list(_read_segments(filesystem, segments, schema)))
+    def start(of_file: Wanted) -> Future[list[pa.Table]] | None:
+        small = 0 < of_file[0][1].size <= SMALL_FILE and of_file[0][0] is of_file[-1][0]
+        segments = [segment for _, segment in of_file]
+        return pool.submit(lambda: list(_read_segments(filesystem, segments, schema))) if small else None
 
-    coming = iter(files)
-    ahead = deque((segments, start(segments)) for segments in itertools.islice(coming, FILES_AHEAD))
-    while ahead:
-        segments, begun = ahead.popleft()
-        yield begun.result() if begun else _read_segments(filesystem, segments, schema)
-        ahead.extend((segments, start(segments)) for segments in itertools.islice(coming, 1))
+    ahead: deque[tuple[Wanted, Future[list[pa.Table]] | None]] = deque()
+    coming = next(files, None)
+    while ahead or coming:
+        while coming and (not ahead or (len(ahead) < FILES_AHEAD and coming[-1][0] is ahead[0][0][0][0])):
+            ahead.append((coming, start(coming)))
+            coming = next(files, None)
+        of_file, begun = ahead.popleft()
+        yield of_file, begun.result() if begun else _read_segments(filesystem, [one for _, one in of_file], schema)
 
 
 def _read_segments(filesystem: pafs.FileSystem, segments: Sequence[Segment], schema: pa.Schema) -> Iterator[pa.Table]:

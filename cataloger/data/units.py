@@ -17,8 +17,8 @@ MIN_UNIT_ROWS = 8_192
 UNITS_OF_A_SMALL_CATALOG = 16
 # Of the named columns as they lie in memory: what a unit may take of a node.
 MAX_UNIT_BYTES = 256 << 20
-# Of a larger row group than that, another task fetches the chunks again: what a lost task has to repeat is bounded. And of a smaller one as
-# well, where CPUs would have nothing to do otherwise, but not for fewer units than that.
+# Units of one row group that a task reads: it can only be fetched and decoded from its beginning, which each further task does again. No
+# more, so that what a lost task has to repeat is bounded, and no fewer.
 MOST_UNITS_PER_READ, LEAST_UNITS_PER_READ = 16, 4
 
 
@@ -66,7 +66,7 @@ def plan_units(catalog: Catalog, unit_rows: int | None = None) -> list[Unit]:
 
     A unit has up to `unit_rows` rows: by default 65,536, fewer in catalogs that would give less than 16 units, and fewer
     where the named columns of so many would come to more than 256 MiB, by the footers and what their pictures become. Whole row groups share a unit; one that
-    is larger than a unit is cut into units of its own, so that reading needs no more than one task for it.
+    is larger than a unit is cut into units of its own, so that one task can read them all.
     """
     if unit_rows is None:
         unit_rows = min(MAX_UNIT_ROWS, max(MIN_UNIT_ROWS, -(-catalog.rows // UNITS_OF_A_SMALL_CATALOG)))
@@ -110,7 +110,7 @@ def _of_file(file: CatalogFile, row_group: int, first: int, start: int, rows: in
 
 
 def _pieces(rows: int, most: int) -> list[tuple[int, int]]:
-    """(first row, rows) of pieces of at most so many rows, about alike."""
+    """(first row, rows) of pieces of at most so many rows, about alike; of units likewise."""
     step = -(-rows // max(1, -(-rows // most)))
     return [(start, min(step, rows - start)) for start in range(0, rows, step or 1)]
 
@@ -131,13 +131,14 @@ class Read:
 
 
 def plan_reads(units: Sequence[Unit], together: int = 1, sharing: int = MOST_UNITS_PER_READ) -> list[Read]:
-    """All units, in their order, `together` in each, or `sharing` that have a row group in common, whose chunks can only be fetched whole."""
+    """All units, in their order, about `together` in each; of those that have a row group in common at most `sharing`, and about as many."""
     reads: list[list[Unit]] = []
-    for unit in units:
-        first, last = unit.segments[0], reads[-1][-1].segments[-1] if reads else None
-        same = last is not None and (first.path, first.row_group) == (last.path, last.row_group)
-        if reads and len(reads[-1]) < (max(sharing, together) if same else together):
-            reads[-1].append(unit)
-        else:
-            reads.append([unit])
+    for _, of_group in itertools.groupby(units, key=lambda unit: (unit.segments[0].path, unit.segments[0].row_group)):
+        own = list(of_group)
+        for start, size in _pieces(len(own), max(sharing, together)):
+            piece = own[start : start + size]
+            if reads and len(reads[-1]) < together:
+                reads[-1] += piece
+            else:
+                reads.append(piece)
     return [Read(tuple(read)) for read in reads]

@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import time
-from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from cataloger.curation import decisions
 from cataloger.data import ids
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.inputs import input_of
-from cataloger.data.units import Unit, plan_units
-from cataloger.errors import ConfigError, PublishError, TrackingError
+from cataloger.data.units import plan_units
+from cataloger.errors import ConfigError, TrackingError
 from cataloger.explaining import occlusion as explaining
 from cataloger.explaining.words import MOST_UNITS
-from cataloger.infra import deciding, places, runtime, spread, tracking, vitals
+from cataloger.infra import deciding, places, runtime, tracking, vitals
 from cataloger.infra.storage import check_conditional, check_writable, locate
 from cataloger.labeling.call import Call
 from cataloger.labeling.cost import Cost
+from cataloger.labeling.ending import decided_by_people, publish, publish_again, result_of
 from cataloger.labeling.order import found_by_parts
 from cataloger.labeling.packed import Model
 from cataloger.labeling.reading import ASKED_AGAIN, Reading
@@ -30,11 +30,9 @@ from cataloger.labeling.result import LabelResult
 from cataloger.labeling.writing import label_units
 from cataloger.model import registry
 from cataloger.model.ensemble import fetch_models
-from cataloger.publishing import decided, delivery, doubts, fitness, nightly, pointer, sketches, snapshot
-from cataloger.publishing.decided import Decided
+from cataloger.publishing import delivery, fitness, pointer, snapshot
 from cataloger.publishing.doubts import Origin
-from cataloger.publishing.nightly import Night
-from cataloger.publishing.parts import REJECTS, Part, finished_parts
+from cataloger.publishing.parts import finished_parts
 
 log = logging.getLogger(__name__)
 # Part of every run id: raised when the same catalog would be cut into other units or its parts be written otherwise.
@@ -97,7 +95,7 @@ def label(config: LabelConfig) -> LabelResult:
         given,
     )
     if snapshot.is_complete(output, run):
-        return _publish_again(night)
+        return publish_again(night)
     units = plan_units(catalog)
     every = ids.sample_every(catalog.rows, ids.COUNTED)
     finished = finished_parts(night.folder, units, every, config.max_reject_fraction)
@@ -138,15 +136,15 @@ def label(config: LabelConfig) -> LabelResult:
                 samples.append(sample)
                 cost += spent
             snapshot.check_complete(run, units, parts)
-            people = _decided(night, len(units), parts.values())
-            result = _result(night, units, parts, cost, mlflow_run, people)
+            people = decided_by_people(night, len(units), parts.values())
+            result = result_of(night, units, parts, cost, mlflow_run, people)
             repeated = {"repeated_ids": ids.count_repeated(samples, every), "repeated_ids_are_estimated": every > 1}
             about |= {"images": dict(result.images)} if spec.picture else {}
             about |= {"decisions": people.as_dict()} if people else {}
             about |= {**repeated, "libraries": deciding.libraries(), "mlflow_run": mlflow_run, "config": asdict(config)}
             rejected = {unit: part.rejects for unit, part in parts.items()}
             origin = Origin(catalog, units, rejected, input_of(spec, source.folder, catalog.base))
-            _publish(night, origin, parts, about, result)
+            publish(night, origin, parts, about, result)
             tracking.log_metrics({**result.metrics(), "repeated_ids": repeated["repeated_ids"]})
             registry.tag_version(source, {"label_run": mlflow_run} if mlflow_run else {})
     log.info(
@@ -188,122 +186,3 @@ def _tracked(
                 mlflow_run = stack.enter_context(tracking.run("label", name, config, catalog, tags))
                 stack.enter_context(vitals.watch(mlflow_run))
         yield mlflow_run
-
-
-def _publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[str, Any], result: LabelResult) -> None:
-    """Publish what is fit to be, and make the page of the night in any case. Raises PublishError."""
-    found = _look(night, len(origin.units), parts.values(), result)
-    try:
-        fitness.check_pictures(night.run, parts.values(), night.config)
-        fitness.check_rejects(night.run, parts.values(), night.config, str(night.folder / REJECTS))
-        if night.spec.words:
-            fitness.check_tiers(night.run, parts.values(), night.spec.words.agreement, night.config)
-        fitness.check_drift(found, night.config)
-        decided.keep(
-            night.folder,
-            night.given.pins.table if night.given.pins else None,
-            night.given.rules.written if night.given.rules else None,
-        )
-        sketches.keep(night.folder, parts)
-        snapshot.write_manifest(night.output, night.run, origin.units, parts, about)
-        pointer.publish(night.output, night.run, night.seen)
-        pointer.follow(night.output, night.config.publish_to)
-    except PublishError:
-        try:
-            _report(night, found, result, origin)
-        except Exception:
-            # What a person must read is why the labels are held back, whatever the page fails at.
-            log.warning("the page of run %s could not be made", night.run, exc_info=True)
-        raise
-    # After the labels are published: a page that cannot be drawn costs none.
-    _report(night, found, result, origin)
-    delivery.deliver(night.output)
-
-
-def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:
-    """What this run did, beside the published one."""
-    found = nightly.look(
-        night.output, night.run, units, result.rows, parts, night.published, night.model_digest, spread.each
-    )
-    tracking.log_metrics(found.metrics)
-    return found
-
-
-def _report(night: Call, found: Night, result: LabelResult, origin: Origin) -> None:
-    """A page of it in the run's folder and in MLflow."""
-    try:
-        products = doubts.products(found.now.doubts, night.folder, origin)
-    except Exception:  # whatever it fails at: the page is of use without them
-        log.warning("the least certain products of run %s could not be looked up", night.run, exc_info=True)
-        products = None
-    about = {"catalog": night.config.catalog, "model": night.model}
-    page = nightly.page(found, about, result.figures(), products, result.decided)
-    (night.folder / snapshot.REPORT).write(page.encode())
-    tracking.log_text(page, "night.html")
-
-
-def _publish_again(night: Call) -> LabelResult:
-    """The run is complete: nothing to compute, only the pointer may need turning."""
-    manifest = snapshot.read_manifest(night.output, night.run)
-    if night.seen.run != night.run:
-        units, rows = manifest["units"], manifest["rows"]
-        found = nightly.look(night.output, night.run, units, rows, (), night.published, night.model_digest)
-        fitness.check_drift(found, night.config)
-        pointer.publish(night.output, night.run, night.seen)
-    log.info("run %s is complete: the same rows, model and settings; nothing to label", night.run)
-    pointer.follow(night.output, night.config.publish_to)
-    delivery.deliver(night.output)
-    rows, labelled, rejects = (int(manifest[key]) for key in ("rows", "labelled", "rejects"))
-    seconds = time.monotonic() - night.started
-    return LabelResult(night.run, str(night.output), rows, labelled, rejects, Cost(), seconds, None)
-
-
-def _decided(night: Call, units: int, parts: Collection[Part]) -> Decided | None:
-    """What pins and rules did, where there are any."""
-    given = night.given
-    if not given.pins and not given.rules:
-        return None
-    rules = [(rule.name, rule.action) for rule in given.rules.rules] if given.rules else []
-    effects, pinned = decided.effects(rules, parts)
-    if not given.pins:
-        return Decided(rules=effects)
-    unknown = decided.unknown_ids(night.folder, units, given.pins.table.column("id").combine_chunks())
-    if unknown:
-        log.warning(
-            "--pins %s: the catalog has no product with the id of %s of %s pins, the first is %s",
-            night.config.pins,
-            f"{len(unknown):,}",
-            f"{len(given.pins.table):,}",
-            unknown[0],
-        )
-    return Decided(
-        len(given.pins.table),
-        given.pins.repeated,
-        len(unknown),
-        tuple(unknown[: decided.SHOWN_IDS]),
-        pinned["decided"],
-        pinned["conflicts"],
-        effects,
-    )
-
-
-def _result(
-    night: Call,
-    units: Sequence[Unit],
-    parts: dict[int, Part],
-    cost: Cost,
-    mlflow_run: str | None,
-    people: Decided | None,
-) -> LabelResult:
-    return LabelResult(
-        run=night.run,
-        output=str(night.output),
-        rows=sum(unit.rows for unit in units),
-        labelled=sum(part.rows for part in parts.values()),
-        rejects=sum(part.rejects for part in parts.values()),
-        cost=cost,
-        seconds=time.monotonic() - night.started,
-        mlflow_run=mlflow_run,
-        images=sum((Counter(part.images) for part in parts.values()), Counter()),
-        decided=people,
-    )

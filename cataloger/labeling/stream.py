@@ -29,9 +29,9 @@ RESERVED = 0.05
 # CPU all the same, so that all are busy to the end.
 MOST_READ_TOGETHER = 8
 READS_PER_CPU = 32
-# Units of one row group are read by so many tasks for each CPU at least, as far as there are enough units. Not with pictures: they are large,
-# and each further task fetches the row group again.
-READS_OF_A_ROW_GROUP_PER_CPU = 2
+# Row groups of many units are shared out among tasks until there are so many for each CPU: of a catalog of one row group all CPUs have
+# some. Not with pictures, which are large: each further task fetches the row group again.
+LEAST_READS_PER_CPU = 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,6 @@ def predict_units(
 def shared_out(units: Sequence[Unit], cpus: float, pictures: bool) -> list[Read]:
     """What the reading tasks of a cluster with so many CPUs read."""
     together = min(MOST_READ_TOGETHER, len(units) // int(READS_PER_CPU * cpus))
-    sharing = min(MOST_UNITS_PER_READ, len(units) // int(READS_OF_A_ROW_GROUP_PER_CPU * cpus))
-    sharing = MOST_UNITS_PER_READ if pictures else max(LEAST_UNITS_PER_READ, sharing)
+    enough = max(LEAST_UNITS_PER_READ, len(units) // int(LEAST_READS_PER_CPU * cpus))
+    sharing = MOST_UNITS_PER_READ if pictures else min(MOST_UNITS_PER_READ, enough)
     return plan_reads(units, max(1, together), sharing)

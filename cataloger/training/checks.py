@@ -20,7 +20,8 @@ OF_NETWORKS = (
 )
 
 
-def check_numbers(config: TrainConfig) -> None:
+def check_flags(config: TrainConfig) -> None:
+    """Whether each number is within its limits, and flags go together."""
     for name in ("epochs", "patience", "batch_size"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 1")

@@ -17,7 +17,7 @@ from cataloger.model.sight import sight_of
 from cataloger.spec import NO_NETWORK, ONE_CATEGORY, TAGS, Answer, Picture, Spec, Words
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
-from cataloger.training.checks import check_answers, check_base, check_numbers, check_pictures, check_words_alone
+from cataloger.training.checks import check_answers, check_base, check_flags, check_pictures, check_words_alone
 from cataloger.training.continuing import Begun, check_keeping, continued, is_trained
 from cataloger.training.corrections import read_corrections
 from cataloger.training.defaults import HELD_OUT, held_out_of, settled
@@ -43,7 +43,7 @@ class Plan:
 
 def plan(config: TrainConfig) -> Plan:
     """Raises CatalogerError that says what is wrong, where, and what to do."""
-    check_numbers(config)
+    check_flags(config)
     goes_on = is_trained(config.base_model)
     check_keeping(config, goes_on)
     config, begun = continued(config) if goes_on else (config, None)

@@ -194,12 +194,13 @@ def test_eight_bits_that_change_too_much_are_refused(
     ],
 )
 def test_bad_input_gets_one_sentence(
-    job: Job, teacher: str, labelled: Path, flags: tuple[object, ...], sentence: str
+    job: Job, teacher: str, labelled: Path, tmp_path: Path, flags: tuple[object, ...], sentence: str
 ) -> None:
-    code, _, err = job("compress", "--catalog", labelled, "--model", teacher, *flags)
+    code, _, err = job("compress", "--catalog", labelled, "--model", teacher, "--storage", tmp_path / "none", *flags)
     assert code == 2
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert re.search(sentence, line), line
+    assert not list(tmp_path.glob("none/*")), "before any work"
 
 
 def test_models_that_cannot_be_made_cheaper_so_are_refused(

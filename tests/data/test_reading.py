@@ -10,7 +10,7 @@ import pytest
 from cataloger.data import reading
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.reading import read_units
-from cataloger.data.units import plan_units
+from cataloger.data.units import Segment, plan_units
 from cataloger.errors import CatalogError
 
 FILES, ROWS = 40, 10
@@ -62,12 +62,28 @@ def test_small_files_are_opened_together(catalog: Catalog, monkeypatch: pytest.M
     assert ids_of(catalog) == list(range(FILES * ROWS))
 
 
-def test_no_more_is_read_ahead_than_may_be(catalog: Catalog, opened: list[str]) -> None:
-    units = plan_units(catalog, ROWS)
-    read = read_units(catalog.location.filesystem, units, catalog.schema)
+def test_nothing_of_the_next_unit_is_read_ahead(catalog: Catalog, opened: list[str]) -> None:
+    read = read_units(catalog.location.filesystem, plan_units(catalog, 20 * ROWS), catalog.schema)
     next(read)
     read.close()  # which waits for those that are being read
-    assert 1 <= len(set(opened)) <= 1 + reading.FILES_AHEAD < FILES
+    assert sorted(Path(path).name for path in opened) == [f"part-{number:02d}.parquet" for number in range(20)]
+
+
+def test_a_small_file_of_many_rows_is_decoded_unit_by_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(pa.table({"id": range(100), "title": ["the same"] * 100}), tmp_path / "one.parquet")
+    catalog = open_catalog(str(tmp_path / "one.parquet"), "id", ("title",))
+    decoded, real = 0, reading._as_stored
+
+    def note(batches: list[pa.RecordBatch], segment: Segment) -> pa.Table:
+        nonlocal decoded
+        decoded += 1
+        return real(batches, segment)
+
+    monkeypatch.setattr(reading, "_as_stored", note)
+    read = read_units(catalog.location.filesystem, plan_units(catalog, 25), catalog.schema)
+    next(read)
+    assert decoded == 1
+    assert len(list(read)) == decoded - 1 == 3
 
 
 def test_large_files_are_not_opened_before_their_turn(
@@ -90,5 +106,5 @@ def test_a_small_file_that_was_replaced_is_named(catalog: Catalog, tmp_path: Pat
 def test_a_small_file_that_is_gone_is_named(catalog: Catalog, tmp_path: Path) -> None:
     units = plan_units(catalog)
     (tmp_path / "part-17.parquet").unlink()
-    with pytest.raises(CatalogError, match="part-17.parquet"):
+    with pytest.raises(CatalogError, match="part-17.parquet: was removed"):
         list(read_units(catalog.location.filesystem, units, catalog.schema))

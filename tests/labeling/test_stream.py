@@ -66,6 +66,7 @@ def test_a_row_group_is_shared_out_among_cpus_that_would_have_nothing_to_do(
     reads = shared_out(units, cpus, pictures=False)
     assert [unit for read in reads for unit in read.units] == units
     assert len(reads) == tasks
+    assert max(len(read.units) for read in reads) - min(len(read.units) for read in reads) <= 1
     assert len(shared_out(units, cpus, pictures=True)) == row_groups
 
 
