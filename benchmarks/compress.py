@@ -67,14 +67,15 @@ def measure(name: str, config: Config, room: Path) -> list[dict[str, object]]:
         else learn(name, config.seed, room, epochs=config.epochs, adversarial=0.0, tier_risk=RISK.get(name))
     )
     models = {TEACHER: teacher}
-    catalog = training(name, config.seed, room).catalog
-    assert catalog
+    trained = training(name, config.seed, room)
+    assert trained.catalog
 
     def made(source: Path, **how: Any) -> Path | None:
         try:
             done = compress(
                 CompressConfig(
-                    catalog=catalog,
+                    catalog=trained.catalog,
+                    eval_catalog=trained.eval_catalog,
                     model=(str(source),),
                     storage=str(room / "checkpoints"),
                     model_name=f"{name}-compressed",

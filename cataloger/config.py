@@ -383,6 +383,9 @@ class CompressConfig:
     """Column with the pictures; by default the one that the model was trained on, if it sees."""
     label_column: str = "category_path"
     """Column with the category path, or list of paths; where the catalog has none, only the agreement with the model is measured."""
+    eval_catalog: str | None = None
+    """Labelled Parquet to judge the new model by, and to fit its thresholds on, as the model's training had it; without it, rows of --catalog
+    that the training held out."""
     epochs: int | None = None
     """Passes over the rows for --layers; by default as many as train.py chooses."""
     target_precision: float = 0.95

@@ -94,7 +94,7 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
     },
     CompressConfig: {
         "common": ("catalog", "model", "average_models", "layers", "prune_vocabulary", "precision", "model_name"),
-        "data": ("id_column", "text_columns", "image_column", "label_column"),
+        "data": ("id_column", "text_columns", "image_column", "label_column", "eval_catalog"),
         "training": ("epochs", "target_precision", "tiers", "tier_risk", "num_workers", "seed"),
         "run": ("use_gpu", "storage", "experiment"),
     },

@@ -67,14 +67,15 @@ def _check_alike(sources: Sequence[ModelSource], specs: Sequence[Spec], config: 
             )
         if not config.average_models:
             continue
-        if any(getattr(spec, name) != getattr(first, name) for name in (*SPLIT, "validation_fraction")):
+        split = SPLIT if config.eval_catalog else (*SPLIT, "validation_fraction")
+        if any(getattr(spec, name) != getattr(first, name) for name in split):
             raise ConfigError(
                 f"--average-models: {one.uri} has learnt from other rows than {sources[0].uri}; name models of the same split"
             )
-        if not spec.validation_fraction:
+        if not spec.validation_fraction and not config.eval_catalog:
             raise ConfigError(
                 f"--average-models: {one.uri} was validated on another catalog, or that was not written down; nothing is left to judge the "
-                "mean by: train with --validation-fraction"
+                "mean by: name the catalog with --eval-catalog"
             )
     if config.average_models and config.model != CompressConfig.model:
         raise ConfigError("--model: is for other ways than --average-models; leave one of them out")
@@ -82,19 +83,19 @@ def _check_alike(sources: Sequence[ModelSource], specs: Sequence[Spec], config: 
         raise ConfigError("--epochs: a mean is not trained; leave it out")
 
 
-def opened(config: CompressConfig, spec: Spec) -> Catalog:
-    """The catalog, with its categories where it has some."""
+def opened(uri: str, config: CompressConfig, spec: Spec) -> Catalog:
+    """A catalog, with its categories where it has some."""
     group = grouped(spec.group_column)
-    catalog = open_catalog(config.catalog, config.id_column, spec.text_columns, picture=spec.picture)
+    catalog = open_catalog(uri, config.id_column, spec.text_columns, picture=spec.picture)
     names = set.intersection(*(set(schema.names) for schema in catalog.schemas))
     labels = (config.label_column,) if config.label_column in names and spec.head != TAGS else ()
     if (config.layers or len(config.average_models or config.model) > 1) and not labels:
         raise ConfigError(
-            f"catalog {config.catalog}: has no column {config.label_column!r} in all of its files; a new model is judged by rows whose category "
+            f"catalog {uri}: has no column {config.label_column!r} in all of its files; a new model is judged by rows whose category "
             "is known: name another --label-column"
         )
     others = group if all(name in names for name in group) else {}
-    found = open_catalog(config.catalog, config.id_column, spec.text_columns, labels, others, spec.picture)
+    found = open_catalog(uri, config.id_column, spec.text_columns, labels, others, spec.picture)
     if labels and not columns_of(spec).fits(found.schema.field(config.label_column)):
         raise ConfigError(
             f"--label-column {config.label_column}: has {label_kind(found.schema.field(config.label_column).type)}, which is not what the "

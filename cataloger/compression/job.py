@@ -62,7 +62,8 @@ def compress(config: CompressConfig) -> Compressed:
     check(config, spec, sources)
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
-    catalog = opened(config, spec)
+    catalog = opened(config.catalog, config, spec)
+    judge = opened(config.eval_catalog, config, spec) if config.eval_catalog else None
     about = {"teachers": " ".join(one.uri for one in sources)}
     with contextlib.ExitStack() as stack:
         aside = stack.enter_context(working_folder("compress"))
@@ -81,7 +82,7 @@ def compress(config: CompressConfig) -> Compressed:
             run_id, done = stack.enter_context(tracking.run("compress", name, config, catalog, about)), []
             stack.enter_context(vitals.watch(run_id))
             shutil.copytree(sources[0].folder, bundle)
-        return _finish(config, catalog, sources, spec, bundle, run_id, done)
+        return _finish(config, catalog, judge, sources, spec, bundle, run_id, done)
 
 
 def _trained(config: CompressConfig) -> str:
@@ -93,6 +94,7 @@ def _trained(config: CompressConfig) -> str:
 def _finish(
     config: CompressConfig,
     catalog: Catalog,
+    judge: Catalog | None,
     sources: Sequence[ModelSource],
     spec: Spec,
     bundle: Path,
@@ -118,13 +120,13 @@ def _finish(
             bundle = cut
     # A network in eight bits is of the weights that it was made from: of others it is made anew.
     if config.precision == "int8" or (source.folder / INT8).exists() or not asked_for:
-        said = precision.quantised(bundle, catalog, config, insist=config.precision == "int8")
+        said = precision.quantised(bundle, catalog, judge, config, insist=config.precision == "int8")
         done += [said] if said else []
     if not done:
         raise ConfigError(
             f"model {source.uri}: nothing makes it cheaper on this machine; --layers trains a smaller one"
         )
-    before, after, agreement, rows = measure(config, catalog, source, spec, bundle)
+    before, after, agreement, rows = measure(config, catalog, judge, source, spec, bundle)
     metrics = {
         "agreement": agreement,
         "compressed_rows": float(rows),

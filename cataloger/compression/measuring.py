@@ -46,11 +46,12 @@ class Figures:
 
 
 def measure(
-    config: CompressConfig, catalog: Catalog, source: ModelSource, spec: Spec, bundle: Path
+    config: CompressConfig, catalog: Catalog, judge: Catalog | None, source: ModelSource, spec: Spec, bundle: Path
 ) -> tuple[Figures, Figures, float, int]:
-    """(figures of the model as it was, those of the bundle, the share of rows with the same answer, how many there are)"""
+    """(figures of the model as it was, those of the bundle, the share of rows with the same answer, how many there are), on the rows of
+    `judge`, or on those of the catalog that training held out."""
     before, after = (
-        _asked(config, catalog, one, own, title)
+        _asked(config, catalog, judge, one, own, title)
         for one, own, title in (
             (source, spec, "model"),
             (ModelSource(bundle, "compressed", None), _alike(read_spec(bundle), spec), "compressed"),
@@ -59,8 +60,10 @@ def measure(
     _, *places = np.intersect1d(*(one.labels.column("row").to_numpy() for one in (before, after)), return_indices=True)
     first, second = (one.labels.take(pa.array(place)) for one, place in zip((before, after), places, strict=True))
     if not len(first):
-        raise CatalogError(f"catalog {config.catalog}: has no row that the model can read; check --text-columns")
-    same, true = wholes(first, spec) == wholes(second, spec), _true(config, catalog, first, spec)
+        raise CatalogError(
+            f"catalog {config.eval_catalog or config.catalog}: has no row that the model can read; check --text-columns"
+        )
+    same, true = wholes(first, spec) == wholes(second, spec), _true(config, judge or catalog, first, spec)
     return (
         _figures(source.folder, before, first, spec, true),
         _figures(bundle, after, second, spec, true),
@@ -74,14 +77,16 @@ def _alike(own: Spec, spec: Spec) -> Spec:
     return own.reading(spec.text_columns or None, spec.picture.column if spec.picture else None)
 
 
-def _asked(config: CompressConfig, catalog: Catalog, source: ModelSource, spec: Spec, title: str) -> Predicted:
+def _asked(
+    config: CompressConfig, catalog: Catalog, judge: Catalog | None, source: ModelSource, spec: Spec, title: str
+) -> Predicted:
     trained = read_spec(source.folder)
     alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
-    told = config.label_column in catalog.schema.names
+    told = config.label_column in (judge or catalog).schema.names
     held_out = spec.test_fraction or spec.validation_fraction or HELD_OUT[0]
     kept = {"id": config.id_column, **({WRITTEN: config.label_column} if told else {})}
     found: Predicted | None = None
-    if alike and (not spec.group_column or spec.group_column in catalog.schema.names):
+    if not judge and alike and (not spec.group_column or spec.group_column in catalog.schema.names):
         found = predict_rows(
             f"ask {title}",
             catalog,
@@ -96,7 +101,7 @@ def _asked(config: CompressConfig, catalog: Catalog, source: ModelSource, spec: 
     if found is None or not len(found.labels):
         found = predict_rows(
             f"ask {title}",
-            catalog,
+            judge or catalog,
             kept,
             source,
             spec=spec,

@@ -42,7 +42,9 @@ def check_possible() -> None:
         )
 
 
-def quantised(bundle: Path, catalog: Catalog, config: CompressConfig, insist: bool) -> str | None:
+def quantised(
+    bundle: Path, catalog: Catalog, judge: Catalog | None, config: CompressConfig, insist: bool
+) -> str | None:
     """Give the bundle a network in eight bits, and say how it is; nothing where it does not pay, unless somebody insists.
 
     Raises ConfigError where it would change too many answers.
@@ -60,6 +62,12 @@ def quantised(bundle: Path, catalog: Catalog, config: CompressConfig, insist: bo
             return None
         raise ConfigError(
             f"catalog {config.catalog}: has {len(values)} rows that the model can read; eight bits need {LEAST_ROWS}"
+        )
+    if judge and not spec.picture:  # where pictures lie is told by their own catalog
+        others, _ = some_rows(judge, spec, bundle, LOOKED_AT)
+        values, held_out = (
+            pa.concat_arrays([values, others]),
+            np.repeat([False, True], [len(values), len(others)]),
         )
     known, judged = _apart(values, held_out)
     _remove(bundle)  # of an earlier network

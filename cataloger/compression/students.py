@@ -26,11 +26,12 @@ def student(
     """The training of a student: its first weights and its lessons lie in the storage, by what they are made from. A mean of several
     models is not trained; what goes with its weights is fitted."""
     base = _first_weights(config, sources, storage)
-    held_out = spec.validation_fraction or held_out_of(catalog.rows)
+    held_out = 0.0 if config.eval_catalog else spec.validation_fraction or held_out_of(catalog.rows)
     learnt = round(catalog.rows * (1 - spec.test_fraction) * (1 - held_out))  # with or without a category
     planned = plan(
         TrainConfig(
             catalog=config.catalog,
+            eval_catalog=config.eval_catalog,
             id_column=config.id_column,
             text_columns=spec.text_columns,
             label_column=(config.label_column,),
@@ -43,7 +44,7 @@ def student(
             adversarial=0.0,
             test_fraction=spec.test_fraction,
             test_start=spec.test_start,
-            validation_fraction=held_out,
+            validation_fraction=held_out or None,
             target_precision=config.target_precision,
             tiers=config.tiers,
             tier_risk=config.tier_risk,

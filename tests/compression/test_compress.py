@@ -25,6 +25,8 @@ from cataloger.training.lessons import Lessons
 
 pytestmark = pytest.mark.usefixtures("ray_session", "in_process")
 Job = Callable[..., tuple[int, str, str]]
+# Rows of a catalog that judges.
+JUDGING = 200
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,13 @@ def teacher(ray_session: None, tiny_model: Path, labelled: Path, tmp_path_factor
             model_name="teacher",
         )
     ).model_uri
+
+
+@pytest.fixture
+def judging(labelled: Path, tmp_path: Path) -> Path:
+    rows = pq.read_table(labelled)
+    pq.write_table(rows.slice(len(rows) - JUDGING), tmp_path / "judging.parquet")
+    return tmp_path / "judging.parquet"
 
 
 def metrics_of(name: str) -> dict[str, float]:
@@ -144,11 +153,16 @@ def killed(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_several_teachers_become_one_model_of_the_same_size(job: Job, teacher: str, labelled: Path) -> None:
+def test_several_teachers_become_one_model_of_the_same_size(
+    job: Job, teacher: str, labelled: Path, judging: Path
+) -> None:
+    """Judged by the rows of a catalog of its own."""
     flags = ("--catalog", labelled, "--model", teacher, "models:/teacher/1", "--epochs", 1, "--model-name", "together")
-    code, out, err = job("compress", *flags)
+    code, out, err = job("compress", *flags, "--eval-catalog", judging)
     assert code == 0, err
     assert "a student of all" in out
+    assert metrics_of("together")["compressed_rows"] == JUDGING
+    assert read_spec(fetch_model("models:/together/1").folder).validation_fraction == 0
     assert layers_of(fetch_model("models:/together/1").folder) == layers_of(fetch_model(teacher).folder)
 
 
@@ -161,6 +175,19 @@ def test_a_mean_of_models_is_judged_and_not_trained(job: Job, teacher: str, labe
     for name, tensor in after.state_dict().items():
         torch.testing.assert_close(tensor, before.state_dict()[name])
     assert read_spec(fetch_model("models:/mean/1").folder).words is not None
+
+
+def test_a_mean_of_models_that_were_validated_elsewhere_is_judged_there(
+    job: Job, teacher: str, labelled: Path, judging: Path, tmp_path: Path
+) -> None:
+    elsewhere = shutil.copytree(fetch_model(teacher).folder, tmp_path / "elsewhere")
+    write_spec(elsewhere, replace(read_spec(elsewhere), validation_fraction=0.0))
+    flags = ("--catalog", labelled, "--average-models", elsewhere, elsewhere, "--model-name", "elsewhere")
+    code, _, err = job("compress", *flags)
+    assert (code, "name the catalog with --eval-catalog" in err) == (2, True)
+    code, _, err = job("compress", *flags, "--eval-catalog", judging)
+    assert code == 0, err
+    assert metrics_of("elsewhere")["compressed_rows"] == JUDGING
 
 
 def test_eight_bits_that_change_too_much_are_refused(
