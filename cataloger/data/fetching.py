@@ -5,19 +5,21 @@ catalog's folder. Many are asked for at once, each of them several times; what i
 answers it is unreachable: it may be there tomorrow.
 """
 
+import contextlib
+import errno
 import functools
 import hashlib
 import logging
 import os
 import random
+import stat
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-
-from pyarrow import fs as pafs
+from urllib.parse import unquote, urlsplit
 
 from cataloger.data.images import MISSING, MOST_BYTES, TOO_LARGE, UNREACHABLE, Unreadable
 from cataloger.errors import StorageError
@@ -35,6 +37,9 @@ CONNECT_SECONDS, READ_SECONDS, MOST_SECONDS = 5.0, 20.0, 60.0
 CHUNK = 1 << 16
 # Answers that may be another one the next time.
 RETRIED = (408, 425, 429, 500, 502, 503, 504)
+# Of a disk, and of a store: what will be the same the next time.
+NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM)
+REFUSED = ("ACCESS_DENIED", "AccessDenied", "Forbidden")
 Found = TypeVar("Found")
 _decoding = threading.BoundedSemaphore(DECODED_AT_ONCE)
 
@@ -132,6 +137,9 @@ def _with_patience(reference: str, ask: Callable[[], Found]) -> Found:
             if number == ATTEMPTS - 1:
                 _hosts.lost(host)
                 raise Unreadable(UNREACHABLE) from problem
+        except Unreadable:
+            _hosts.answered(host)
+            raise
         else:
             _hosts.answered(host)
             return found
@@ -151,29 +159,33 @@ def _version(reference: str) -> str:
             if "Last-Modified" in headers:
                 return f"{headers.get('Content-Length')} {headers['Last-Modified']}"
         return hashlib.blake2b(_bytes(reference), digest_size=16).hexdigest()
-    info = _info(reference)
-    return f"{info.size} {info.mtime_ns}"
+    size, changed = _info(reference)
+    return f"{size} {changed}"
 
 
 def _bytes(reference: str) -> bytes:
     if not _is_http(reference):
         _info(reference)
-        try:
+        if (file := _on_disk(reference)) is not None:
+            with _of_disk():
+                return file.read_bytes()
+        with _of_store():
             return bytes(_located(reference).read())
-        except StorageError as error:
-            raise _TryAgain from error
+    import urllib3
+
     began, parts, size = time.monotonic(), [], 0
     with _asked("GET", reference) as answer:
         _check_size(answer)
         try:
-            for chunk in answer.iter_content(CHUNK):
+            # What is there, and no more: to wait for a whole chunk may take a slow server for ever.
+            while chunk := answer.raw.read1(CHUNK, decode_content=True):
                 parts.append(chunk)
                 size += len(chunk)
                 if size > MOST_BYTES:
                     raise Unreadable(TOO_LARGE)
                 if time.monotonic() - began > MOST_SECONDS:
                     raise _TryAgain
-        except OSError as error:
+        except (OSError, urllib3.exceptions.HTTPError) as error:
             raise _TryAgain from error
         stated = answer.headers.get("Content-Length", "")
         if stated.isdecimal() and "Content-Encoding" not in answer.headers and size != int(stated):
@@ -181,16 +193,50 @@ def _bytes(reference: str) -> bytes:
     return b"".join(parts)
 
 
-def _info(reference: str) -> pafs.FileInfo:
-    try:
-        info = _located(reference).info()
-    except StorageError as error:
-        raise _TryAgain from error
-    if not info.is_file:
+def _info(reference: str) -> tuple[int, int]:
+    """(size, time of change)"""
+    if (file := _on_disk(reference)) is not None:
+        with _of_disk():
+            found = file.stat()
+        is_file, size, changed = stat.S_ISREG(found.st_mode), found.st_size, found.st_mtime_ns
+    else:
+        with _of_store():
+            info = _located(reference).info()
+        is_file, size, changed = info.is_file, info.size, info.mtime_ns
+    if not is_file:
         raise Unreadable(MISSING)
-    if info.size > MOST_BYTES:
+    if size > MOST_BYTES:
         raise Unreadable(TOO_LARGE)
-    return info
+    return size, changed
+
+
+def _on_disk(reference: str) -> Path | None:
+    scheme, found, rest = reference.partition("://")
+    if not found:
+        return Path(reference).expanduser()
+    return Path(unquote(rest)) if scheme == "file" else None
+
+
+@contextlib.contextmanager
+def _of_disk() -> Iterator[None]:
+    """What is no file, or somebody else's, is missing; a disk that fails may be there again."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in NO_FILE:
+            raise Unreadable(MISSING) from error
+        raise _TryAgain from error
+
+
+@contextlib.contextmanager
+def _of_store() -> Iterator[None]:
+    """Who may not list a bucket is refused what is not there as well: nobody knows whether it is, and to ask again is of no use."""
+    try:
+        yield
+    except StorageError as error:
+        if isinstance(error.__cause__, PermissionError) or any(sign in str(error.__cause__) for sign in REFUSED):
+            raise Unreadable(UNREACHABLE) from error
+        raise _TryAgain from error
 
 
 def _located(reference: str) -> Any:

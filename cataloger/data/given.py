@@ -17,7 +17,10 @@ def written(value: Any) -> str | None:
 
 
 def picture(value: Any) -> bytes | None:
-    """Of bytes, or the same in base64; nothing where it is neither: nobody can have a service fetch what lies elsewhere."""
+    """Of bytes, the same in base64, or a struct with them; nothing where it is neither: nobody can have a service fetch what lies
+    elsewhere."""
+    if isinstance(value, dict):
+        value = value.get("bytes")
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value)
     if not isinstance(value, str):

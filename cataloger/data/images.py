@@ -1,5 +1,6 @@
 """A picture's bytes → the square of pixels that a network reads. Never torch: this runs in the reading tasks."""
 
+import functools
 import io
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ Pixels = npt.NDArray[np.uint8]
 # What became of a row's picture. UNREACHABLE: where it lies nobody answered. UNREAD: words were sure of the row without it.
 OK, MISSING, BROKEN, TOO_LARGE = "ok", "missing", "broken", "too large"
 UNREACHABLE, UNREAD = "unreachable", "unread"
+STATUSES = (OK, MISSING, BROKEN, TOO_LARGE, UNREACHABLE, UNREAD)
 MOST_BYTES = 32 << 20
 # A picture of more is not decoded: a file of a few kilobytes may ask for gigabytes of memory.
 MOST_PIXELS = 64_000_000
@@ -25,7 +27,9 @@ SPARE = 1.75
 KEPT_QUALITY = 92
 THUMBNAIL, THUMBNAIL_QUALITY = 96, 75
 WHITE = (255, 255, 255)
-REDUCIBLE = ("RGB", "RGBA", "L", "LA")
+REDUCIBLE = ("RGB", "RGBA", "L", "LA", "CMYK")
+# Values of 16 bits and more that are scaled at once.
+SCALED = 1 << 20
 ORIENTATION = 0x0112  # of the tags of EXIF
 
 
@@ -107,6 +111,13 @@ def as_jpeg(pixels: Pixels) -> bytes:
     return sink.getvalue()
 
 
+@functools.cache
+def _quiet() -> None:
+    """Pillow warns of what is larger than it likes, where the limit here is ours, and of much else that is found out here. For good: a
+    filter for a while would be one for all threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _opened(data: bytes, short: int) -> Any:
     """A Pillow image in RGB, upright and on white, its shorter side at least `short` pixels where it has as many. Raises Unreadable."""
     from PIL import Image
@@ -114,10 +125,8 @@ def _opened(data: bytes, short: int) -> Any:
     if len(data) > MOST_BYTES:
         raise Unreadable(TOO_LARGE)
     try:
-        with warnings.catch_warnings():
-            # Pillow warns of what is larger than it likes; the limit here is ours.
-            warnings.simplefilter("ignore")
-            image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
+        _quiet()
+        image: Any = Image.open(io.BytesIO(data), formats=FORMATS)
         width, height = image.size
         if width * height > MOST_PIXELS:
             raise Unreadable(TOO_LARGE)
@@ -126,10 +135,11 @@ def _opened(data: bytes, short: int) -> Any:
             share = max(1.0, min(width, height) / short)
             image.draft(image.mode, (int(width // share), int(height // share)))
         image.load()
-        plain = image.mode in REDUCIBLE and "transparency" not in image.info
-        if plain and (factor := min(image.size) // (2 * short)) > 1:
-            # Before anything makes a copy of it: 64 megapixels are a quarter of a gibibyte.
-            image = image.reduce(factor)
+        if (factor := min(image.size) // (2 * short)) > 1:
+            # Before anything makes more copies of it: 64 megapixels are a quarter of a gibibyte.
+            if image.mode in ("P", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+            image = image.reduce(factor) if image.mode in REDUCIBLE else image
         return _on_white(_upright(image))
     except (Unreadable, MemoryError):
         raise
@@ -165,9 +175,13 @@ def _on_white(image: Any) -> Any:
 
     if image.mode.startswith(("I", "F")):
         # 16 bits, or more: by their span, as nothing says what is white.
-        values = np.asarray(image, np.float64)
+        values = np.asarray(image)
         most = 65_535.0 if image.mode.startswith("I") else max(1.0, float(values.max(initial=0)))
-        return Image.fromarray(np.clip(values * (255.0 / most), 0, 255).astype(np.uint8)).convert("RGB")
+        scaled = np.empty(values.shape, np.uint8)
+        strip = max(1, SCALED // values.shape[1])
+        for row in range(0, len(values), strip):
+            scaled[row : row + strip] = np.clip(values[row : row + strip] * (255.0 / most), 0, 255)
+        return Image.fromarray(scaled).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         ground = Image.new("RGBA", layer.size, (*WHITE, 255))

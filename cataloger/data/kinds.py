@@ -11,8 +11,14 @@ def is_picture(kind: pa.DataType) -> bool:
     """Whether such a column may hold pictures: bytes, where they lie, or a struct of both as Hugging Face datasets have it."""
     if pa.types.is_struct(kind):
         fields = {field.name: field.type for field in kind}
-        return "bytes" in fields and is_binary(fields["bytes"]) and is_string(fields.get("path", pa.string()))
-    return is_binary(kind) or is_string(kind) or bool(pa.types.is_null(kind))
+        contents, path = fields.get("bytes", pa.string()), fields.get("path", pa.string())
+        return (is_binary(contents) or _is_null(contents)) and (is_string(path) or _is_null(path))
+    return is_binary(kind) or is_string(kind) or _is_null(kind)
+
+
+def _is_null(kind: pa.DataType) -> bool:
+    """Of a column, or a part of one, that nothing is written in."""
+    return bool(pa.types.is_null(kind))
 
 
 def is_binary(kind: pa.DataType) -> bool:

@@ -90,8 +90,8 @@ class PictureInput:
 
     def kept(self, values: pa.Array) -> pa.Table:
         """What a training keeps: tokens, and a picture as bytes of no more pixels than it has use for, in the row where it comes first;
-        `picture` is its version, null where none could be had."""
-        index, _, found = self._had(values, lambda data: shrunk(data, self.picture))
+        `picture` is its version, null where none could be had; `unreachable` says that tomorrow one may be."""
+        index, status, found = self._had(values, lambda data: shrunk(data, self.picture))
         columns: dict[str, Any] = {"tokens": self._tokens(values).lists()} if self.words else {}  # type: ignore[union-attr]
         first = np.full(len(values), -1)
         for row in np.flatnonzero(index >= 0)[::-1]:
@@ -100,13 +100,16 @@ class PictureInput:
         for number, data in enumerate(found):
             contents[first[number]] = data
         version = pc.if_else(pa.array(index >= 0), values.field("version"), pa.scalar(None, pa.string()))
-        return pa.table({**columns, "picture": version, "bytes": pa.array(contents, pa.large_binary())})
+        gone = pc.equal(status, UNREACHABLE)
+        return pa.table(
+            {**columns, "picture": version, "bytes": pa.array(contents, pa.large_binary()), UNREACHABLE: gone}
+        )
 
     def found_out(self, values: pa.Array, encoded: Pictured) -> tuple[pa.Array, pa.Array]:
         planned, status = values.field("status"), encoded.status
         gone = pc.and_(pc.equal(planned, OK), pc.is_in(status, pa.array([MISSING, UNREACHABLE])))
         texts = values.field("text")
-        keys = pc.if_else(gone, self._hashed(texts, pa.nulls(len(values), pa.string())), pa.scalar(None, pa.string()))
+        keys = pc.if_else(gone, self._hashed(texts, _lost(status)), pa.scalar(None, pa.string()))
         useless = pc.and_(texts.is_null(), pc.not_equal(status, OK))
         reasons = pc.binary_join_element_wise(_nothing(bool(self.words)), status, "")
         return keys, pc.if_else(useless, reasons, pa.scalar(None, pa.string()))
@@ -132,7 +135,8 @@ class PictureInput:
         return self.words.encode(self.texts(values)) if self.words else None
 
     def _keys(self, values: pa.Array) -> pa.Array:
-        return self._hashed(*(pc.struct_field(values, name) for name in ("text", "version")))
+        text, version, status = (pc.struct_field(values, name) for name in ("text", "version", "status"))
+        return self._hashed(text, pc.coalesce(version, _lost(status)))
 
     def _hashed(self, texts: pa.Array, versions: pa.Array) -> pa.Array:
         """Null where there is neither."""
@@ -151,6 +155,7 @@ class PictureInput:
         if pa.types.is_struct(values.type):
             names = values.type.names
             contents = pc.struct_field(values, "bytes").cast(pa.large_binary())
+            contents = pc.if_else(pc.equal(pc.binary_length(contents), 0), pa.scalar(None, contents.type), contents)
             if "path" in names:
                 places = pc.struct_field(values, "path").cast(pa.large_string(), safe=False)
             # The path of bytes is where they came from: often somebody else's disk.
@@ -213,6 +218,12 @@ def _tried(make: Any, data: Any) -> Any:
         return make(data)
     except Unreadable as problem:
         return problem
+
+
+def _lost(status: pa.Array) -> pa.Array:
+    """What stands for the version of a picture that could not be had: another label is due when it can, or when there is none any more."""
+    here = pc.is_in(status, pa.array([OK, MISSING]))
+    return pc.if_else(here, pa.scalar(None, pa.string()), pc.binary_join_element_wise("", status, "\0"))
 
 
 def _nothing(with_text: bool) -> str:

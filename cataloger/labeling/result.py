@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cataloger.data.images import OK, UNREAD
+from cataloger.data.images import OK, STATUSES, UNREAD
 from cataloger.labeling.cost import Cost
 from cataloger.publishing.decided import Decided
 
@@ -29,8 +29,8 @@ class LabelResult:
         """For the page."""
         figures = {"labelled": f"{self.labelled:,}", "rejected": f"{self.rejects:,}"}
         if self.images:
-            without = self.labelled - self.images.get(OK, 0) - self.images.get(UNREAD, 0)
-            figures["without a picture"] = f"{without:,}"
+            lost = {status: count for status, count in self.images.items() if status not in (OK, UNREAD) and count}
+            figures |= {f"picture {status}": f"{count:,}" for status, count in sorted(lost.items())}
         figures |= self.decided.figures if self.decided else {}
         if self.cost.rows:
             figures["carried over"] = f"{self.cost.carried / self.cost.rows:.1%}"
@@ -46,7 +46,8 @@ class LabelResult:
         return {
             "rows": self.rows,
             "rejects": self.rejects,
-            **{f"images_{status.replace(' ', '_')}": float(count) for status, count in self.images.items()},
+            # Also those that there are none of: a chart of many nights has no gaps.
+            **{f"images_{of.replace(' ', '_')}": float(self.images.get(of, 0)) for of in STATUSES if self.images},
             **(self.decided.metrics if self.decided else {}),
             **self.cost.metrics(self.seconds),
             "seconds": self.seconds,

@@ -18,6 +18,8 @@ from cataloger.model.tiers import Tiers
 from cataloger.spec import MANY_CATEGORIES, TAGS
 from cataloger.taxonomy import SEPARATOR
 
+# Of the pictures that are decoded at once.
+MOST_PIXELS = 1 << 26
 # A PNG of one white pixel, in base64.
 DOT = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 
@@ -61,7 +63,9 @@ class Categorizer:
             else pa.nulls(len(frame))
             for name in self.predictor.input.columns
         }
-        labels = self.predictor.label(pa.table(columns))
+        table, most = pa.table(columns), MOST_PIXELS // picture.size**2 if picture else len(frame)
+        parts = [table.slice(start, most) for start in range(0, max(1, len(table)), max(1, most))]
+        labels = pa.concat_tables([self.predictor.label(part) for part in parts])
         further = [answer.label_column for answer in self.predictor.spec.answers[1:]]
         names = [
             name for name in (self.predictor.columns.answer, "confidence", *further) if name in labels.column_names

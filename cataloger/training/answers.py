@@ -10,7 +10,7 @@ from cataloger.curation.moves import read_moves
 from cataloger.data.catalog import Catalog
 from cataloger.data.kinds import label_kind
 from cataloger.data.truth import count_labels, normalise_labels, normalise_names
-from cataloger.errors import CatalogError, ConfigError
+from cataloger.errors import CatalogError, ConfigError, TrainingError
 from cataloger.heads.columns import OWN, head_for
 from cataloger.spec import TAGS
 from cataloger.taxonomy import Taxonomy
@@ -18,6 +18,8 @@ from cataloger.training.census import LEARNT, Census
 from cataloger.training.examples import TRAINING
 
 log = logging.getLogger(__name__)
+# Of the rows, as many as a night may lose of theirs by default.
+MOST_UNREACHABLE = 0.01
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,18 @@ def _counted(column: str, catalog: Catalog, config: TrainConfig, tags: bool) -> 
             f"{left:,}",
         )
     return {written: moves[path] for written, path in names.items() if path in moves}, moved
+
+
+def check_reached(found: Census) -> None:
+    """Raises TrainingError where many rows would be learnt without pictures that are there."""
+    rows = sum(found.rows.values())
+    if found.unreachable > MOST_UNREACHABLE * rows:
+        raise TrainingError(
+            f"the pictures of {found.unreachable:,} of {rows:,} rows could not be reached, more than {MOST_UNREACHABLE:.0%}: the model would "
+            "not learn to see them; run the same command again when the servers answer that have them"
+        )
+    if found.unreachable:
+        log.warning("the pictures of %s rows could not be reached", f"{found.unreachable:,}")
 
 
 def check_told(found: Census, columns: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cataloger.data import ids
 from cataloger.data.batching import Ragged
+from cataloger.data.images import UNREACHABLE
 from cataloger.data.seen import KEPT, Keys, Seen
 from cataloger.infra import spread
 from cataloger.training.examples import TRAINING, VALIDATION
@@ -35,6 +36,8 @@ class Census:
     not_utf8: int = 0
     first_not_utf8: str = ""
     pictured: int = 0
+    unreachable: int = 0
+    """Rows whose picture nobody answered for."""
     tags_left_out: Counter[str] = field(default_factory=Counter)
     """How many tags are not learnt from, by why."""
 
@@ -42,7 +45,8 @@ class Census:
         for name in ("rows", "characters", "told", "tags_left_out"):
             getattr(self, name).update(getattr(other, name))
         self.first_not_utf8 = self.first_not_utf8 or other.first_not_utf8
-        self.not_utf8, self.pictured = self.not_utf8 + other.not_utf8, self.pictured + other.pictured
+        for name in ("not_utf8", "pictured", "unreachable"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
 
 def census(blocks: Sequence[Any]) -> Census:
@@ -62,6 +66,7 @@ def count(table: pa.Table) -> Census:
         found.characters = Counter({use: int(lengths[uses == use].sum()) for use in found.rows})
     if "picture" in table.column_names:
         found.pictured = len(table) - table.column("picture").null_count
+        found.unreachable = pc.sum(table.column(UNREACHABLE)).as_py() or 0
     answers = [name for name in table.column_names if name.partition(".")[0] == "labels"]
     for number in range(len(answers)):
         column = table.column(f"labels.{number}" if number else "labels")

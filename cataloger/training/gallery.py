@@ -77,6 +77,14 @@ def kept_for_training(given: Any, values: pa.Array) -> pa.Table:
     return given.kept(values) if isinstance(given, PictureInput) else given.encode(values).to_arrow()
 
 
+def with_pictures_of(encoded: pa.Table, kept: pa.Table) -> pa.Table:
+    """Some of the encoded rows, each picture's bytes in the first of these that has it."""
+    rows = zip(encoded.column("picture").to_pylist(), encoded.column("bytes").to_pylist(), strict=True)
+    contents = {version: data for version, data in rows if data is not None}
+    data = pa.array([contents.pop(version, None) for version in kept.column("picture").to_pylist()], pa.large_binary())
+    return kept.set_column(kept.column_names.index("bytes"), "bytes", data)
+
+
 def load_pictured(blocks: Sequence[Any], key: str, table: pa.Table, given: PictureInput) -> Pictured:
     """The rows of the ingest's tables, which `table` has without their pictures; `key` is that of the training."""
     folder = once_per_node("pictures", key, lambda aside: _write(blocks, aside / FILE), KEPT_SECONDS)

@@ -27,7 +27,7 @@ from cataloger.infra.storage import Location
 from cataloger.model import registry
 from cataloger.spec import TAGS
 from cataloger.training import claims, words
-from cataloger.training.answers import check_told
+from cataloger.training.answers import check_reached, check_told
 from cataloger.training.attributes import AUTO, OFF, with_learnt_attributes
 from cataloger.training.census import census, seen_rows
 from cataloger.training.checkpoint import RANK
@@ -211,6 +211,7 @@ def _fit(
         *(f"{n:,}" for n in (rows, held_out, unlabelled, left_out)),
     )
     if spec.picture:
+        check_reached(found)
         log.info("%s of these rows have a picture that could be read", f"{found.pictured:,}")
     if spec.others:
         check_told(found, config.label_column)

@@ -13,7 +13,7 @@ from cataloger.errors import ConfigError
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_conditional, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
-from cataloger.model.sight import sight_of
+from cataloger.model.sight import EMBEDDED, check_sees, sight_of
 from cataloger.spec import NO_NETWORK, ONE_CATEGORY, TAGS, Answer, Picture, Spec, Words
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
@@ -51,6 +51,8 @@ def plan(config: TrainConfig) -> Plan:
     if config.image_column:
         check_pictures(config)
         sight = sight_of(config.image_model)
+        if config.image_model != EMBEDDED:
+            check_sees(sight)
         picture = sight.picture(config.image_column)
         if sight.folder == Path(config.image_model).expanduser():
             config = replace(config, image_model=str(sight.folder.resolve()))

@@ -20,6 +20,7 @@ from cataloger.curation.pins import SharedPins
 from cataloger.data import seen
 from cataloger.data.catalog import Catalog
 from cataloger.data.ids import hash_ids
+from cataloger.data.images import UNREACHABLE
 from cataloger.data.inputs import Input
 from cataloger.data.kinds import SPANS, VALUES, is_tags, label_kind
 from cataloger.data.pictures import PictureInput
@@ -37,7 +38,7 @@ from cataloger.spec import FORMAT, NO_NETWORK
 from cataloger.training import lessons
 from cataloger.training.corrections import Corrections, corrected
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.gallery import kept_for_training
+from cataloger.training.gallery import kept_for_training, with_pictures_of
 
 UNUSED = -1
 # How rows are read that are for training whatever side they would fall on, but for that of the test.
@@ -99,7 +100,8 @@ def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequen
         of_validation = pa.array(table.column("use").to_numpy() == VALIDATION)
         judged.append(table.column("key").filter(of_validation).to_numpy())  # others may have none
     keys = encoded.column("key").fill_null(0).to_numpy()  # of rows that are left out
-    return encoded.filter(pa.array(~np.isin(keys, np.concatenate(judged))))
+    kept = encoded.filter(pa.array(~np.isin(keys, np.concatenate(judged))))
+    return with_pictures_of(encoded, kept) if config.image_column else kept
 
 
 def _dataset(source: Source, config: TrainConfig) -> ray.data.Dataset:
@@ -179,13 +181,19 @@ def _encode(
     for number, answer in enumerate(answers):
         columns[f"labels.{number}" if number else "labels"] = answer.labels
     rows = pa.table({**{name: encoded.column(name) for name in encoded.column_names}, **columns})
+    lost = 0
     if config.image_column:
         # A picture that turned out to be broken leaves nothing of a row without text.
-        rows = rows.filter(pc.or_(rows.column("picture").is_valid(), pc.not_equal(pa.chunked_array([texts]), "")))
-    if not names:
-        return rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
-    left_out = pa.table({"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: names})
-    return pa.concat_tables([rows, left_out], promote_options="default")
+        something = pc.or_(rows.column("picture").is_valid(), pc.not_equal(pa.chunked_array([texts]), ""))
+        unreachable = pc.ends_with(read.reasons.filter(pa.array(uses != UNUSED)), UNREACHABLE)
+        lost = sum(pc.sum(one).as_py() or 0 for one in (unreachable, pc.and_not(rows.column(UNREACHABLE), something)))
+        rows = rows.filter(something)
+    rows = rows.append_column(NOT_UTF8, pa.nulls(len(rows), pa.string()))
+    # Of no use, but counted.
+    left_out = [{"use": np.full(len(names), UNUSED, np.int8), NOT_UTF8: pa.array(names, pa.string())}]
+    left_out += [{"use": np.full(lost, UNUSED, np.int8), UNREACHABLE: np.ones(lost, bool)}]
+    more = [pa.table(columns) for columns in left_out if len(columns["use"])]
+    return pa.concat_tables([rows, *more], promote_options="default") if more else rows
 
 
 def _groups(table: pa.Table, column: str) -> npt.NDArray[np.uint64]:

@@ -1,5 +1,7 @@
 """Pictures that lie elsewhere, at servers as they are."""
 
+import contextlib
+import time
 from collections import Counter
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
@@ -46,14 +48,21 @@ class Odd(BaseHTTPRequestHandler):
         self.send_response(code)
         for key, value in headers.items():
             self.send_header(key, value)
-        if name == "short":
+        if name == "trickle":
+            self.send_header("Content-Length", "300")
+        elif name == "short":
             self.send_header("Content-Length", str(len(data) + 5))
         elif name == "endless":
             pass
         else:
             self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        if self.command == "GET" and code == 200:
+        if name == "trickle":
+            with contextlib.suppress(OSError):
+                for _ in range(300):
+                    self.wfile.write(b".")
+                    time.sleep(0.1)
+        elif self.command == "GET" and code == 200:
             self.wfile.write(data)
             if name == "endless":
                 for _ in range(MOST_BYTES // (1 << 20) + 1):
@@ -119,6 +128,29 @@ def test_on_a_disk(working_folder: Path) -> None:
     assert versions([f"file://{places[0]}"]) == before
     (working_folder / "a").write_bytes(b"other bytes")
     assert versions(places[:1]) != before
+    (working_folder / "a b%.jpg").write_bytes(b"odd name")
+    assert said(fetch([(working_folder / "a b%.jpg").as_uri()], bytes)) == [b"odd name"]
+
+
+def test_what_cannot_be_a_file_is_missing_and_silences_nothing(working_folder: Path, server: str) -> None:
+    (working_folder / "a").write_bytes(b"bytes")
+    odd = ["data:image/png;base64," + "A" * 5_000, "x" * 300, "a/b", "\0"] * LOST_IN_A_ROW
+    assert set(said(fetch([str(working_folder / name) for name in odd], bytes))) == {MISSING}
+    assert said(fetch([str(working_folder / "a")], bytes)) == [b"bytes"]
+
+
+def test_an_answer_of_a_host_ends_its_row_of_losses(server: str) -> None:
+    for number in range(2 * LOST_IN_A_ROW):
+        fetch([f"{server}/down-{number}"], bytes)
+        assert said(fetch([f"{server}/gone"], bytes)) == [MISSING]
+
+
+def test_a_server_that_trickles_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(fetching, "ATTEMPTS", 1)
+    began = time.monotonic()
+    assert said(fetch([f"{server}/trickle"], bytes)) == [UNREACHABLE]
+    assert time.monotonic() - began < 5, "of the thirty seconds that it would take"
 
 
 @pytest.mark.s3
@@ -126,7 +158,23 @@ def test_on_s3(s3: str) -> None:
     (locate(f"{s3}/pictures") / "a.jpg").write(b"bytes")
     places = [f"{s3}/pictures/a.jpg", f"{s3}/pictures/none.jpg", "s3:///nobody/a.jpg", "s3://no-such-bucket/a.jpg"]
     assert said(fetch(places[:3], bytes)) == [b"bytes", MISSING, MISSING]
+    assert said(fetch(places[3:], bytes)) == [MISSING]
     assert isinstance(versions(places)[0], str)
+
+
+@pytest.mark.s3
+def test_what_s3_refuses_is_unreachable_at_once(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absent or not: who may not list a bucket is not told."""
+    asked = []
+    info = fetching._info
+    monkeypatch.setattr(fetching, "_info", lambda reference: asked.append(reference) or info(reference))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    fetching._bucket.cache_clear()
+    try:
+        assert said(fetch([f"{s3}/pictures/{name}" for name in range(2 * LOST_IN_A_ROW)], bytes)) == [UNREACHABLE] * 16
+        assert len(asked) == 16, "nobody asks again, and the bucket is not taken for silent"
+    finally:
+        fetching._bucket.cache_clear()
 
 
 def test_names_are_below_the_catalog() -> None:

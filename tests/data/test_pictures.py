@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from cataloger.data.images import BROKEN, MISSING, OK, decode
+from cataloger.data.images import BROKEN, MISSING, MOST_BYTES, OK, TOO_LARGE, decode
+from cataloger.data.kinds import is_picture
 from cataloger.data.pictures import PictureInput
 from cataloger.spec import Picture
 from drawn import jpeg, noise
@@ -47,6 +48,32 @@ def test_a_struct_has_bytes_or_a_path(given: PictureInput, working_folder: Path)
     assert encoded.status.to_pylist() == [OK, OK, MISSING, MISSING, MISSING]
     pixels = encoded.batch(np.arange(5))["pixel_values"]
     assert (pixels == np.stack([decode(noise(seed), WINDOW) for seed in (0, 1)])).all()
+
+
+def test_a_struct_with_nothing_in_one_part_is_read(given: PictureInput, working_folder: Path) -> None:
+    """As pandas writes it."""
+    (working_folder / "there.jpg").write_bytes(noise(1))
+    contents = pa.array([{"bytes": noise(0), "path": None}])
+    places = pa.array([{"bytes": None, "path": str(working_folder / "there.jpg")}])
+    assert pa.types.is_null(contents.type.field("path").type)
+    for column in (contents, places):
+        assert is_picture(column.type)
+        assert given.encode(given.read(table(["x"], column)).values).status.to_pylist() == [OK]
+
+
+def test_no_bytes_do_not_hide_a_path(given: PictureInput, working_folder: Path) -> None:
+    (working_folder / "there.jpg").write_bytes(noise(1))
+    rows = pa.array([{"bytes": b"", "path": str(working_folder / "there.jpg")}])
+    assert given.encode(given.read(table(["x"], rows)).values).status.to_pylist() == [OK]
+
+
+def test_why_a_picture_could_not_be_had_is_part_of_the_hash(given: PictureInput) -> None:
+    """A label is due again when it can, or when there is none any more; and equal rows have equal reasons."""
+    images = pa.array([None, bytes(MOST_BYTES + 1), None])
+    values = given.read(table(["a", "a", "a"], images)).values
+    found = given.distinct(values)
+    assert found.place.to_pylist() == [0, 1, 0]
+    assert given.encode(found.values).status.to_pylist() == [MISSING, TOO_LARGE]
 
 
 def test_equal_rows_are_asked_once_and_equal_pictures_decoded_once(given: PictureInput) -> None:

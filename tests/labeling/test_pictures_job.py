@@ -25,7 +25,7 @@ from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig, VerifyConfig
 from cataloger.data.images import BROKEN, MISSING, OK, TOO_LARGE, UNREACHABLE, UNREAD
 from cataloger.data.units import plan_units
-from cataloger.errors import PublishError
+from cataloger.errors import PublishError, TrainingError
 from cataloger.explaining.occlusion import Explainer
 from cataloger.infra.storage import locate
 from cataloger.labeling import job
@@ -33,6 +33,7 @@ from cataloger.labeling.job import label
 from cataloger.model.registry import fetch_model
 from cataloger.model.tiers import Tiers
 from cataloger.publishing import snapshot, upkeep
+from cataloger.training.job import train
 from drawn import GREEN, GREY, RED, jpeg, shop
 from servers import answering
 
@@ -130,7 +131,8 @@ def test_odd_pictures_cost_no_label_where_there_is_text(trained: tuple[Path, dic
     manifest = snapshot.read_manifest(locate("labels"), result.run)
     assert manifest["images"] == {OK: 7, MISSING: 1, BROKEN: 2}
     page = Path("labels", f"run={result.run}", "_report.html").read_text()
-    assert "without a picture" in page
+    assert "picture missing" in page
+    assert "picture broken" in page
     doubtful = {name for name, row in found.items() if row["needs_review"] and name not in ("P1-7",)}
     assert doubtful, "those that need review are shown"
     shown = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
@@ -161,7 +163,10 @@ def test_a_night_later_only_what_is_new_is_asked(
     assert after["P2-0"]["image_status"] == OK
 
 
-def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], write: Callable[..., Path]) -> None:
+def test_the_same_labels_everywhere(
+    trained: tuple[Path, dict[str, float]], write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cataloger.model import pyfunc
     from cataloger.model.pyfunc import Categorizer
 
     rows = shop(30, 3)
@@ -173,6 +178,10 @@ def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], writ
     assert served.loc[published.index, "category"].tolist() == published["category"].tolist()
     in_base64 = [data and base64.b64encode(data).decode() for data in rows["image"]]
     again = Categorizer(trained[0]).predict(pd.DataFrame({**rows, "image": in_base64}).set_index("id"))
+    assert again.loc[published.index, "category"].tolist() == published["category"].tolist()
+    monkeypatch.setattr(pyfunc, "MOST_PIXELS", 7 * 32 * 32)  # a few rows at a time
+    structs = [{"bytes": data, "path": None} for data in rows["image"]]
+    again = Categorizer(trained[0]).predict(pd.DataFrame({**rows, "image": structs}).set_index("id"))
     assert again.loc[published.index, "category"].tolist() == published["category"].tolist()
     from cataloger.evaluation.evaluate import evaluate
 
@@ -192,11 +201,11 @@ def test_the_same_labels_everywhere(trained: tuple[Path, dict[str, float]], writ
 
 ELSEWHERE = """
 import io, json, sys
+sys.modules["cataloger"] = None  # to import it is an error
 import numpy, torch
 from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-assert not any(name.startswith("cataloger") for name in sys.modules)
 bundle, rows = sys.argv[1], json.load(sys.stdin)
 model = AutoModelForSequenceClassification.from_pretrained(bundle, trust_remote_code=True).eval()
 words = AutoTokenizer.from_pretrained(bundle, trust_remote_code=True)([row["title"] for row in rows], padding=True, return_tensors="pt")
@@ -334,6 +343,27 @@ def test_a_server_that_is_down_holds_the_night_back(
     assert result.images == {OK: 40}
     assert not list(Path("labels").glob("run=*/_rejects/*"))
     assert upkeep.verify(VerifyConfig("labels")).rows == 40
+
+
+def test_no_training_learns_without_the_pictures_of_a_server_that_is_down(
+    shelf: str, tiny_model: Path, tiny_sight: Path, working_folder: Path
+) -> None:
+    rows = shop(60, 8)
+    Shelf.pictures = {f"/{row}.jpg": rows["image"][row] for row in range(60)}
+    rows["image"] = [f"{shelf}/{row}.jpg" for row in range(60)]
+    rows["title"][3] = None  # which has nothing else
+    pq.write_table(pa.table(rows), "labelled.parquet")
+    Shelf.down = {f"/{row}.jpg" for row in range(6)}
+    config = TrainConfig(
+        catalog="labelled.parquet",
+        text_columns=("title",),
+        image_column="image",
+        base_model=str(tiny_model),
+        image_model=str(tiny_sight),
+        storage="checkpoints",
+    )
+    with pytest.raises(TrainingError, match=r"pictures of 6 of \d+ rows could not be reached, more than 1%"):
+        train(config)
 
 
 def test_words_that_are_sure_need_no_picture(trained: tuple[Path, dict[str, float]], odd: Path) -> None:

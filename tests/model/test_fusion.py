@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from transformers import MobileViTConfig, MobileViTModel
 
 from cataloger.bundle import read_spec
 from cataloger.data.inputs import input_of
@@ -14,7 +15,7 @@ from cataloger.errors import ModelError
 from cataloger.model import engines
 from cataloger.model.fusion import EfficientNetLite, FusionForSequenceClassification
 from cataloger.model.network import load_network, new_classifier, save_bundle
-from cataloger.model.sight import EMBEDDED, load_sight, sight_of
+from cataloger.model.sight import EMBEDDED, check_sees, load_sight, sight_of
 from cataloger.spec import Spec
 from drawn import noise
 
@@ -75,6 +76,12 @@ def test_batch_norms_keep_their_statistics(seeing: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in network.picture.named_buffers())
 
 
+def test_a_network_of_another_width_than_it_says_is_refused_before_a_catalog_is_read(working_folder: Path) -> None:
+    MobileViTModel(MobileViTConfig(image_size=64)).save_pretrained("mobile")
+    with pytest.raises(ModelError, match=r"does not make one vector of a picture \(it makes 1 x 640 numbers\)"):
+        check_sees(sight_of("mobile"))
+
+
 def test_the_embedded_network_is_the_published_one() -> None:
     network, about = load_sight(sight_of(EMBEDDED))
     assert isinstance(network, EfficientNetLite)
@@ -103,6 +110,7 @@ def test_the_embedded_network_is_the_published_one() -> None:
         ),
         ({}, {"size": {"height": 384, "width": 384}, "resample": 3}, (384, 1.0, "bicubic")),
         ({}, {"size": {"shortest_edge": 224}, "crop_pct": 0.875, "resample": 3}, (224, 0.875, "bicubic")),
+        ({}, {"size": {"shortest_edge": 384}, "crop_pct": 0.875, "resample": 3}, (384, 1.0, "bicubic")),
         ({"image_size": 192}, {}, (192, 1.0, "bicubic")),
         (
             {
@@ -118,7 +126,7 @@ def test_the_embedded_network_is_the_published_one() -> None:
             (260, 0.89, "bicubic"),
         ),
     ],
-    ids=["ResNet", "ViT", "ConvNeXt", "no processor", "timm"],
+    ids=["ResNet", "ViT", "ConvNeXt", "a large ConvNeXt", "no processor", "timm"],
 )
 def test_what_a_model_reads_is_in_its_own_configuration(
     working_folder: Path, config: dict[str, object], processor: dict[str, object], wanted: tuple[int, float, str]

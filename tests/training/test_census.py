@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 import ray
 
+from cataloger.data.images import UNREACHABLE
 from cataloger.training.census import census, count, seen_rows
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.rows import IDS, NOT_UTF8, TAGS_LEFT_OUT, UNUSED
@@ -28,6 +29,7 @@ def rows() -> pa.Table:
             "labels": pa.array([[0], [1], [], None] * 3, IDS),
             "labels.1": pa.array([[], [2], [], None, [0], [-1], [], None, [], [], [], None], IDS),
             "picture": ["a", None, "b", None] * 3,
+            UNREACHABLE: [False, True, False, None] * 3,
             NOT_UTF8: [None] * 7 + ["product 7"] + [None] * 3 + ["product 11"],
             TAGS_LEFT_OUT: [json.dumps({"empty": 2}), *[None] * 7, json.dumps({"empty": 1, "long": 1}), *[None] * 3],
         }
@@ -46,7 +48,7 @@ def test_rows_are_counted_whatever_tables_they_are_in(cuts: list[int]) -> None:
     assert [found.told[TRAINING, 1], found.told[VALIDATION, 1]] == [1, 1], (
         "-1 is a category that the model does not know"
     )
-    assert (found.not_utf8, found.first_not_utf8, found.pictured) == (2, "product 7", 6)
+    assert (found.not_utf8, found.first_not_utf8, found.pictured, found.unreachable) == (2, "product 7", 6, 3)
     assert found.tags_left_out == {"empty": 3, "long": 1}
     sample = seen_rows(blocks, 6)
     assert sample.recognise(np.array(KEYS, np.uint64)).to_pylist() == [True, True, False, False] * 3
