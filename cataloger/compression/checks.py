@@ -28,8 +28,9 @@ def check(config: CompressConfig, spec: Spec, sources: Sequence[ModelSource]) ->
             raise ConfigError(
                 f"model {other.uri}: answers with other categories than {sources[0].uri}; teachers need the same"
             )
-    if config.layers is not None and config.layers < 1:
-        raise ConfigError(f"--layers {config.layers}: must be at least 1")
+    for name in ("layers", "epochs"):
+        if getattr(config, name) is not None and getattr(config, name) < 1:
+            raise ConfigError(f"--{name} {getattr(config, name)}: must be at least 1")
     if not 0 <= config.target_precision <= 1:
         raise ConfigError(f"--target-precision {config.target_precision}: must be from 0 to 1")
     if config.tier_risk is not None and not 0 < config.tier_risk < 1:
@@ -72,11 +73,11 @@ def _check_alike(sources: Sequence[ModelSource], specs: Sequence[Spec], config: 
             raise ConfigError(
                 f"--average-models: {one.uri} has learnt from other rows than {sources[0].uri}; name models of the same split"
             )
-        if not spec.validation_fraction and not config.eval_catalog:
-            raise ConfigError(
-                f"--average-models: {one.uri} was validated on another catalog, or that was not written down; nothing is left to judge the "
-                "mean by: name the catalog with --eval-catalog"
-            )
+    if not first.validation_fraction and not config.eval_catalog:
+        raise ConfigError(
+            f"model {sources[0].uri}: was validated on another catalog, or that was not written down, so that of --catalog nothing is left to "
+            "judge by; name that catalog with --eval-catalog"
+        )
     if config.average_models and config.model != CompressConfig.model:
         raise ConfigError("--model: is for other ways than --average-models; leave one of them out")
     if config.average_models and config.epochs is not None:
@@ -89,12 +90,13 @@ def opened(uri: str, config: CompressConfig, spec: Spec) -> Catalog:
     catalog = open_catalog(uri, config.id_column, spec.text_columns, picture=spec.picture)
     names = set.intersection(*(set(schema.names) for schema in catalog.schemas))
     labels = (config.label_column,) if config.label_column in names and spec.head != TAGS else ()
-    if (config.layers or len(config.average_models or config.model) > 1) and not labels:
+    trained = config.layers or len(config.average_models or config.model) > 1
+    if trained and not labels:
         raise ConfigError(
             f"catalog {uri}: has no column {config.label_column!r} in all of its files; a new model is judged by rows whose category "
-            "is known: name another --label-column"
+            "is known, and learns words from them: name another --label-column"
         )
-    others = group if all(name in names for name in group) else {}
+    others = group if trained or all(name in names for name in group) else {}
     found = open_catalog(uri, config.id_column, spec.text_columns, labels, others, spec.picture)
     if labels and not columns_of(spec).fits(found.schema.field(config.label_column)):
         raise ConfigError(

@@ -56,20 +56,15 @@ def quantised(
         log.info("eight bits are not tried: they are for CPUs, and the cluster has GPUs")
         return None
     spec = read_spec(bundle).reading(config.text_columns, config.image_column).without_tiers()
-    values, held_out = some_rows(catalog, spec, bundle, LOOKED_AT)
-    if len(values) < LEAST_ROWS:
+    known, judged = _apart(*some_rows(catalog, spec, bundle, LOOKED_AT))
+    if judge and not spec.picture:  # where pictures lie is told by their own catalog
+        judged = _apart(*some_rows(judge, spec, bundle, LOOKED_AT))[1]
+    if min(len(known), len(judged)) < LEAST_ROWS:
         if not insist:
             return None
         raise ConfigError(
-            f"catalog {config.catalog}: has {len(values)} rows that the model can read; eight bits need {LEAST_ROWS}"
+            f"catalog {config.catalog}: has {len(judged)} rows that the model can read; eight bits need {LEAST_ROWS}"
         )
-    if judge and not spec.picture:  # where pictures lie is told by their own catalog
-        others, _ = some_rows(judge, spec, bundle, LOOKED_AT)
-        values, held_out = (
-            pa.concat_arrays([values, others]),
-            np.repeat([False, True], [len(values), len(others)]),
-        )
-    known, judged = _apart(values, held_out)
     _remove(bundle)  # of an earlier network
     base = catalog.base
     own, seconds = _asked(bundle, spec, judged, "auto", base)
@@ -103,7 +98,7 @@ def _apart(values: pa.Array, held_out: npt.NDArray[np.bool_]) -> tuple[pa.Array,
     """(rows for the ranges of numbers, rows to judge by): the latter are such as the model has not learnt from, of which it is less sure,
     where there are enough."""
     draw = np.random.default_rng(0).permutation(len(values))
-    judged = draw[held_out[draw]] if held_out.sum() >= ENOUGH else draw[: len(draw) * 3 // 4]
+    judged = draw[held_out[draw]] if held_out.sum() >= ENOUGH else draw[: max(LEAST_ROWS, len(draw) * 3 // 4)]
     others = np.setdiff1d(draw, judged, assume_unique=True)
     others = others[np.random.default_rng(1).permutation(len(others))] if len(others) else draw
     return values.take(pa.array(others[:CALIBRATING])), values.take(pa.array(judged[:JUDGED]))

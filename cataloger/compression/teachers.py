@@ -75,7 +75,8 @@ def read(run: Location, spec: Spec) -> Lessons:
 
 def digest_of(teachers: Sequence[ModelSource], what: str, text_columns: Sequence[str]) -> str:
     """16 hex digits of what something is made from: teachers, and the code that makes it."""
-    told = [what, ALTERNATIVES, list(text_columns), deciding.digest(), *(digest(one.folder) for one in teachers)]
+    code = [deciding.digest(), deciding.digest_of_first_weights()]
+    told = [what, ALTERNATIVES, list(text_columns), *code, *(digest(one.folder) for one in teachers)]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

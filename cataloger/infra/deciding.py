@@ -82,6 +82,12 @@ def digest(explained: bool = False) -> str:
 
 
 @functools.cache
+def digest_of_first_weights() -> str:
+    """The same for what trainings begin with that go on from a model, or learn from it."""
+    return _digest(("model.network", "model.student"))
+
+
+@functools.cache
 def digest_of_decisions() -> str:
     """The same for what is made of pins and rules."""
     return _digest(CURATING)

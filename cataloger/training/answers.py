@@ -46,9 +46,15 @@ def check_columns(columns: Sequence[str]) -> None:
         )
 
 
-def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig, corrected: Counter[str]) -> Learnt:
+def learn(
+    column: str,
+    catalogs: Sequence[Catalog],
+    config: TrainConfig,
+    corrected: Counter[str],
+    given: tuple[str, ...] = (),
+) -> Learnt:
     """Of a label column in the training catalog, and in the one to validate on where there is one; `corrected` are categories that people
-    gave beside the first one. Raises CatalogError."""
+    gave beside the first one. The categories are those of the training catalog, or those that are `given`. Raises CatalogError."""
     uri, kinds = catalogs[0].location, [catalog.schema.field(column) for catalog in catalogs]
     head = head_for(kinds[0])
     for catalog, kind in zip(catalogs[1:], kinds[1:], strict=True):
@@ -68,21 +74,24 @@ def learn(column: str, catalogs: Sequence[Catalog], config: TrainConfig, correct
     rows = counted[0][1]
     if tags and not rows:
         raise CatalogError(f"catalog {uri}: column {column!r} has no tag with a name; name another --label-column")
-    if not tags and len(rows) < 2:
+    if not tags and len(given or rows) < 2:
         found = f"only one category, {next(iter(rows))!r}" if rows else "no category"
         raise CatalogError(f"catalog {uri}: column {column!r} has {found}; a classifier needs at least two")
     if single := sum(count == 1 for count in rows.values()):
         what = ("names", "tag") if tags else ("categories", "product")
         log.info("%s of %s %s have a single %s: kept, but hardly learnable", single, len(rows), *what)
-    categories = tuple(sorted(rows)) if tags else Taxonomy.from_paths(rows).categories
+    categories = given or (tuple(sorted(rows)) if tags else Taxonomy.from_paths(rows).categories)
     ids = {name: number for number, name in enumerate(categories)}
-    for catalog, (_, found_there) in zip(catalogs[1:], counted[1:], strict=True):
+    for number, (catalog, (_, found_there)) in enumerate(zip(catalogs, counted, strict=True)):
         if unknown := [name for name in found_there if name not in ids]:
             log.info(
-                "%s: %s %s do not occur in the training catalog; their rows count as errors",
+                "%s: %s %s %s",
                 catalog.location,
-                len(unknown),
+                f"{len(unknown):,}",
                 "names" if tags else "categories",
+                "do not occur in the training catalog; their rows count as errors"
+                if number and not given
+                else "are none of the model's: their rows count as errors where they judge, and teach no category",
             )
     written = tuple({one: ids.get(name, -1) for one, name in names.items()} for names, _ in counted)
     # Of lists of categories, or of tags, each is counted; a row is one all the same.

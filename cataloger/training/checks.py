@@ -16,7 +16,8 @@ from cataloger.training.rows import wants_unlabelled
 # Flags that mean nothing to words alone.
 OF_NETWORKS = (
     *("pooling", "fine_tune", "layer_decay", "dropout", "adversarial", "average_decay", "long_tail", "level_weights"),
-    *("group_balance", "label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement"),
+    *("group_balance", "label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement", "tier_risk"),
+    *("epochs", "batch_size", "learning_rate"),
 )
 
 
@@ -34,7 +35,9 @@ def check_flags(config: TrainConfig) -> None:
     for name in ("tier_risk", "tier_agreement"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be above 0 and below 1")
-    for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs"):
+    if config.learning_rate is not None and config.learning_rate <= 0:
+        raise ConfigError(f"--learning-rate {config.learning_rate}: must be above 0")
+    for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs", "weight_decay"):
         if (getattr(config, name) or 0) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least 0")
     if config.level_weights != "auto" and min(config.level_weights or (), default=0) < 0:

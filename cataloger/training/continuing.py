@@ -7,18 +7,27 @@ from pathlib import Path
 
 from cataloger.bundle import SPEC, digest, read_spec
 from cataloger.config import TrainConfig
+from cataloger.data import seen
+from cataloger.data.seen import Seen
 from cataloger.errors import ConfigError
-from cataloger.infra import places, tracking
+from cataloger.infra import deciding, places, stores, tracking
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
+from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
+# What says on which side of a split a row falls, and is a flag of a training.
+SPLIT = ("test_fraction", "test_start", "group_column")
 
 
 def is_trained(base_model: str) -> bool:
     """Whether this names a model of ours."""
-    return base_model.startswith(("models:/", "runs:/")) or (Path(base_model).expanduser() / SPEC).is_file()
+    if base_model.startswith(("models:/", "runs:/")):
+        return True
+    if base_model.partition("://")[0] in stores.SCHEMES:
+        return (locate(base_model) / SPEC).exists()
+    return (Path(base_model).expanduser() / SPEC).is_file()
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class Begun:
     categories: frozenset[str]
     held_out: float | None
     """The share of its catalog that was held out for validation; None where it had another catalog for that, or is not known."""
+    saw: Seen | None = None
+    """The rows that it was trained on or validated by."""
 
     def knows(self, categories: Sequence[str]) -> bool:
         """Whether it has learnt most of these: a model of another catalog has not."""
@@ -63,14 +74,37 @@ def continued(config: TrainConfig) -> tuple[TrainConfig, Begun]:
         )
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
-    place = storage / f"from-{digest(source.folder)}"
+    _check_split(config, spec)
+    place = storage / f"from-{digest(source.folder)}-{deciding.digest_of_first_weights()}"
     if not (place / "config.json").exists():
         with working_folder("base") as aside:
             write_student(source.folder, aside / "base", None)
             place.write_folder(aside / "base", last="config.json")
     log.info("going on from %s, which knows %s categories", config.base_model, f"{len(spec.categories):,}")
-    begun = Begun(source.version or source.uri, frozenset(spec.categories), spec.validation_fraction or None)
+    begun = Begun(
+        source.version or source.uri,
+        frozenset(spec.categories),
+        spec.validation_fraction or None,
+        seen.read(source.folder),
+    )
     return replace(config, base_model=place.path if place.is_local else place.uri), begun
+
+
+def _check_split(config: TrainConfig, spec: Spec) -> None:
+    """Warns where rows that the model has learnt from would judge the one that it becomes."""
+    other = [name for name in SPLIT if getattr(config, name) != getattr(spec, name)]
+    if not config.eval_catalog and not spec.validation_fraction:
+        other.append("eval_catalog")
+    elif (config.validation_fraction or 0.0) > (spec.validation_fraction or 1.0):
+        other.append("validation_fraction")
+    if other:
+        flags = " ".join(f"--{name.replace('_', '-')}" for name in other)
+        log.warning(
+            "--base-model %s was trained with another split (%s): rows that it has learnt from may judge this training, and make it look too "
+            "good; use the same split, or judge by another catalog (--eval-catalog)",
+            config.base_model,
+            flags,
+        )
 
 
 def check_keeping(config: TrainConfig, goes_on: bool) -> None:

@@ -20,6 +20,7 @@ from ray.train.torch import TorchTrainer
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
 from cataloger.curation.moves import read_moves
+from cataloger.data.seen import Seen
 from cataloger.errors import CheckpointError, ConfigError, TrainingError
 from cataloger.infra import places, progress, runtime, tracking, vitals
 from cataloger.infra.progress import StepMetric
@@ -227,6 +228,7 @@ def _fit(
         else None
     )
     saw = seen_rows(blocks, rows + held_out)
+    saw = Seen.union([saw, planned.seen_before]) if planned.seen_before else saw
     if not spec.network:
         assert fitted_words
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)

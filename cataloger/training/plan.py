@@ -9,6 +9,7 @@ from pathlib import Path
 from cataloger.config import SampleConfig, TrainConfig
 from cataloger.data import sample
 from cataloger.data.catalog import grouped, open_catalog
+from cataloger.data.seen import Seen
 from cataloger.errors import ConfigError
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_conditional, check_writable, locate
@@ -39,10 +40,12 @@ class Plan:
     """What teachers answered to the rows, where there are some."""
     goes_on_from: str = ""
     """The trained model that is the base model: NAME/VERSION, or where it lies."""
+    seen_before: Seen | None = None
+    """The rows that it saw."""
 
 
-def plan(config: TrainConfig) -> Plan:
-    """Raises CatalogerError that says what is wrong, where, and what to do."""
+def plan(config: TrainConfig, categories: tuple[str, ...] = ()) -> Plan:
+    """For the categories of the catalog, or for these. Raises CatalogerError that says what is wrong, where, and what to do."""
     check_flags(config)
     goes_on = is_trained(config.base_model)
     check_keeping(config, goes_on)
@@ -68,7 +71,7 @@ def plan(config: TrainConfig) -> Plan:
         check_base(config, folder)
         pooling = resolve_pooling(folder, config.pooling)
     check_columns(config.label_column)
-    learnt, sources = _open(config, picture)
+    learnt, sources = _open(config, picture, categories)
     if config.validation_fraction is None:
         config = replace(config, validation_fraction=_held_out(config, learnt, begun))
     held_out = 0.0 if config.eval_catalog else config.validation_fraction or 0.0
@@ -100,7 +103,8 @@ def plan(config: TrainConfig) -> Plan:
     storage = locate(places.place(config.storage, "--storage"))
     check_writable(storage)
     check_conditional(storage)
-    return Plan(config, spec, tuple(sources), storage, goes_on_from=begun.name if begun else "")
+    before = {"goes_on_from": begun.name, "seen_before": begun.saw} if begun else {}
+    return Plan(config, spec, tuple(sources), storage, **before)  # type: ignore[arg-type]
 
 
 def _held_out(config: TrainConfig, learnt: Sequence[Learnt], begun: Begun | None) -> float:
@@ -118,7 +122,9 @@ def _further(one: Learnt, first: Learnt, config: TrainConfig) -> Answer:
     return Answer(one.column, one.head, one.categories, allowed=allowed)
 
 
-def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], list[Source]]:
+def _open(
+    config: TrainConfig, picture: Picture | None, categories: tuple[str, ...]
+) -> tuple[list[Learnt], list[Source]]:
     """(what each label column teaches, the catalogs to read). Raises CatalogError."""
     uris = [config.catalog or _sample_catalog(), *filter(None, [config.eval_catalog])]
     others = grouped(config.group_column)
@@ -134,7 +140,7 @@ def _open(config: TrainConfig, picture: Picture | None) -> tuple[list[Learnt], l
             "corrections: of %s products in the catalog, and of %s others", f"{there:,}", f"{len(corrections.rows):,}"
         )
     learnt = [
-        learn(column, catalogs, config, Counter() if number or not corrections else corrections.counts)
+        learn(column, catalogs, config, Counter() if number or not corrections else corrections.counts, categories)
         for number, column in enumerate(config.label_column)
     ]
     sources = [

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from cataloger.data.text import split_hash, split_keys, split_position, undecoda
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units
 from cataloger.data.windows import Windows
-from cataloger.infra import spread
+from cataloger.infra import runtime, spread
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.spec import FORMAT, NO_NETWORK
@@ -40,6 +41,7 @@ from cataloger.training.corrections import Corrections, corrected
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training, with_pictures_of
 
+log = logging.getLogger(__name__)
 UNUSED = -1
 # How rows are read that are for training whatever side they would fall on, but for that of the test.
 ADDED = 3
@@ -83,10 +85,43 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         blocks = list(joined.to_arrow_refs())
+    if config.eval_catalog:
+        blocks = _without_judged(blocks)
     corrections = sources[0].corrections
     if corrections is None or not len(corrections.rows):
         return blocks
     return [*blocks, ray.put(_further(sources[0], corrections.rows, config, blocks))]
+
+
+def _without_judged(blocks: Sequence[Any]) -> list[Any]:
+    """Products, or groups of them, that a catalog of their own has to judge by are not learnt from, where the other has them too."""
+    judged = np.unique(np.concatenate([np.empty(0, np.uint64), *spread.each(blocks, judging)]))
+    task: Any = ray.remote(without).options(num_cpus=runtime.TASK_CPUS, num_returns=2)
+    kept = ray.put(judged)
+    found = [task.remote(block, kept) for block in blocks]
+    with spread.errors_of_tasks():
+        if twice := sum(ray.get([count for _, count in found])):
+            log.info(
+                "%s rows of --catalog are in --eval-catalog too: they judge, and are not learnt from", f"{twice:,}"
+            )
+    return [block for block, _ in found]
+
+
+def judging(table: pa.Table) -> npt.NDArray[np.uint64]:
+    """The keys of the rows that judge; others may have none."""
+    chosen = pa.array(table.column("use").to_numpy() == VALIDATION)
+    found: npt.NDArray[np.uint64] = table.column("key").filter(chosen).to_numpy()
+    return found
+
+
+def without(table: pa.Table, judged: npt.NDArray[np.uint64]) -> tuple[pa.Table, int]:
+    """(the rows, those that are judged by of no use to learn from; how many these are)"""
+    uses, keys = table.column("use").to_numpy(), table.column("key").fill_null(0).to_numpy()
+    twice = np.isin(keys, judged) & np.isin(uses, (TRAINING, UNLABELLED))
+    if not twice.any():
+        return table, 0
+    place = table.column_names.index("use")
+    return table.set_column(place, "use", pa.array(np.where(twice, UNUSED, uses).astype(np.int8))), int(twice.sum())
 
 
 def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:
@@ -94,13 +129,9 @@ def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequen
     given = training_input(config, source.catalog.base, _has_tags(source.catalog.schema, config))
     unit = Unit(0, (Segment(str(config.corrections), 0, 0, len(rows)),))
     encoded = _encode(unit, rows, (source.label_ids, *source.others), ADDED, config, given)
-    judged = [np.empty(0, np.uint64)]
-    for block in blocks:
-        table = ray.get(block)
-        of_validation = pa.array(table.column("use").to_numpy() == VALIDATION)
-        judged.append(table.column("key").filter(of_validation).to_numpy())  # others may have none
+    judged = np.concatenate([np.empty(0, np.uint64), *spread.each(blocks, judging)])
     keys = encoded.column("key").fill_null(0).to_numpy()  # of rows that are left out
-    kept = encoded.filter(pa.array(~np.isin(keys, np.concatenate(judged))))
+    kept = encoded.filter(pa.array(~np.isin(keys, judged)))
     return with_pictures_of(encoded, kept) if config.image_column else kept
 
 
@@ -162,6 +193,11 @@ def _encode(
     own = given.identity(values)
     unlabelled = UNLABELLED if taught or wants_unlabelled(config) else UNUSED
     uses = _uses(split_keys(table, own, config.group_column), labelled, use, unlabelled, config)
+    if use != VALIDATION and any(-1 in ids.values() for ids in ids_of):
+        # The categories are another model's: a row of none of them only judges.
+        known = np.any([answer.known() for answer in answers], axis=0)
+        uses = np.where((uses == TRAINING) & ~known, unlabelled, uses).astype(np.int8)
+        answers = [answer.without_unknown(uses != VALIDATION) for answer in answers]
     usable = pc.and_(pa.array(uses != UNUSED), read.reasons.is_null())
     keys = pa.array(seen.keys(table, own, config.group_column))
     columns = {"use": pa.array(uses).filter(usable), "key": keys.filter(usable)}
@@ -216,6 +252,16 @@ class _Written:
         return replace(
             self, rows=rows, labels=self.labels.filter(chosen), told=self.told[chosen.to_numpy(zero_copy_only=False)]
         )
+
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Whether the model has a category of each row."""
+        return np.array([any(label >= 0 for label in labels) for labels in self.labels.to_pylist()], bool)
+
+    def without_unknown(self, chosen: npt.NDArray[np.bool_]) -> "_Written":
+        """The chosen rows without labels that the model does not have."""
+        rows = zip(self.labels.to_pylist(), chosen.tolist(), strict=True)
+        kept = [[label for label in labels if label >= 0] if here else labels for labels, here in rows]
+        return replace(self, labels=pa.array(kept, IDS))
 
 
 def _written(table: pa.Table, column: str, ids: dict[str, int], use: int) -> _Written:

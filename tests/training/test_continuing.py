@@ -16,6 +16,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.batching import Ragged, Tokens
 from cataloger.data.text import load_tokenizer, tokenize
 from cataloger.errors import ConfigError
+from cataloger.infra.storage import locate
 from cataloger.model.network import new_classifier
 from cataloger.model.registry import fetch_model
 from cataloger.spec import MANY_CATEGORIES, Spec
@@ -64,6 +65,29 @@ def test_what_is_known_of_old_categories_is_kept(trained: Any, tomorrow: Path, t
     config = plan(TrainConfig(catalog=str(tomorrow), base_model=str(folder), max_tokens=32)).config
     assert config.epochs == 3
     assert plan(TrainConfig(catalog=str(tomorrow), base_model=str(tiny_model), max_tokens=32)).config.epochs == 10
+
+
+def test_rows_that_it_has_learnt_from_do_not_judge_unnoticed(
+    trained: Any, tomorrow: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = read_spec(fetch_model(trained.model_uri).folder)
+    same = {"test_fraction": spec.test_fraction, "test_start": spec.test_start, "group_column": spec.group_column}
+    planned = plan(settings(tomorrow, trained.model_uri, **same))
+    assert "another split" not in caplog.text
+    assert planned.seen_before, "a model has seen what the one that it came from saw"
+    assert len(planned.seen_before.keys) > 100
+    plan(settings(tomorrow, trained.model_uri, **{**same, "test_fraction": 0.5}))
+    assert "was trained with another split (--test-fraction)" in caplog.text
+    plan(settings(tomorrow, trained.model_uri, **same, validation_fraction=0.9))
+    assert "(--validation-fraction)" in caplog.text
+
+
+@pytest.mark.s3
+def test_a_bundle_in_a_store_is_gone_on_with(trained: Any, tomorrow: Path, s3: str) -> None:
+    place = locate(f"{s3}/bundles/shop")
+    place.write_folder(fetch_model(trained.model_uri).folder, last="config.json")
+    planned = plan(settings(tomorrow, place.uri))
+    assert planned.goes_on_from == place.uri
 
 
 def test_models_that_cannot_be_gone_on_with(

@@ -10,7 +10,7 @@ from cataloger.config import TrainConfig
 from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.reading import read_units
 from cataloger.data.units import plan_units
-from cataloger.training.examples import TRAINING
+from cataloger.training.examples import TRAINING, VALIDATION
 from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest, training_input
 
 Write = Callable[..., Path]
@@ -65,3 +65,29 @@ def test_rows_come_in_catalog_order_and_what_runs_later_is_not_held_to_it(write:
     labels = pa.concat_tables(tables).column("labels").combine_chunks()
     assert labels.flatten().to_pylist() == [0, 1] * 20_000
     assert not ray.data.DataContext.get_current().execution_options.preserve_order
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_rows_that_judge_are_not_learnt_from(write: Write) -> None:
+    """In whichever case and catalog they are; and rows of categories that the model does not have judge, and teach nothing."""
+    write(
+        "all.parquet",
+        id=range(5),
+        title=["tea", "TEA ", "coffee", "milk", "jam"],
+        category_path=["A", "A", "B", "C", "A"],
+    )
+    write("some.parquet", id=range(3), title=["tea", "cocoa", "milk"], category_path=["A", "C", "C"])
+    asked = config(eval_catalog="some.parquet")
+    learnt, judged = (
+        Source(open_catalog(name, "id", ["title"], ("category_path",)), {"A": 0, "B": 1, "C": -1}, use)
+        for name, use in (("all.parquet", TRAINING), ("some.parquet", VALIDATION))
+    )
+    rows = pa.concat_tables(ray.get(ingest([learnt, judged], asked)))
+    used = rows.filter(pa.array(rows.column("use").to_numpy() != UNUSED))
+    found = zip(
+        used.column("text").to_pylist(), used.column("use").to_pylist(), used.column("labels").to_pylist(), strict=True
+    )
+    assert sorted(found) == [
+        *(("cocoa", VALIDATION, [-1]), ("coffee", TRAINING, [1])),
+        *(("jam", TRAINING, [0]), ("milk", VALIDATION, [-1]), ("tea", VALIDATION, [0])),
+    ]  # fmt: skip
