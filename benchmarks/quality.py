@@ -56,10 +56,7 @@ FIGURES = {
     "at 95%": lambda found: found.coverage_at_95,
 }
 # What a training chooses by itself.
-CHOSEN = (
-    *("epochs", "batch_size", "adversarial", "level_weights", "label_smoothing", "layer_decay"),
-    "tier_risk",
-)
+CHOSEN = ("epochs", "batch_size", "adversarial", "level_weights", "tier_risk")
 BOTH, NETWORK, BY_WORDS = "words and network", "network alone", "words alone"
 
 

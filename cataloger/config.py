@@ -114,9 +114,8 @@ class TrainConfig:
     fine_tune: str = "all"
     """What is trained: all, head (the head alone), a number (the head and that many layers below it), or lora (small adapters, merged into
     the model at the end)."""
-    layer_decay: float | None = None
-    """Learning rate of an encoder layer divided by that of the layer above it; 1 is off. By default .85 where texts have one category and all
-    is trained, else 1."""
+    layer_decay: float = 1.0
+    """Learning rate of an encoder layer divided by that of the layer above it; 1 is off."""
     dropout: float | None = None
     """Dropout in the network; by default that of the base model."""
     adversarial: float | None = None
@@ -133,9 +132,8 @@ class TrainConfig:
     group_balance: str | None = None
     """Column, such as language or brand, whose smaller groups of products count more in the loss, so that they get answers as good as
     those of larger ones."""
-    label_smoothing: float | None = None
-    """Share of the target that is spread over other categories, more of it over near ones in the tree; 0 is off. By default .1 where texts
-    have one category, else 0."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over other categories, more of it over near ones in the tree; 0 is off."""
     pretrain_epochs: int = 0
     """Passes of masked-language-model training over all texts, labelled or not, before fine-tuning; 0 is off."""
     pseudo_labels: float = 0.0

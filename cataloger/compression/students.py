@@ -37,9 +37,6 @@ def student(
             batch_size=batch_size_for(learnt),
             # It would take twice as long; whether it helps here as well was not measured.
             adversarial=0.0,
-            # Teachers' answers are soft already.
-            label_smoothing=0.0,
-            layer_decay=1.0,
             test_fraction=spec.test_fraction,
             test_start=spec.test_start,
             validation_fraction=None if config.eval_catalog else spec.validation_fraction,

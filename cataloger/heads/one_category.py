@@ -43,7 +43,7 @@ class OneCategory:
         weights = (1.0,) if config.level_weights == "auto" else config.level_weights or ()
         if len(weights) == 1:
             weights *= self.taxonomy.depth - 1
-        return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing or 0.0, self.device)
+        return Loss(self.taxonomy, counts, config.long_tail, weights, config.label_smoothing, self.device)
 
     def with_words(self, logits: torch.Tensor, ranked: Ranked, words: Words) -> torch.Tensor:
         known = torch.from_numpy(ranked.probabilities).clamp_min(LEAST).log()

@@ -50,7 +50,7 @@ class Tags:
         return F.cross_entropy(by_word.transpose(1, 2), known, reduction="none", label_smoothing=smoothing)
 
     def objective(self, config: TrainConfig, sets: Ragged) -> "TagLoss":
-        return TagLoss(self, float(np.count_nonzero(sets.flat >= 0)) / max(1, len(sets)), config.label_smoothing or 0.0)
+        return TagLoss(self, float(np.count_nonzero(sets.flat >= 0)) / max(1, len(sets)), config.label_smoothing)
 
     def read(self, logits: torch.Tensor, alternatives: int) -> tuple[torch.Tensor, ...]:
         """(name of each word, -1 for none; whether a tag begins there; the logarithm of its probability), each [rows, words]."""

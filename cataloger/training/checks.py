@@ -76,7 +76,7 @@ def check_pictures(config: TrainConfig) -> None:
         raise ConfigError("--long-tail augmentation: changes words; with --image-column use sampling")
     if config.fine_tune not in ("all", "head"):
         raise ConfigError(f"--fine-tune {config.fine_tune}: with --image-column it must be all or head")
-    if not config.text_columns and (config.layer_decay or 1) < 1:
+    if not config.text_columns and config.layer_decay < 1:
         raise ConfigError("--layer-decay: is for the layers of a network that reads; leave it out")
 
 
@@ -152,7 +152,7 @@ def check_base(config: TrainConfig, base: Path) -> None:
     tokenizer, fine_tune = load_tokenizer(base, config.max_tokens), config.fine_tune
     if fine_tune == "lora" and importlib.util.find_spec("peft") is None:
         raise ConfigError("--fine-tune lora: needs the package peft; pip install '.[lora]'")
-    if fine_tune not in ("all", "head") or (config.layer_decay or 1) < 1:
+    if fine_tune not in ("all", "head") or config.layer_decay < 1:
         _check_layers(config, base)
     if config.adversarial and fine_tune != "all":
         raise ConfigError(
@@ -176,7 +176,7 @@ def _check_layers(config: TrainConfig, base: Path) -> None:
             f"--fine-tune lora: the layers of base model {config.base_model} have no linear maps; leave it out"
         )
     layers, numbered = layers_of_their_own(encoder), fine_tune not in ("all", "head", "lora")
-    if not layers and (numbered or (config.layer_decay or 1) < 1):
+    if not layers and (numbered or config.layer_decay < 1):
         flag = f"--fine-tune {fine_tune}" if numbered else f"--layer-decay {config.layer_decay}"
         raise ConfigError(
             f"{flag}: the layers of base model {config.base_model} share their weights or cannot be told apart; leave it out"

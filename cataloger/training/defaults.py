@@ -15,8 +15,6 @@ ROWS_PER_BATCH_ROW, LEAST_BATCH, MOST_BATCH = 300, 32, 256
 # What mwpd2020's validation rows had preferred; instacart's had preferred twice as much. Smaller ones were not compared.
 ADVERSARIAL = 1.0
 LEVEL_WEIGHT = 0.5
-# Of one category for each text; others were not compared.
-LABEL_SMOOTHING, LAYER_DECAY = 0.1, 0.85
 # The share of the rows that tells how well a model does, and how many tell it well enough: each epoch asks about all of them. In steps, so
 # that catalogs of about the same size have the same.
 HELD_OUT, ENOUGH_HELD_OUT = (0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001), 100_000
@@ -34,11 +32,6 @@ def settled(config: TrainConfig, rows: int, head: str, continued: bool = False) 
         chosen["adversarial"] = ADVERSARIAL if config.fine_tune == "all" and not config.image_column else 0.0
     if config.level_weights is None and head == ONE_CATEGORY:
         chosen["level_weights"] = (LEVEL_WEIGHT,)
-    one = head == ONE_CATEGORY and len(config.label_column) == 1 and not config.image_column
-    if config.label_smoothing is None:
-        chosen["label_smoothing"] = LABEL_SMOOTHING if one else 0.0
-    if config.layer_decay is None:
-        chosen["layer_decay"] = LAYER_DECAY if one and config.fine_tune == "all" else 1.0
     flags = " ".join(f"--{name.replace('_', '-')} {_shown(value)}" for name, value in chosen.items())
     return replace(config, **chosen), f"for about {rows:,} training rows: {flags}" if chosen else ""  # type: ignore[arg-type]
 

@@ -78,8 +78,7 @@ def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[s
             factor = SEEING_RATE
         else:
             parameter.requires_grad_(layer is None or layer >= lowest or "lora_" in name)
-            decay = 1.0 if config.layer_decay is None else config.layer_decay
-            factor = NEW_RATE if lora or layer is None else decay ** (last - layer)
+            factor = NEW_RATE if lora or layer is None else config.layer_decay ** (last - layer)
         if parameter.requires_grad:
             groups.setdefault((factor, matrix), []).append(parameter)
     return [

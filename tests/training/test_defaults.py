@@ -21,9 +21,7 @@ def test_more_rows_take_fewer_epochs_and_larger_batches(rows: int, epochs: int, 
     assert (epochs_for(rows), batch_size_for(rows)) == (epochs, batch)
     chosen, said = settled(TrainConfig(), rows, ONE_CATEGORY)
     assert (chosen.epochs, chosen.batch_size, chosen.adversarial, chosen.level_weights) == (epochs, batch, 1.0, (0.5,))
-    assert (chosen.label_smoothing, chosen.layer_decay) == (0.1, 0.85)
-    flags = f"--epochs {epochs} --batch-size {batch} --adversarial 1.0 --level-weights 0.5 --label-smoothing 0.1 --layer-decay 0.85"
-    assert flags in said
+    assert f"--epochs {epochs} --batch-size {batch} --adversarial 1.0 --level-weights 0.5" in said
 
 
 @given(st.integers(0, 10**12), st.integers(0, 10**12))
@@ -41,7 +39,7 @@ def test_of_a_large_catalog_a_smaller_share_is_held_out(rows: int, share: float)
 
 
 def test_what_was_asked_for_is_left_alone() -> None:
-    asked = TrainConfig(epochs=2, batch_size=7, adversarial=0.0, level_weights=(), label_smoothing=0.0, layer_decay=1.0)
+    asked = TrainConfig(epochs=2, batch_size=7, adversarial=0.0, level_weights=())
     assert settled(asked, 1_000, ONE_CATEGORY) == (asked, "")
 
 
@@ -49,11 +47,7 @@ def test_what_cannot_be_is_not_chosen() -> None:
     chosen, said = settled(TrainConfig(), 1_000, MANY_CATEGORIES)
     assert chosen.level_weights is None
     assert "level-weights" not in said
-    head_alone, _ = settled(TrainConfig(fine_tune="head"), 1_000, ONE_CATEGORY)
-    assert (head_alone.adversarial, head_alone.layer_decay) == (0.0, 1.0)
-    for other in (TrainConfig(image_column="image"), TrainConfig(label_column=("category_path", "brand"))):
-        one, _ = settled(other, 1_000, ONE_CATEGORY)
-        assert (one.label_smoothing, one.layer_decay) == (0.0, 1.0), "it was not compared"
+    assert settled(TrainConfig(fine_tune="head"), 1_000, ONE_CATEGORY)[0].adversarial == 0.0
 
 
 def test_what_is_held_out_of_many_rows() -> None:
