@@ -14,7 +14,8 @@ def main() -> None:
         from cataloger.publishing.upkeep import verify
 
         result = verify(config)
-        ids = "ids equal to the catalog's" if result.ids_checked else "ids not compared: the catalog has changed since"
+        why = result.ids_unchecked
+        ids = f"ids not compared: {why}" if why else "ids equal to the catalog's"
         pins = f", all {result.pins:,} pins of its products in the labels" if result.pins else ""
         table = f", and they are in {result.table}" if result.table else ""
         print(f"run {result.run} is whole: {result.rows:,} rows in {result.files:,} files, {ids}{pins}{table}")

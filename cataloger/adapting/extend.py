@@ -150,6 +150,14 @@ def _rows(
     rows, unlearnt = learnt.rows(), judged.rows()
     if unlearnt is not None and len(unlearnt) >= LEAST_ROWS:
         return (rows if rows is not None else unlearnt), unlearnt, True
+    few = 0 if unlearnt is None else len(unlearnt)
+    if few > 1 and few >= (0 if rows is None else len(rows) // 2):
+        log.warning(
+            "--catalog %s: has %s products that the model has not learnt, which is few to judge new categories by; name more",
+            config.catalog,
+            few,
+        )
+        return (rows if rows is not None else unlearnt), unlearnt, True
     if rows is None or len(rows) < 2:
         raise ConfigError(
             f"--catalog {config.catalog}: no row has a category that the model knows; name labelled products, and their --label-column"

@@ -110,7 +110,9 @@ def read(folder: Location) -> Map:
     )
     for row in table.to_pylist():
         old, target = row["old"], row["target"]
-        several = tuple((pair["category"], pair["share"] or 1.0) for pair in row["targets"] or ())
+        several = tuple(
+            (pair["category"], 1.0 if pair["share"] is None else pair["share"]) for pair in row["targets"] or ()
+        )
         if old in to or old in among or old in gone:
             raise CatalogError(f"--apply {folder}: {MAP} has two rows for {old!r}; leave one out")
         if unknown := next(

@@ -97,12 +97,13 @@ def propose(
     place = {path: number for number, path in enumerate(tree.paths)}
     names = _by_name(list(old.counts), tree, targets, meaning)
     every = [text for category in old.counts for text in old.texts.get(category, ())]
-    read, start = targets.votes(meaning.of(every)), 0
+    read, start = meaning.of(every), 0
     shares: dict[str, FloatArray] = {}
     said: dict[str, str] = {}
     for row, category in enumerate(old.counts):
         count = len(old.texts.get(category, ()))
-        products, start = read[start : start + count], start + count
+        # One category at a time: of all products and all targets there may be more numbers than memory.
+        products, start = targets.votes(read[start : start + count]), start + count
         own = np.zeros(len(tree.paths), np.float32)
         for path, times in known.get(category, Counter()).items():
             own[place[path]] += times
@@ -134,7 +135,7 @@ def explain(products: FloatArray, known: FloatArray) -> FloatArray:
 
 def tell_apart(votes: FloatArray, shares: Sequence[float]) -> FloatArray:
     """[N, several] how sure each product is of each of several targets, for its votes for them and their shares."""
-    found = np.asarray(votes, np.float64) * np.asarray(shares) + 1e-12
+    found = (np.asarray(votes, np.float64) + 1e-12) * np.asarray(shares) + 1e-24
     return np.asarray(found / found.sum(axis=1, keepdims=True), np.float32)
 
 

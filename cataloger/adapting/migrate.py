@@ -136,10 +136,11 @@ def apply_map(config: MigrateConfig) -> Moved:
         found.about.base_model,
         found.about.columns,
     ]
-    name = snapshot.run_id(*decisive)
+    inputs = snapshot.run_id(*decisive)
+    name = pointer.choose(output, inputs, seen)
     counts = _Counts()
     if not snapshot.is_complete(output, name):
-        _write(run, found, output, name, counts)
+        _write(run, found, output, name, inputs, counts)
     manifest = snapshot.read_manifest(output, name)
     if seen.run != name:
         pointer.publish(output, name, seen)
@@ -178,23 +179,21 @@ class _Counts:
     needs_review: int = 0
 
 
-def _write(run: Run, found: Map, output: Location, name: str, counts: _Counts) -> None:
+def _write(run: Run, found: Map, output: Location, name: str, inputs: str, counts: _Counts) -> None:
     folder, meaning = snapshot.run_folder(output, name), None
     units, parts = list[Unit](), dict[int, Part]()
     listed = {file["name"] for file in run.manifest["files"]}
-    about = {"run": name, "inputs": name}
+    about = {"run": name, "inputs": inputs}
     for number, (labels, products) in enumerate(run.rows()):
         categories = labels.column(Category.answer).combine_chunks()
         rows = np.flatnonzero(
             pc.is_in(categories, pa.array(list(found.among), pa.string())).to_numpy(zero_copy_only=False)
         )
-        votes = np.empty((0, len(found.targets.paths)), np.float32)
+        vectors = np.empty((0, found.targets.vectors.shape[1]), np.float32)
         if len(rows):
             meaning = meaning or Meaning(found.about.base_model)
-            votes = found.targets.votes(
-                meaning.of(texts_of(products.take(pa.array(rows)), found.about.columns).to_pylist())
-            )
-        moved, rejects = _moved(labels, found, rows, votes)
+            vectors = meaning.of(texts_of(products.take(pa.array(rows)), found.about.columns).to_pylist())
+        moved, rejects = _moved(labels, found, rows, vectors)
         lost = f"{REJECTS}/{part_name(number)}"
         if lost in listed:
             rejects = pa.concat_tables(
@@ -206,7 +205,7 @@ def _write(run: Run, found: Map, output: Location, name: str, counts: _Counts) -
         parts[number] = write_part(folder, number, moved, rejects, {"forwarded": len(rows)}, about)
     manifest = {key: run.manifest[key] for key in ("catalog", "catalog_fingerprint", "model", "model_digest")}
     manifest |= {
-        "inputs": name,
+        "inputs": inputs,
         "config": {"id_column": run.manifest["config"]["id_column"], "model": list(run.models)},
     }
     manifest["migrated"] = {
@@ -218,8 +217,8 @@ def _write(run: Run, found: Map, output: Location, name: str, counts: _Counts) -
     snapshot.write_manifest(output, name, units, parts, manifest)
 
 
-def _moved(labels: pa.Table, found: Map, rows: np.ndarray, votes: np.ndarray) -> tuple[pa.Table, pa.Table]:
-    """(labels in the new tree, rejects of categories that are gone); `rows` are of split categories, with the `votes` of each."""
+def _moved(labels: pa.Table, found: Map, rows: np.ndarray, vectors: np.ndarray) -> tuple[pa.Table, pa.Table]:
+    """(labels in the new tree, rejects of categories that are gone); `rows` are of split categories, with what each means."""
     old = labels.column(Category.answer).to_pylist()
     sure = labels.column("confidence").to_numpy().astype(np.float64)
     was_trusted = ~labels.column("needs_review").to_numpy(zero_copy_only=False)
@@ -235,7 +234,8 @@ def _moved(labels: pa.Table, found: Map, rows: np.ndarray, votes: np.ndarray) ->
         if path in found.among:
             several = found.among[path]
             places = [place[one] for one, _ in several]
-            own = tell_apart(votes[of_row[row]][None, places], [share for _, share in several])[0]
+            votes = found.targets.votes(vectors[of_row[row]][None])[:, places]
+            own = tell_apart(votes, [share for _, share in several])[0]
             order = np.argsort(-own, kind="stable")
             categories.append(several[order[0]][0])
             shares[row] = own[order[0]]

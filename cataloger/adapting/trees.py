@@ -41,9 +41,16 @@ def read_tree(uri: str, flag: str = "--to") -> Tree:
     return Tree(tuple(sorted(paths)), {path: str(text) for path, text in zip(paths, said, strict=True) if text})
 
 
+def _parent(value: object) -> str | None:
+    """A node's id as its children say it: pandas makes floating-point numbers of whole ones where a root has none."""
+    if value is None or value != value or not str(value).strip():
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _paths(nodes: pa.Table, where: str) -> list[str]:
     identities = ids_of(nodes, where).to_pylist()
-    parents = [None if parent is None else str(parent) for parent in nodes.column("parent_id").to_pylist()]
+    parents = [_parent(value) for value in nodes.column("parent_id").to_pylist()]
     names = nodes.column("name").to_pylist()
     above = dict(zip(identities, parents, strict=True))
     called = dict(zip(identities, names, strict=True))

@@ -59,6 +59,11 @@ def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Locat
     rows = {one: number for number, one in enumerate(as_text(products.column("id")).to_pylist())}
     _check(given, queue, rows, where)
     version, before = (output / ANSWERS).version(), _read(output / ANSWERS)
+    if before and isinstance(before[0]["category_path"], list) != queue.lists:
+        raise CatalogError(
+            f"{output}: has answers of {'one category' if queue.lists else 'lists of categories'} for each product, and these are of "
+            f"{'lists' if queue.lists else 'one'}; name another --output"
+        )
     own = products.to_pylist()
     now = datetime.now(UTC).isoformat(timespec="seconds")
     answers = {(_text_of(row["id"]), row["who"]): row for row in before}

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cataloger.curation.rules import Rule
 from cataloger.curation.verdicts import Mask, verdicts_of
+from cataloger.data import ids
 from cataloger.heads.category_columns import BY_PIN, MODELS, SOURCE, by_rule
 from cataloger.heads.columns import Columns
 
@@ -85,7 +86,11 @@ class Outcome:
         self.marks = Marks.of(
             {name: self.rows.column(name).combine_chunks() for name in MARKS if name in self.rows.column_names}
         )
-        self.who, self.pinned = deciding(rules, self.marks), self.marks.pinned
+        # An id that nobody can read stays rejected, whatever a pin or rule would make of what is left of it.
+        unreadable = pc.fill_null(pc.equal(self.rows.column("reason"), ids.ID_NOT_UTF8), False)
+        readable = ~unreadable.to_numpy(zero_copy_only=False)
+        self.who = np.where(readable, deciding(rules, self.marks), -1)
+        self.pinned = self.marks.pinned & readable
         self.counts: dict[str, Counter[str]] = {by_rule(rule.name): Counter() for rule in self.rules}
         for number, count in enumerate(np.bincount(self.marks.number, minlength=len(self.rules))):
             self.counts[by_rule(self.rules[number].name)]["matched"] = int(count)

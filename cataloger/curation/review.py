@@ -56,6 +56,11 @@ def export(config: ExportConfig) -> Exported:
         raise ConfigError(
             f"column {taken!r} of the catalog: corrections say something else by this name; rename it, or name --text-columns"
         )
+    if "migrated" in manifest:
+        raise ConfigError(
+            f"--labels {config.labels}: were moved to another tree, and their model knows the old one; label the catalog with a model that has "
+            "learnt the new tree (train.py --tree-map), and review these labels"
+        )
     found = candidates.find(run.rows(), columns, config.weight_column, config.budget)
     if not len(found.rows):
         raise ConfigError(

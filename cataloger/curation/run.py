@@ -12,7 +12,7 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.errors import ConfigError, StorageError
 from cataloger.infra import tracking
 from cataloger.infra.storage import Location, check_reachable, locate
-from cataloger.model.ensemble import fetch_models
+from cataloger.model.ensemble import SEVERAL, fetch_models
 from cataloger.publishing import pointer, snapshot
 from cataloger.spec import TAGS, Spec
 
@@ -44,7 +44,8 @@ def open_run(
     manifest = pointer.published(place, pointer.look(place))
     if manifest is None:
         raise StorageError(f"--labels {labels}: nothing is published there; name the --output of jobs/label.py")
-    made_by = tuple(models) or tuple(manifest["config"]["model"])
+    # As it was then: an alias may name another one by now.
+    made_by = tuple(models) or tuple(manifest["model"].split(SEVERAL))
     if any(uri.startswith(("models:/", "runs:/")) for uri in made_by):
         tracking.connect()
     spec = read_spec(fetch_models(made_by).folder)

@@ -66,7 +66,9 @@ class OneCategory:
         has, first = np.unique(row[free], return_index=True)
         chosen = free[first]
         rest = np.setdiff1d(free, chosen)
-        scaled = np.minimum(1.0, scores / np.maximum(1e-9, 1 - mass[row])).astype(np.float32)
+        # Where nothing is left of what the model was sure of, it is shared out among those that are not forbidden.
+        left_over = np.maximum(1 - mass, np.bincount(row, scores * ~covered, len(labels)))
+        scaled = np.minimum(1.0, scores / np.maximum(1e-9, left_over[row])).astype(np.float32)
         at = np.full(len(labels), -1)
         at[has] = chosen
         counts = np.bincount(row[rest], minlength=len(labels))

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -16,6 +17,8 @@ from cataloger.infra.storage import Location, check_reachable, locate
 from cataloger.lakes.tables import Snapshot, TableFile, is_table
 from cataloger.lakes.tables import read as read_table
 from cataloger.spec import Picture
+
+log = logging.getLogger(__name__)
 
 # What a picture that lies elsewhere is taken for while its bytes are in memory.
 STORED_BYTES = 64 << 10
@@ -157,6 +160,15 @@ def _parquet_files(location: Location) -> list[Listed]:
     if not files:
         held = f"holds {len(shown)} files but none ends in .parquet" if shown else "is empty"
         raise CatalogError(f"catalog {location}: the folder {held}; --catalog takes Parquet files")
+    if others := len(shown) - len(files):
+        known = {file.path for file in files}
+        first = next(file.path for file in shown if file.path not in known)
+        log.warning(
+            "catalog %s: %s files are not read, as their names do not end in .parquet, such as %s",
+            location,
+            f"{others:,}",
+            first,
+        )
     return files
 
 

@@ -136,7 +136,7 @@ def read_footer(
                 schema=schema.remove_metadata(),
                 stored=stored,
             )
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
         raise unreadable(filesystem, listed.path, error) from error
 
 

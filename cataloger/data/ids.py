@@ -16,6 +16,8 @@ Hashes = npt.NDArray[np.uint64]
 COUNTED = 1_000_000
 # The hash of a missing id.
 NULL = np.uint64(0x9E3779B97F4A7C15)
+# Why a row is rejected whose id nobody can read.
+ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
 
 
 def hash_ids(ids: pa.Array | pa.ChunkedArray) -> Hashes:

@@ -50,7 +50,11 @@ def read_units(
 def _check_unchanged(filesystem: pafs.FileSystem, unit: Unit, pool: ThreadPoolExecutor) -> None:
     """After reading: what was read before the file changed is as planned, what changed before is found here."""
     planned = {segment.path: segment for segment in unit.segments}
-    for info, segment in zip(pool.map(filesystem.get_file_info, planned), planned.values(), strict=True):
+    try:
+        found = list(pool.map(filesystem.get_file_info, planned))
+    except OSError as error:
+        raise unreadable(filesystem, next(iter(planned)), error) from error
+    for info, segment in zip(found, planned.values(), strict=True):
         moved = abs((info.mtime_ns or 0) - segment.modified_ns) > _clock(filesystem)
         if info.size != segment.size or moved:
             raise CatalogError(

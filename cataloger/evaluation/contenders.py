@@ -16,6 +16,7 @@ from cataloger.bundle import digest
 from cataloger.errors import ConfigError, TrackingError
 from cataloger.evaluation.predictions import FILE, Predictions, file_of
 from cataloger.infra import tracking
+from cataloger.model.ensemble import SEVERAL
 
 RECENT = 1_000  # runs among which parts of names and of ids are looked for
 
@@ -84,13 +85,14 @@ def _told(contender: Contender) -> str:
     return " and ".join(dict.fromkeys(shown)) or "none"
 
 
-def _rows(run: Run) -> tuple[str, str, str]:
-    """What decides which rows an evaluation scored, and against what."""
+def _rows(run: Run) -> tuple[str, ...]:
+    """What decides which rows an evaluation scored, what was read of them, and against what."""
     tags = run.data.tags
     # Of several columns the first counts; earlier versions knew just one, and wrote its name as it is.
     columns = run.data.params.get("label_column", "")
     named = re.match(r"\(['\"](.*?)['\"][,)]", columns)
-    return tags["catalog_fingerprint"], tags["split"], named.group(1) if named else columns
+    read = (run.data.params.get(name, "None") for name in ("text_columns", "image_column"))
+    return tags["catalog_fingerprint"], tags["split"], named.group(1) if named else columns, *read
 
 
 def _predictions(run: Run) -> Predictions:
@@ -127,7 +129,7 @@ def _of_run(run: Run) -> Contender:
         return Contender(f"{name} ({newest.name} {newest.version})", found.model, run, found.evaluations, run)
     model = run.data.tags.get("model")
     training = None
-    if model and model.startswith("models:/"):
+    if model and model.startswith("models:/") and SEVERAL not in model:
         training = _of_version(name, _version(model)).training
     evaluations = (run,) if job == "evaluate" else _evaluations(model) if model else ()
     return Contender(name, model, training, evaluations, run)
@@ -162,7 +164,8 @@ def _evaluations(model: str) -> tuple[Run, ...]:
         output_format="list",
         order_by=["start_time DESC"],
     )
-    return tuple(found)
+    # What the night would publish: words and network about every row are asked for to see what tiers cost.
+    return tuple(run for run in found if run.data.params.get("tiers", "auto") == "auto")
 
 
 def _run(name: str, aliases: dict[str, str], model_name: str) -> Run:

@@ -230,6 +230,8 @@ def _mean(numbers: Array, inside: Mask) -> Figure:
 def _resampled(value: float, low: float, high: float, deviation: float, rows: int, total: int, others: float) -> Figure:
     """By the spread of bootstrap samples of the group; that of the others is taken to be as much smaller as they are more."""
     apart = abs(value - others)
+    # Where all samples are alike, as of a group without a right answer, one row more or less is what is not known.
+    deviation = max(deviation, 1 / rows)
     deviation *= float(np.sqrt(1 + rows / max(1, total - rows)))
     p_value = float(2 * scipy.stats.norm.sf(apart / deviation)) if deviation and not np.isnan(others) else 1.0
     return Figure(value, low, high, others, p_value)

@@ -78,9 +78,12 @@ def _reasons(pair: Pair) -> list[str]:
 
 def carry_out(decision: Decision, found: Sequence[Contender], pairs: Sequence[Pair]) -> None:
     """The reasons go to every challenger's version, the alias to the one that was chosen. Raises TrackingError."""
-    champion = _registered(found[0])[1]
+    champion, told = _registered(found[0])[1], set[str]()
     for challenger, pair in zip(found[1:], pairs, strict=True):
         name, version = _registered(challenger)
+        if version in told:  # named twice, such as by its alias and its number
+            continue
+        told.add(version)
         outcome = decision.reasons[0]
         if challenger.model == decision.promoted:
             registry.promote(name, version, "\n".join([outcome, *_reasons(pair)]), champion)

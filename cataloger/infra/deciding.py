@@ -58,6 +58,8 @@ MODULES = (
     "spec",
     "taxonomy",
 )
+# Those that decide which rows a table has, where the catalog is one.
+TABLES = ("lakes.delta", "lakes.iceberg", "lakes.tables")
 # Those that decide why a label is what it is, where that is published as well.
 EXPLAINING = ("explaining.occlusion", "explaining.words")
 # Those that put pins and rules in the place of what a model says, where there are any.
@@ -79,6 +81,12 @@ LIBRARIES = ("numpy", "openvino", "pillow", "pyarrow", "scipy", "timm", "tokeniz
 def digest(explained: bool = False) -> str:
     """16 hex digits that change with the code that decides what a model says, and with the versions of its libraries."""
     return _digest(MODULES + EXPLAINING * explained)
+
+
+@functools.cache
+def digest_of_tables() -> str:
+    """The same for the rows of tables."""
+    return _digest(TABLES)
 
 
 @functools.cache

@@ -147,7 +147,9 @@ def abort_uploads(path: str) -> None:
     client = for_writing()
     marker: dict[str, str] = {}
     while True:
-        found = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix, **marker)
+        # Below the folder: beside it there may be others whose names begin alike.
+        below = f"{prefix.rstrip('/')}/" if prefix else ""
+        found = client.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=below, **marker)
         for upload in found.get("Uploads") or []:
             client.call_s3("abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
         if not found.get("IsTruncated"):

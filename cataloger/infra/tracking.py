@@ -26,6 +26,7 @@ from cataloger.infra.lineage import CatalogDataset, Dataset, code_version
 from cataloger.infra.storage import locked
 
 log = logging.getLogger(__name__)
+ARTIFACT_CLIENTS = ("azure", "boto3", "botocore", "google")
 MOST_METRICS = 1_000  # MLflow takes no more in one call
 # Tags of a run that is open: whose it is, and when that process was last known to live, in Unix seconds.
 PROCESS, BEAT = "cataloger.process", "cataloger.alive_at"
@@ -228,7 +229,11 @@ def forgiving() -> Iterator[None]:
     """MLflow going away in mid-run costs metrics, never the work: say so and go on."""
     try:
         yield
-    except (MlflowException, requests.RequestException) as error:
+    except Exception as error:
+        # Artifacts may lie on a disk, or in a store, whose clients raise errors of their own.
+        ours = isinstance(error, MlflowException | requests.RequestException | OSError)
+        if not ours and type(error).__module__.partition(".")[0] not in ARTIFACT_CLIENTS:
+            raise
         uri, why = shown(mlflow.get_tracking_uri()), shown(str(error).splitlines()[0])
         log.warning("MLflow at %s does not take metrics: %s", uri, why)
 

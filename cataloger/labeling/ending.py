@@ -46,9 +46,11 @@ def publish(night: Call, origin: Origin, parts: dict[int, Part], about: dict[str
             # What a person must read is why the labels are held back, whatever the page fails at.
             log.warning("the page of run %s could not be made", night.run, exc_info=True)
         raise
-    # After the labels are published: a page that cannot be drawn costs none.
-    _report(night, found, result, origin)
-    delivery.deliver(night.output)
+    # After the labels are published: a page that cannot be drawn costs none, and no delivery.
+    try:
+        _report(night, found, result, origin)
+    finally:
+        delivery.deliver(night.output)
 
 
 def _look(night: Call, units: int, parts: Collection[Part], result: LabelResult) -> Night:

@@ -71,11 +71,13 @@ def label(config: LabelConfig) -> LabelResult:
         *([spec.picture.column] if spec.picture else []),
     ]
     decisive += [("explain", config.explain)] if config.explain else []
+    decisive += [deciding.digest_of_tables()] if config.catalog.startswith(("delta://", "iceberg://")) else []
     decisive += [(*given.digests, deciding.digest_of_decisions())] if any(given.digests) else []
     inputs = snapshot.run_id(*decisive)
     published = pointer.published(output, seen)
-    # Anew is a run of its own for each run that it replaces: the same command after a crash goes on with it.
-    run = pointer.choose(output, snapshot.run_id(*decisive, "anew", seen.run) if config.anew else inputs, seen)
+    # Anew is a run of its own for each publication that it replaces: the same command after a crash goes on with it.
+    anew = [*decisive, "anew", seen.run, seen.published]
+    run = pointer.choose(output, snapshot.run_id(*anew) if config.anew else inputs, seen)
     if published and published.get("inputs") == inputs and not config.anew:
         run = published["run"]  # it may have been labelled anew
     else:

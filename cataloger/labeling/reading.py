@@ -28,7 +28,6 @@ from cataloger.spec import Spec
 # What `Reading.kept` may name beside the columns of the catalog: a row's number in its unit, the beginning of its text, and
 # what its side of the split goes by.
 ROW, TEXT, KEY = "cataloger.row", "cataloger.text", "cataloger.key"
-ID_NOT_UTF8 = "the id is not valid UTF-8; the bytes that are not are spelt \\xff here"
 # In the order in which the answers of a unit's distinct texts are put.
 CARRIED, ALONE, NETWORK = range(3)
 # Of so many texts that words answer alone the network is asked about one as well, chosen by its hash.
@@ -214,5 +213,5 @@ def _with_ids(table: pa.Table, reading: Reading) -> tuple[pa.Table, pa.Array]:
         spelt, bad = ids.written(table.column(id_column))
         if bad.any():
             table = table.set_column(table.column_names.index(id_column), id_column, spelt)
-            reason = pc.if_else(pa.array(bad), ID_NOT_UTF8, reason)
+            reason = pc.if_else(pa.array(bad), ids.ID_NOT_UTF8, reason)
     return table, reason

@@ -82,6 +82,10 @@ def check(address: Address) -> None:
         raise ConfigError(
             f"--publish-to {address}: nothing in that table may be replaced (delta.appendOnly); name another table"
         )
+    if table.metadata().partition_columns:
+        raise ConfigError(
+            f"--publish-to {address}: the table is partitioned by columns that labels need not have; name one that is not"
+        )
     if table.transaction_version(APPLICATION) is None and table.file_uris():
         raise foreign(address)
 
@@ -99,7 +103,7 @@ def commit(address: Address, labels: pa.RecordBatchReader, run: str) -> str | No
             write_deltalake(table, labels, mode="overwrite", schema_mode="overwrite", commit_properties=about)
         else:
             write_deltalake(_root(address), labels, commit_properties=about, storage_options=_options())
-    except DeltaError as error:
+    except (DeltaError, OSError) as error:
         now = _open(address)
         if now and _last(now) == run:  # by another driver of the same command
             return None

@@ -18,6 +18,8 @@ from cataloger.spec import Spec
 
 # What decides which rows of a catalog a training leaves out.
 SPLIT = ("test_fraction", "test_start", "group_column", "format_version")
+# Between the names of several models that answer together.
+SEVERAL = " + "
 
 
 def fetch_models(uris: Sequence[str]) -> ModelSource:
@@ -50,7 +52,7 @@ def _together(sources: Sequence[ModelSource]) -> ModelSource:
     own = spec.without_tiers()
     words = replace(own.words, network_temperature=1.0) if own.words else None
     write_spec(folder, replace(own, temperature=1.0, words=words))
-    return ModelSource(folder, " + ".join(one.uri for one in sources), None)
+    return ModelSource(folder, SEVERAL.join(one.uri for one in sources), None)
 
 
 def _check(one: ModelSource, first: ModelSource, spec: Spec) -> None:

@@ -178,19 +178,23 @@ def fetch_model(uri: str) -> ModelSource:
     """
     if not uri.startswith(("models:/", "runs:/")):
         return ModelSource(_fetch_folder(uri), uri, None)
-    version = None
+    version, place = None, None
     try:
         if is_alias(uri):
             uri = f"models:/{version_of(uri)}"
         if uri.startswith("models:/"):
             version = uri.removeprefix("models:/")
-        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(_download_folder())))
+        place = _download_folder()
+        folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(place)))
     except (MlflowException, OSError) as error:
+        if place:
+            shutil.rmtree(place, ignore_errors=True)
         raise ModelError(
             f"model {uri}: not found in MLflow at {shown(mlflow.get_tracking_uri())} ({str(error).splitlines()[0]}); {_known_models()}"
         ) from error
     specs = sorted(folder.rglob("cataloger.json"))
     if not specs:
+        shutil.rmtree(place, ignore_errors=True)
         raise ModelError(f"model {uri}: not a cataloger bundle (no cataloger.json in it); train one with jobs/train.py")
     return ModelSource(specs[0].parent, uri, version)
 

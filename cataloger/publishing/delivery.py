@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cataloger.errors import ConfigError
+from cataloger.errors import CatalogerError, ConfigError, DeliveryError
 from cataloger.infra import places
 from cataloger.infra.storage import Location
 from cataloger.lakes import tables
@@ -48,7 +48,13 @@ def _bring(uri: str, output: Location, run: str) -> None:
     address, kind = _find(uri)
     manifest = snapshot.read_manifest(output, run)
     files = snapshot.label_files(snapshot.run_folder(output, run), manifest["units"])
-    name = kind.commit(address, _labels(files), run)
+    try:
+        kind.check(address)  # it may hold something else by now
+        name = kind.commit(address, _labels(files), run)
+    except DeliveryError:
+        raise
+    except (CatalogerError, OSError) as error:
+        raise tables.failed(address, run, error) from error
     if name is None:
         log.info("%s has the labels of run %s already", address, run)
     else:

@@ -151,7 +151,7 @@ def _given(doubts: Sequence[Doubt], origin: Origin, wanted: Set[str]) -> dict[st
     try:
         for _, table in read_units(origin.catalog.location.filesystem, rows, schema):
             here = origin.reads.distinct(origin.reads.read(table).values)
-            chosen = pc.is_in(here.keys, pa.array(sorted(wanted - found.keys()), here.keys.type))
+            chosen = pc.is_in(here.keys, pa.array(sorted(wanted - found.keys() - {None}), here.keys.type))
             values = here.values.filter(chosen)
             pairs = zip(origin.reads.shown(values).to_pylist(), origin.reads.thumbnails(values), strict=True)
             found.update(zip(here.keys.filter(chosen).to_pylist(), pairs, strict=True))
@@ -182,7 +182,13 @@ def _cut(unit: Unit, first: int, end: int) -> Unit:
     segments, start = [], 0
     for segment in unit.segments:
         skipped, stop = max(0, first - start), min(segment.rows, end - start)
-        if skipped < stop:
+        if skipped < stop and segment.stored:
+            # Of a table, whose rows lie there with deleted ones between them.
+            there = np.setdiff1d(np.arange(segment.stored.rows), segment.stored.deleted)[skipped:stop]
+            stored = segment.stored.piece(int(there[0]), int(there[-1] - there[0] + 1))
+            rows = stop - skipped
+            segments.append(replace(segment, start=segment.start + int(there[0]), rows=rows, stored=stored))
+        elif skipped < stop:
             segments.append(replace(segment, start=segment.start + skipped, rows=stop - skipped))
         start += segment.rows
     return Unit(unit.index, tuple(segments))

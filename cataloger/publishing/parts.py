@@ -23,6 +23,7 @@ from cataloger.errors import ConflictError, StorageError
 from cataloger.infra.storage import Location
 
 REJECTS = "_rejects"
+MANIFEST = "_manifest.json"
 _COUNTS = b"cataloger.counts"
 
 
@@ -130,10 +131,13 @@ def read_file(folder: Location, name: str) -> tuple[File, pq.ParquetFile]:
 
 
 def _standing(folder: Location, unit: int, rows: int, answered: Mapping[str, Any]) -> Part | None:
-    """The part of this unit where it is there and whole, and lacks no more pictures than the one with these counts."""
+    """The part of this unit where it is there and whole, and lacks no more pictures than the one with these counts; of a run that has its
+    manifest already, as readers have it, in any case."""
     found = _read_part(folder, unit, every=1) if (folder / part_name(unit)).exists() else None
     part = found[0] if found else None
-    if part is None or part.rows + part.rejects != rows or part.unreachable > answered.get("unreachable", 0):
+    if part is None or part.rows + part.rejects != rows:
+        return None
+    if part.unreachable > answered.get("unreachable", 0) and not (folder / MANIFEST).exists():
         return None
     return part
 

@@ -55,6 +55,8 @@ class Seen:
     withdrawn: Mapping[str, str] = field(default_factory=dict)
     table: str | None = None
     """The table that follows the labels, where one does (`delivery`)."""
+    published: str | None = None
+    """When the run was."""
 
 
 def look(output: Location) -> Seen:
@@ -63,7 +65,7 @@ def look(output: Location) -> Seen:
     if version is None:
         return Seen(None, None)
     found = _read(output)
-    return Seen(version, found["run"], found.get("withdrawn", {}), found.get("table"))
+    return Seen(version, found["run"], found.get("withdrawn", {}), found.get("table"), found.get("published"))
 
 
 def published(output: Location, seen: Seen) -> dict[str, Any] | None:
@@ -109,6 +111,11 @@ def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str
         if _turn(output, {**named, "published": _now(), "withdrawn": others, **table}, seen):
             return
         now = look(output)
+        if not withdrawn and mine in now.withdrawn and mine not in seen.withdrawn:
+            raise PublishError(
+                f"run {run}: was replaced by a person while this one was being made, who published run {now.run}; to publish it after all, run "
+                "again with --publish-anyway"
+            )
         if now.run == run:
             raise PublishError(f"run {run} was published by another driver of the same command; nothing is left to do")
         if now.run != seen.run:

@@ -21,9 +21,9 @@ from cataloger import strict
 from cataloger.data.units import MAX_UNIT_ROWS, Unit
 from cataloger.errors import ConflictError, PublishError, StorageError
 from cataloger.infra.storage import Location
+from cataloger.publishing.parts import MANIFEST as MANIFEST
 from cataloger.publishing.parts import REJECTS, File, Part, part_name
 
-MANIFEST = "_manifest.json"
 REPORT = "_report.html"
 AT_ONCE = 8
 Item = TypeVar("Item")

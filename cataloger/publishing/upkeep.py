@@ -39,7 +39,8 @@ class Verification:
     run: str
     files: int
     rows: int
-    ids_checked: bool
+    ids_unchecked: str = ""
+    """Why the ids could not be compared with the catalog's; nothing where they were."""
     pins: int = 0
     """Pins of products that are in the catalog, all of which are in the labels."""
     table: str | None = None
@@ -58,8 +59,6 @@ def publish(config: PublishConfig) -> list[Run]:
             raise ConfigError(
                 f"run {config.run}: not a complete run of {output}; complete are: {', '.join(known) or 'none'}"
             )
-        if seen.table:
-            delivery.settled(seen.table)
         if config.run != seen.run:
             pointer.replace(output, config.run, seen)
         # Where a table follows the labels, it follows this decision as well.
@@ -125,9 +124,9 @@ def verify(config: VerifyConfig) -> Verification:
     listed = {entry["name"] for entry in manifest["files"]}
     listed |= {snapshot.MANIFEST, snapshot.REPORT, sketches.SKETCHES, decided.PINS, decided.RULES}
     problems += [f"{name}: not in the manifest" for name in sorted(present - listed)]
-    checked = False
+    unchecked = ""
     if not problems:
-        problems, checked = _check_ids(manifest, folder)
+        problems, unchecked = _check_ids(manifest, folder)
         problems += decided.problems(manifest, folder)
         if seen.table:
             problems += filter(None, [delivery.problem(seen.table, run, manifest["labelled"])])
@@ -135,7 +134,7 @@ def verify(config: VerifyConfig) -> Verification:
         raise PublishError(f"run {run} in {output}: {'; '.join(problems[:5])} ({len(problems)} problems in all)")
     people = manifest.get("decisions") or {"pins": 0, "unknown": 0}
     pins = people["pins"] - people["unknown"]
-    return Verification(run, len(manifest["files"]), manifest["rows"], checked, pins, seen.table)
+    return Verification(run, len(manifest["files"]), manifest["rows"], unchecked, pins, seen.table)
 
 
 def _check(folder: Location, entry: dict[str, Any]) -> str | None:
@@ -147,15 +146,16 @@ def _check(folder: Location, entry: dict[str, Any]) -> str | None:
     return f"{entry['name']}: {', '.join(wrong)} differ from the manifest" if wrong else None
 
 
-def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], bool]:
+def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], str]:
+    """(what is wrong with them, why they could not be compared)"""
     settings = manifest["config"]
     try:
         catalog = open_catalog(manifest["catalog"], settings["id_column"], ())
     # No package for a table, or no Ray to read the footers of many files.
-    except (CatalogError, StorageError, ConfigError, ResourceError):
-        return [], False
+    except (CatalogError, StorageError, ConfigError, ResourceError) as error:
+        return [], str(error)
     if catalog.fingerprint != manifest["catalog_fingerprint"]:
-        return [], False
+        return [], "the catalog has changed since"
     rows = {entry["name"]: entry["rows"] for entry in manifest["files"]}
     names = [part_name(unit) for unit in range(manifest["units"])]
     files = [[file for file in (name, f"{REJECTS}/{name}") if file in rows] for name in names]
@@ -169,7 +169,7 @@ def _check_ids(manifest: dict[str, Any], folder: Location) -> tuple[list[str], b
     ]
     if len(next(planned)):
         problems.append("the catalog has more rows than the run")
-    return problems, True
+    return problems, ""
 
 
 def _ids_of(catalog: Catalog) -> Iterator[ids.Hashes]:

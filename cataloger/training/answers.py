@@ -15,6 +15,7 @@ from cataloger.heads.columns import OWN, head_for
 from cataloger.spec import TAGS
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.census import LEARNT, Census
+from cataloger.training.corrections import GIVEN
 from cataloger.training.examples import TRAINING
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def learn(
             f"catalog {uri}: labels have a column {column!r} already, where the tags would be published; rename it"
         )
     counted = [_counted(column, catalog, config, tags) for catalog in catalogs]
-    counted = [({**names, **{path: path for path in corrected}}, found) for names, found in counted]
+    counted = [({**names, **{GIVEN + path: path for path in corrected}}, found) for names, found in counted]
     counted[0] = counted[0][0], Counter(counted[0][1]) + corrected
     rows = counted[0][1]
     if tags and not rows:

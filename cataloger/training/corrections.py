@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cataloger.config import TrainConfig
 from cataloger.curation.pins import Pins, SharedPins, read_pins
@@ -16,6 +17,9 @@ from cataloger.data.kinds import is_list, is_tags, label_kind
 from cataloger.data.reading import read_units
 from cataloger.data.units import plan_reads, plan_units
 from cataloger.errors import ConfigError
+
+# Before a category that people gave: it is of the tree that is learnt, and the catalog's may be of another (`--tree-map`).
+GIVEN = "\0"
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _rows(table: pa.Table, catalog: Catalog, config: TrainConfig, read: Sequence
             # For people alone: an id need not be a number.
             columns[field.name] = table.column("id")
         elif field.name == config.label_column[0]:
-            columns[field.name] = table.column("category_path")
+            columns[field.name] = _marked(table.column("category_path").combine_chunks())
         elif field.name in read and field.name in table.column_names:
             try:
                 columns[field.name] = table.column(field.name).cast(kind, safe=False)
@@ -82,6 +86,15 @@ def _rows(table: pa.Table, catalog: Catalog, config: TrainConfig, read: Sequence
     return pa.table(columns)
 
 
+def _marked(paths: pa.Array) -> pa.Array:
+    """Paths, or lists of them, each behind the sign of those that people gave."""
+    if not is_list(paths.type):
+        sign, nothing = (pa.scalar(text, pa.large_string()) for text in (GIVEN, ""))
+        return pc.binary_join_element_wise(sign, paths.cast(pa.large_string()), nothing)
+    rows = [None if row is None else [GIVEN + path for path in row] for row in paths.to_pylist()]
+    return pa.array(rows, pa.list_(pa.large_string()))
+
+
 def corrected(table: pa.Table, pins: SharedPins, config: TrainConfig) -> pa.Table:
     """Rows of the catalog with the categories that people gave."""
     label = config.label_column[0]
@@ -90,7 +103,7 @@ def corrected(table: pa.Table, pins: SharedPins, config: TrainConfig) -> pa.Tabl
         return table
     if pa.types.is_dictionary(own.type):
         own = own.cast(own.type.value_type)
-    both = pa.concat_arrays([own, found.cast(own.type)])
+    both = pa.concat_arrays([own, _marked(found).cast(own.type)])
     rows = np.arange(len(table))
     there = found.is_valid().to_numpy(zero_copy_only=False)
     return table.set_column(table.column_names.index(label), label, both.take(pa.array(rows + len(rows) * there)))

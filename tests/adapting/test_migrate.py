@@ -4,13 +4,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger.adapting.mapping import tell_apart
+from cataloger.adapting.trees import read_tree
 from cataloger.bundle import read_spec
-from cataloger.config import LabelConfig
+from cataloger.config import LabelConfig, TrainConfig
+from cataloger.curation.moves import read_moves
+from cataloger.errors import CatalogError
 from cataloger.labeling.job import label
+from cataloger.training.corrections import GIVEN
+from cataloger.training.plan import plan
 from conftest import published, upload
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -240,6 +247,52 @@ def test_trees_that_are_none(columns: dict[str, object], sentence: str, labels: 
     assert code == 2, err
     assert sentence in err
     assert not Path("map").exists() or not list(Path("map").iterdir())
+
+
+def test_a_tree_as_pandas_writes_it(working_folder: Path) -> None:
+    """Whole numbers beside none are floating-point ones there; or a root has no text."""
+    for parents in ([None, 1.0], ["", "1"]):
+        pq.write_table(pa.table({"id": ["1", "2"], "parent_id": parents, "name": ["A", "B"]}), "tree.parquet")
+        assert read_tree("tree.parquet").paths == ("A", "A > B")
+
+
+def test_a_product_without_meaning_goes_where_most_go() -> None:
+    assert tell_apart(np.zeros((1, 2), np.float32), [0.2, 0.8])[0].argmax() == 1
+    assert tell_apart(np.array([[0.9, 0.1]], np.float32), [0.5, 0.5])[0].argmax() == 0
+
+
+def test_an_edited_map_teaches_what_it_says(working_folder: Path) -> None:
+    pq.write_table(pa.table({"target": ["B  > C", None], "old": ["A", "X"]}), "map.parquet")
+    assert read_moves("map.parquet") == {"A": "B > C"}
+    for columns, sentence in (
+        ({"old": ["A", "A"], "target": ["B", "C"]}, "has two rows for 'A'"),
+        ({"old": ["A"], "target": ["B >"]}, "'B >', the target of 'A', is no category path"),
+    ):
+        pq.write_table(pa.table(columns), "map.parquet")
+        with pytest.raises(CatalogError, match=sentence):
+            read_moves("map.parquet")
+
+
+def test_corrections_are_of_the_new_tree(working_folder: Path) -> None:
+    """`Audio` is split, and what is left of it has its old name: rows of the old tree do not become it."""
+    old = {"id": ["1", "2", "3"], "title": ["head", "ear", "tea"], "category_path": ["Audio", "Audio", "Drinks"]}
+    pq.write_table(pa.table(old), "old.parquet")
+    pq.write_table(pa.table({"old": ["Audio", "Drinks"], "target": [None, "Food"]}), "map.parquet")
+    pq.write_table(pa.table({"id": ["1"], "category_path": ["Audio"], "title": ["head"]}), "corrections.parquet")
+    planned = plan(
+        TrainConfig(
+            catalog="old.parquet",
+            text_columns=("title",),
+            tree_map="map.parquet",
+            corrections="corrections.parquet",
+            base_model="none",
+        )
+    )
+    assert planned.spec.categories == ("Audio", "Food")
+    ids = planned.sources[0].label_ids
+    assert "Audio" not in ids
+    assert ids["Drinks"] == 1
+    assert ids[GIVEN + "Audio"] == 0
 
 
 def test_examples_and_maps_that_cannot_be(labels: pa.Table, job: Job) -> None:

@@ -13,6 +13,7 @@ import pytest
 from cataloger.bundle import read_spec
 from cataloger.config import LabelConfig
 from cataloger.curation import decisions as deciding_of
+from cataloger.data.ids import ID_NOT_UTF8
 from cataloger.labeling.job import label
 from cataloger.labeling.result import LabelResult
 from cataloger.live.following import Answering, load
@@ -249,6 +250,15 @@ def test_rules_that_cannot_work_end_the_job_before_anything_runs(
     command = ("label", "--catalog", "c.parquet", "--output", "labels", "--model", bundle)
     refused(job(*command, flag, "bad.yaml"), sentence)
     refused(job(*command, flag, "nowhere.yaml"), "nowhere.yaml")
+
+
+def test_an_id_that_nobody_can_read_is_rejected_whatever_rules_say(bundle: Path, catalog: pa.Table) -> None:
+    ids = pa.array([b"caf\xe9" if i == 1 else str(i).encode() for i in range(ROWS)]).view(pa.string())
+    pq.write_table(catalog.set_column(0, "id", ids), "c.parquet")
+    result = night(bundle, pins=None)
+    rejects = pq.read_table(next(Path("labels").glob(f"run={result.run}/_rejects"))).to_pylist()
+    assert [row["reason"] for row in rejects if "xe9" in row["id"]] == [ID_NOT_UTF8]
+    assert not [name for name in published().column("id").to_pylist() if "xe9" in name]
 
 
 def test_what_is_forbidden_needs_alternatives(bundle: Path, catalog: pa.Table, job: Job) -> None:

@@ -11,12 +11,13 @@ import pytest
 
 from cataloger.data import ids
 from cataloger.data.catalog import open_catalog
+from cataloger.data.footers import Stored
 from cataloger.data.text import compose, hash_texts
 from cataloger.data.texts import TextInput
-from cataloger.data.units import Unit, plan_units
+from cataloger.data.units import Segment, Unit, plan_units
 from cataloger.infra.storage import Location, locate
 from cataloger.publishing import doubts
-from cataloger.publishing.doubts import SHOWN, Doubt, Origin, Product, in_part, least, products
+from cataloger.publishing.doubts import SHOWN, Doubt, Origin, Product, _cut, in_part, least, products
 from cataloger.publishing.parts import write_part
 
 TEXT = ("title", "brand")
@@ -175,3 +176,14 @@ def test_labels_of_any_number_of_categories(working_folder: Path, origin: Origin
     write_part(locate("lists"), 0, labels, labels.slice(0, 0), {"forwarded": 0}, {})
     found = products([Doubt(0.1, 0, 0, 1), Doubt(0.2, 1, 0, 0)], locate("lists"), origin)
     assert [product.categories for product in found] == [(), (("A", pytest.approx(0.9)), ("B > C", 0.75))]
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 1), (2, 5), (5, 7), (0, 7)])
+def test_the_rows_of_a_table_are_found_between_deleted_ones(first: int, end: int) -> None:
+    deleted = np.array([0, 3, 4, 9], np.uint32)
+    segment = Segment("x", 0, 100, 7, stored=Stored(11, deleted.tobytes()))
+    (found,) = _cut(Unit(0, (segment,)), first, end).segments
+    live = [row for row in range(11) if row not in deleted][first:end]
+    assert (found.start, found.rows, found.lie_there) == (100 + live[0], len(live), live[-1] - live[0] + 1)
+    assert found.stored
+    assert [row for row in range(found.lie_there) if row not in found.stored.deleted] == [row - live[0] for row in live]

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cataloger.data.units import Segment, Unit
-from cataloger.errors import CatalogerError
+from cataloger.errors import CatalogerError, PublishError
 from cataloger.infra.storage import Location, locate
 from cataloger.publishing import pointer, snapshot, upkeep
 from cataloger.publishing.parts import finished_parts, write_part
@@ -144,7 +144,7 @@ def roll_back(output: Location) -> None:
     seen = pointer.look(output)
     others = [run.run for run in upkeep.list_runs(output) if run.complete and not run.published]
     if others:
-        pointer.publish(output, others[-1], seen)
+        pointer.replace(output, others[-1], seen)
 
 
 def read(folder: Path) -> str | None:
@@ -209,3 +209,31 @@ def test_no_interleaving_and_no_crash_shows_readers_anything_but_one_whole_run(
         for actor in actors:
             actor.crash()
         shutil.rmtree(room)
+
+
+def test_a_rollback_stands_against_a_driver_that_had_begun_before(tmp_path: Path) -> None:
+    """Two drivers of one command: one publishes, a person goes back, and then the other one is done."""
+    output = locate(str(tmp_path))
+    drive(output, "sunday")
+    seen = pointer.look(output)
+    drive(output, "monday")
+    pointer.replace(output, str(seen.run), pointer.look(output))
+    with pytest.raises(PublishError, match="was replaced by a person while this one was being made"):
+        pointer.publish(output, "monday", seen)
+    now = pointer.look(output)
+    assert now.run == seen.run
+    assert set(now.withdrawn) == {"monday"}
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_part_that_readers_have_is_not_written_again(tmp_path: Path, complete: bool) -> None:
+    """Where whoever comes second could reach more pictures."""
+    output, folder = locate(str(tmp_path)), snapshot.run_folder(locate(str(tmp_path)), "seeing")
+    labels, rejects = pa.table({"id": [1, 2]}), pa.table({"id": [0], "reason": ["the picture is unreachable"]})
+    one = (Unit(0, (Segment("x", 0, 0, 3),)),)
+    part = write_part(folder, 0, labels, rejects, {"forwarded": 3, "unreachable": 1}, {"run": "seeing"})
+    if complete:
+        snapshot.write_manifest(output, "seeing", one, {0: part}, {**ABOUT, "inputs": "seeing"})
+    again = write_part(folder, 0, pa.table({"id": [0, 1, 2]}), rejects.slice(0, 0), {"forwarded": 3}, {"run": "seeing"})
+    assert (again == part) is complete
+    assert ((folder / "_rejects" / "part-00000.parquet").exists()) is complete
