@@ -81,10 +81,12 @@ def open_catalog(
     location, files = _open_table(table, flags) if table else _open_files(uri, names)
     if not sum(file.rows for file in files):
         raise CatalogError(f"catalog {uri}: has no rows")
-    differing = _one_of_each_schema(files)
+    # Of a file without rows nothing is read, and its writer could not know the columns' types.
+    filled = [file for file in files if file.rows]
+    differing, first = _one_of_each_schema(filled), filled[0]
     for file in differing:
         check_columns(
-            (file.path, file.schema), (files[0].path, files[0].schema), id_column, plain, label_columns, image_column
+            (file.path, file.schema), (first.path, first.schema), id_column, plain, label_columns, image_column
         )
     digest = hashlib.sha256(table.identity.encode() if table else b"")
     for file in files:

@@ -122,3 +122,21 @@ def test_a_label_that_is_not_utf8_is_named(write: Write, many: bool) -> None:
     catalog = open_catalog("c", "id", ["title"], ("category_path",))
     with pytest.raises(CatalogError, match=r"'category_path' of product e in .*c/2.parquet is not valid UTF-8"):
         count_labels(catalog, "category_path", "id")
+
+
+def test_a_file_without_rows_needs_no_types(write: Write) -> None:
+    """As pandas writes an empty shard: its columns are null."""
+    write("c/0.parquet", id=pa.nulls(0), title=pa.nulls(0), category_path=pa.nulls(0))
+    write("c/1.parquet", id=["a"], title=["tea"], category_path=["Food > Tea"])
+    found = open_catalog("c", "id", ["title"], ("category_path",))
+    assert found.rows == 1
+    assert found.schema.field("id").type == pa.string()
+
+
+def test_files_that_are_not_read_are_named(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    write("c/1.parquet", id=["a"], title=["tea"])
+    Path("c/part-2.parquet.gzip").write_bytes(b"")
+    Path("c/_SUCCESS").write_bytes(b"")
+    open_catalog("c", "id", ["title"])
+    assert "1 files are not read, as their names do not end in .parquet, such as" in caplog.text
+    assert "part-2.parquet.gzip" in caplog.text
