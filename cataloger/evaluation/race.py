@@ -41,7 +41,7 @@ def seconds_per_text(
         Model(spec, digest(one.folder), [runtime.share_folder(one.folder)])
         for spec, one in zip(specs, sources, strict=True)
     ]
-    samples = [sampled_rows(about, spec) for spec in specs]
+    samples = sampled_rows(about, specs)
     shape = runtime.labelling_shape(use_gpu)
     task = ray.remote(_race).options(num_cpus=shape.cpus, num_gpus=shape.gpus)
     with spread.errors_of_tasks():
@@ -49,11 +49,17 @@ def seconds_per_text(
     return found
 
 
-def sampled_rows(about: About, spec: Spec) -> tuple[pa.Table, str]:
-    """(about 512 rows, spread over the first unit of the catalog; its folder). Raises CatalogError."""
-    catalog = open_catalog(about.catalog, about.id_column, spec.text_columns, picture=spec.picture)
-    ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
-    return table.take(pa.array(np.unique(np.linspace(0, len(table) - 1, TEXTS).astype(int)))), catalog.base
+def sampled_rows(about: About, specs: Sequence[Spec]) -> list[tuple[pa.Table, str]]:
+    """(about 512 rows, spread over the first unit of the catalog, and the same ones for every model; its folder). Raises CatalogError."""
+    found = []
+    for spec in specs:
+        catalog = open_catalog(about.catalog, about.id_column, spec.text_columns, picture=spec.picture)
+        ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
+        found.append((table, catalog.base))
+    # A unit of a model that sees is shorter.
+    shortest = min(len(table) for table, _ in found)
+    rows = pa.array(np.unique(np.linspace(0, shortest - 1, TEXTS).astype(int)))
+    return [(table.take(rows), base) for table, base in found]
 
 
 def _race(models: list[Model], samples: list[tuple[pa.Table, str]], shape: ActorShape) -> list[float]:
