@@ -56,14 +56,14 @@ def quantised(
         log.info("eight bits are not tried: they are for CPUs, and the cluster has GPUs")
         return None
     spec = read_spec(bundle).reading(config.text_columns, config.image_column).without_tiers()
-    known, judged = _apart(*some_rows(catalog, spec, bundle, LOOKED_AT))
+    known, judged, where = *_apart(*some_rows(catalog, spec, bundle, LOOKED_AT)), config.catalog
     if judge and not spec.picture:  # where pictures lie is told by their own catalog
-        judged = _apart(*some_rows(judge, spec, bundle, LOOKED_AT))[1]
-    if min(len(known), len(judged)) < LEAST_ROWS:
+        judged, where = _apart(*some_rows(judge, spec, bundle, LOOKED_AT))[1], config.eval_catalog or ""
+    if len(judged) < LEAST_ROWS:
         if not insist:
             return None
         raise ConfigError(
-            f"catalog {config.catalog}: has {len(judged)} rows that the model can read; eight bits need {LEAST_ROWS}"
+            f"catalog {where}: has {len(judged)} rows to judge by that the model can read; eight bits need {LEAST_ROWS}"
         )
     _remove(bundle)  # of an earlier network
     base = catalog.base

@@ -54,8 +54,8 @@ class Catalog:
 
     @property
     def schemas(self) -> list[pa.Schema]:
-        """Those that its files have."""
-        return [file.schema for file in _one_of_each_schema(self.files)]
+        """Those that its files have; of one without rows nobody reads anything."""
+        return [file.schema for file in _one_of_each_schema(file for file in self.files if file.rows)]
 
 
 def open_catalog(

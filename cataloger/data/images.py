@@ -137,7 +137,8 @@ def _opened(data: bytes, short: int) -> Any:
         image.load()
         if (factor := min(image.size) // (2 * short)) > 1:
             # Before anything makes more copies of it: 64 megapixels are a quarter of a gibibyte.
-            if image.mode in ("P", "PA") or "transparency" in image.info:
+            deep = image.mode.startswith(("I", "F"))
+            if image.mode in ("P", "PA") or ("transparency" in image.info and not deep):
                 image = image.convert("RGBA")
             image = image.reduce(factor) if image.mode in REDUCIBLE else image
         return _on_white(_upright(image))

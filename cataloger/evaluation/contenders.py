@@ -85,14 +85,13 @@ def _told(contender: Contender) -> str:
     return " and ".join(dict.fromkeys(shown)) or "none"
 
 
-def _rows(run: Run) -> tuple[str, ...]:
-    """What decides which rows an evaluation scored, what was read of them, and against what."""
+def _rows(run: Run) -> tuple[str, str, str]:
+    """What decides which rows an evaluation scored, and against what."""
     tags = run.data.tags
     # Of several columns the first counts; earlier versions knew just one, and wrote its name as it is.
     columns = run.data.params.get("label_column", "")
     named = re.match(r"\(['\"](.*?)['\"][,)]", columns)
-    read = (run.data.params.get(name, "None") for name in ("text_columns", "image_column"))
-    return tags["catalog_fingerprint"], tags["split"], named.group(1) if named else columns, *read
+    return tags["catalog_fingerprint"], tags["split"], named.group(1) if named else columns
 
 
 def _predictions(run: Run) -> Predictions:

@@ -51,15 +51,16 @@ def seconds_per_text(
 
 def sampled_rows(about: About, specs: Sequence[Spec]) -> list[tuple[pa.Table, str]]:
     """(about 512 rows, spread over the first unit of the catalog, and the same ones for every model; its folder). Raises CatalogError."""
-    found = []
-    for spec in specs:
-        catalog = open_catalog(about.catalog, about.id_column, spec.text_columns, picture=spec.picture)
-        ((_, table),) = read_units(catalog.location.filesystem, plan_units(catalog)[:1], catalog.schema)
-        found.append((table, catalog.base))
+    catalogs = [open_catalog(about.catalog, about.id_column, spec.text_columns, picture=spec.picture) for spec in specs]
+    first = [plan_units(catalog)[0] for catalog in catalogs]
     # A unit of a model that sees is shorter.
-    shortest = min(len(table) for table, _ in found)
+    shortest = min(unit.rows for unit in first)
     rows = pa.array(np.unique(np.linspace(0, shortest - 1, TEXTS).astype(int)))
-    return [(table.take(rows), base) for table, base in found]
+    found = []
+    for catalog, unit in zip(catalogs, first, strict=True):
+        ((_, table),) = read_units(catalog.location.filesystem, [unit], catalog.schema)
+        found.append((table.take(rows), catalog.base))
+    return found
 
 
 def _race(models: list[Model], samples: list[tuple[pa.Table, str]], shape: ActorShape) -> list[float]:

@@ -25,8 +25,7 @@ from cataloger.model.registry import ModelSource
 from cataloger.spec import Spec
 
 log = logging.getLogger(__name__)
-# Of a large catalog a sample is taken from so many stretches of so many rows.
-SAMPLED_SPANS, SPAN_ROWS = 32, 65_536
+SAMPLED_UNITS = 32
 # Columns of labels that are for those who read them every day.
 UNREAD = ("text_hash", "level_confidences", "confidences", "trusted_category")
 
@@ -70,14 +69,11 @@ def predict_rows(
             f"made of {' '.join(_read(trained))}; leave the option out"
         )
     starts = np.cumsum([0, *(unit.rows for unit in units)])
-    every, spans = 1, _spans(catalog.rows) if at_most is not None else [(0, catalog.rows)]
+    every = 1
     if at_most is not None:
-        units = [
-            unit
-            for unit in units
-            if any(first < starts[unit.index] + unit.rows and starts[unit.index] < end for first, end in spans)
-        ]
-        every = ids.sample_every(sum(end - first for first, end in spans), at_most)
+        chosen = np.unique(np.linspace(0, len(units) - 1, SAMPLED_UNITS).astype(int))
+        units = [units[number] for number in chosen]
+        every = ids.sample_every(sum(unit.rows for unit in units), at_most)
     same_files = catalog.fingerprint == spec.catalog_fingerprint
     if not _has_keys(spec, catalog, alike or not same_files):
         saw = None
@@ -104,9 +100,7 @@ def predict_rows(
         for row in predict_units(reading, model, units, shape, precision).iter_rows():
             done = Done.of(row)
             labels, rejects = assemble(done.rows, done.answers, columns)
-            number = labels.column("row").to_numpy() + starts[done.unit]
-            inside = np.any([(number >= first) & (number < end) for first, end in spans], axis=0)
-            labels, number = labels.filter(pa.array(inside)), pa.array(number[inside])
+            number = pa.array(labels.column("row").to_numpy() + starts[done.unit])
             known = saw.recognise(labels.column("seen").to_numpy()) if saw else pa.repeat(otherwise, len(labels))
             unread = [name for name in UNREAD if name in labels.column_names]
             labels = labels.drop_columns(["row", *unread] + ["seen"] * bool(saw))
@@ -124,15 +118,6 @@ def predict_rows(
         log.info("%s rows could not be labelled and are left out: %s", f"{rejected:,}", NO_TEXT)
     labels = pa.concat_tables([table for _, table in sorted(tables, key=lambda pair: pair[0])]).unify_dictionaries()
     return Predicted(labels, rejected, cost)
-
-
-def _spans(rows: int) -> list[tuple[int, int]]:
-    """(first row, row after the last one) of stretches that are spread over a catalog, and do not overlap: the same ones for every model,
-    however many rows of it are a unit."""
-    if rows <= SAMPLED_SPANS * SPAN_ROWS:
-        return [(0, rows)]
-    firsts = np.linspace(0, rows - SPAN_ROWS, SAMPLED_SPANS).astype(int).tolist()
-    return [(first, first + SPAN_ROWS) for first in firsts]
 
 
 def _read(spec: Spec) -> tuple[str, ...]:

@@ -82,10 +82,6 @@ def check(address: Address) -> None:
         raise ConfigError(
             f"--publish-to {address}: nothing in that table may be replaced (delta.appendOnly); name another table"
         )
-    if table.metadata().partition_columns:
-        raise ConfigError(
-            f"--publish-to {address}: the table is partitioned by columns that labels need not have; name one that is not"
-        )
     if table.transaction_version(APPLICATION) is None and table.file_uris():
         raise foreign(address)
 

@@ -88,21 +88,16 @@ def load(source: ModelSource, answering: Answering) -> Loaded:
     return Loaded(source, tiers, answering, digest(source.folder))
 
 
-# How often a version is looked for that cannot be fetched.
-MOST_MISSES = 4
-
-
 class Followed:
     """Looks for another version every quarter of a minute, loads it beside the one that answers, and puts it in its place.
 
-    A version that cannot be loaded is tried once, one that cannot be fetched four times; both leave the one that answers.
+    A version that is no model, or cannot be loaded, is tried once, and leaves the one that answers.
     """
 
     def __init__(self, uri: str, first: ModelSource, answering: Answering) -> None:
         self.uri, self.answering = uri, answering
         self.now = load(first, answering)
         self.refused: str | None = None
-        self.missing, self.missed = "", 0
 
     def follow(self) -> None:
         """From now on, in a thread of its own, where an alias names the model: it may be another version already."""
@@ -118,10 +113,8 @@ class Followed:
         try:
             source = registry.fetch_model(f"models:/{version}")
         except ModelError as error:
-            # What cannot be had may be there in a while; what is no model never is.
-            self.missed = self.missed + 1 if self.missing == version else 1
-            self.missing = version
-            self.refused = version if self.missed == MOST_MISSES else self.refused
+            # What cannot be had may be there in a while; what is no model never will be.
+            self.refused = self.refused if error.__cause__ else version
             log.warning("model %s: %s cannot be had, %s goes on: %s", self.uri, version, self.now.source.version, error)
             return
         try:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cataloger.data import ids
 from cataloger.data.ids import Lookup
 from cataloger.errors import StorageError
 from cataloger.heads.category_columns import BY_PIN, SOURCE, by_rule
@@ -190,10 +191,16 @@ def problems(manifest: Mapping[str, Any], folder: Location) -> list[str]:
         found.append(f"{int((~there).sum()):,} pins are not in the labels, the manifest says {about['unknown']:,}")
     listed = {file["name"]: file["rows"] for file in manifest["files"]}
     for name in (name for name in listed if name.startswith(REJECTS)):
-        rejected = pq.read_table((folder / name).path, filesystem=folder.filesystem, columns=["id"], partitioning=None)
+        rejected = _readable(folder / name)
         if len(wanted.find(rejected.column("id"))[0]):
             found.append(f"{name}: has products that are pinned")
     return found
+
+
+def _readable(file: Location) -> pa.Table:
+    """Rejects, but for those whose id nobody can read: no pin is of these."""
+    table = pq.read_table(file.path, filesystem=file.filesystem, columns=["id", "reason"], partitioning=None)
+    return table.filter(pc.not_equal(table.column("reason"), ids.ID_NOT_UTF8))
 
 
 def read_labels(folder: Location, units: int, columns: Sequence[str]) -> Iterator[pa.Table]:

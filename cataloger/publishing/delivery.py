@@ -45,10 +45,11 @@ def deliver(output: Location) -> None:
 
 
 def _bring(uri: str, output: Location, run: str) -> None:
-    address, kind = _find(uri)
-    manifest = snapshot.read_manifest(output, run)
-    files = snapshot.label_files(snapshot.run_folder(output, run), manifest["units"])
+    address = tables.address_of(uri, "--publish-to")
     try:
+        _, kind = _find(uri)
+        manifest = snapshot.read_manifest(output, run)
+        files = snapshot.label_files(snapshot.run_folder(output, run), manifest["units"])
         kind.check(address)  # it may hold something else by now
         name = kind.commit(address, _labels(files), run)
     except DeliveryError:

@@ -80,7 +80,8 @@ def count(table: pa.Table) -> Census:
 
 def seen_rows(blocks: Sequence[Any], learnt: int) -> Seen:
     """A sample of the rows that are learnt from or measured by, of which there are so many."""
-    every = ids.sample_every(learnt, KEPT)
+    # A power of two: what several trainings saw is then told by the smaller of their samples.
+    every = 1 << (ids.sample_every(learnt, KEPT) - 1).bit_length()
     found = [np.empty(0, np.uint64), *spread.each(blocks, functools.partial(_sampled, every=every))]
     return Seen(np.unique(np.concatenate(found)), every)
 

@@ -92,10 +92,10 @@ def continued(config: TrainConfig) -> tuple[TrainConfig, Begun]:
 
 def _check_split(config: TrainConfig, spec: Spec) -> None:
     """Warns where rows that the model has learnt from would judge the one that it becomes."""
+    if config.eval_catalog:
+        return
     other = [name for name in SPLIT if getattr(config, name) != getattr(spec, name)]
-    if not config.eval_catalog and not spec.validation_fraction:
-        other.append("eval_catalog")
-    elif (config.validation_fraction or 0.0) > (spec.validation_fraction or 1.0):
+    if not spec.validation_fraction or (config.validation_fraction or 0.0) > (spec.validation_fraction or 1.0):
         other.append("validation_fraction")
     if other:
         flags = " ".join(f"--{name.replace('_', '-')}" for name in other)

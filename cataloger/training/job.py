@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -44,7 +45,8 @@ MAX_FAILURES = 8
 # How often a training of MIN:MAX workers looks whether it can have more; it goes on from its last checkpoint then.
 LOOK_FOR_WORKERS_SECONDS = 60.0
 # Part of a training's name: raised when what an earlier version left unfinished must not be gone on with.
-LAYOUT = 3
+LAYOUT = 4
+MOST_THINNED = 16
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -200,6 +202,11 @@ def _fit(
             found.first_not_utf8,
         )
     rows, held_out, unlabelled = (found.rows[use] for use in (TRAINING, VALIDATION, UNLABELLED))
+    if held_out and not rows and config.eval_catalog:
+        raise ConfigError(
+            f"--eval-catalog {config.eval_catalog}: has all rows of --catalog with a category that could be learnt; name rows to judge by that "
+            "are not there"
+        )
     if not held_out or not rows:
         raise ConfigError(
             f"{held_out} of {held_out + rows} usable rows fall on the validation side; both sides need some: change --validation-fraction"
@@ -228,7 +235,10 @@ def _fit(
         else None
     )
     saw = seen_rows(blocks, rows + held_out)
-    saw = Seen.union([saw, planned.seen_before]) if planned.seen_before else saw
+    before = planned.seen_before
+    # Of samples that earlier versions took, little may be left that both speak of: then this training's own is better.
+    if before and math.lcm(saw.every, before.every) <= MOST_THINNED * saw.every:
+        saw = Seen.union([saw, before])
     if not spec.network:
         assert fitted_words
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)

@@ -85,7 +85,8 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         datasets = [_dataset(source, config) for source in sources]
         joined = datasets[0].union(*datasets[1:]) if len(datasets) > 1 else datasets[0]
         blocks = list(joined.to_arrow_refs())
-    if config.eval_catalog:
+    # Groups that are on both sides are there because somebody put them there.
+    if config.eval_catalog and not config.group_column:
         blocks = _without_judged(blocks)
     corrections = sources[0].corrections
     if corrections is None or not len(corrections.rows):
@@ -94,17 +95,16 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
 
 
 def _without_judged(blocks: Sequence[Any]) -> list[Any]:
-    """Products, or groups of them, that a catalog of their own has to judge by are not learnt from, where the other has them too."""
+    """Products that a catalog of their own has to judge by are not learnt from, where the other has them too."""
     judged = np.unique(np.concatenate([np.empty(0, np.uint64), *spread.each(blocks, judging)]))
-    task: Any = ray.remote(without).options(num_cpus=runtime.TASK_CPUS, num_returns=2)
+    twice = list(spread.each(blocks, functools.partial(_count_of, judged=judged)))
+    if not any(twice):
+        return list(blocks)
+    log.info("%s rows of --catalog are in --eval-catalog too: they judge, and are not learnt from", f"{sum(twice):,}")
+    # Also from within a trial of a sweep, whose own placement has no CPU.
+    task: Any = ray.remote(without).options(num_cpus=runtime.TASK_CPUS, scheduling_strategy="SPREAD")
     kept = ray.put(judged)
-    found = [task.remote(block, kept) for block in blocks]
-    with spread.errors_of_tasks():
-        if twice := sum(ray.get([count for _, count in found])):
-            log.info(
-                "%s rows of --catalog are in --eval-catalog too: they judge, and are not learnt from", f"{twice:,}"
-            )
-    return [block for block, _ in found]
+    return [task.remote(block, kept) if count else block for block, count in zip(blocks, twice, strict=True)]
 
 
 def judging(table: pa.Table) -> npt.NDArray[np.uint64]:
@@ -114,14 +114,20 @@ def judging(table: pa.Table) -> npt.NDArray[np.uint64]:
     return found
 
 
-def without(table: pa.Table, judged: npt.NDArray[np.uint64]) -> tuple[pa.Table, int]:
-    """(the rows, those that are judged by of no use to learn from; how many these are)"""
-    uses, keys = table.column("use").to_numpy(), table.column("key").fill_null(0).to_numpy()
-    twice = np.isin(keys, judged) & np.isin(uses, (TRAINING, UNLABELLED))
-    if not twice.any():
-        return table, 0
-    place = table.column_names.index("use")
-    return table.set_column(place, "use", pa.array(np.where(twice, UNUSED, uses).astype(np.int8))), int(twice.sum())
+def _twice(table: pa.Table, judged: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """[N] the rows to learn from that are judged by."""
+    keys = table.column("key").fill_null(0).to_numpy()
+    return np.isin(keys, judged) & np.isin(table.column("use").to_numpy(), (TRAINING, UNLABELLED))
+
+
+def _count_of(table: pa.Table, judged: npt.NDArray[np.uint64]) -> int:
+    return int(_twice(table, judged).sum())
+
+
+def without(table: pa.Table, judged: npt.NDArray[np.uint64]) -> pa.Table:
+    """The rows, those that are judged by of no use to learn from."""
+    uses = np.where(_twice(table, judged), UNUSED, table.column("use").to_numpy()).astype(np.int8)
+    return table.set_column(table.column_names.index("use"), "use", pa.array(uses))
 
 
 def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:

@@ -1,4 +1,3 @@
-from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -11,7 +10,6 @@ from cataloger.errors import CatalogError
 from cataloger.evaluation import race
 from cataloger.evaluation.predictions import About
 from cataloger.evaluation.race import TEXTS, sampled_rows
-from cataloger.labeling.predict import SAMPLED_SPANS, SPAN_ROWS, _spans
 
 
 def test_a_model_is_raced_on_the_columns_that_are_named(bundle: Path, labelled: Path) -> None:
@@ -41,12 +39,3 @@ def test_every_model_is_timed_on_the_same_rows(bundle: Path, labelled: Path, mon
     (first, _), (second, _) = sampled_rows(shop, [spec, spec])
     assert first.equals(second)
     assert len(first) == 23
-
-
-@pytest.mark.parametrize("rows", [1, 10**6, 10**7 + 1])
-def test_a_sample_is_taken_from_the_same_rows_whatever_a_unit_is(rows: int) -> None:
-    spans = _spans(rows)
-    assert all(first < end for first, end in spans)
-    assert all(end <= first for (_, end), (first, _) in pairwise(spans))
-    assert (spans[0][0], spans[-1][1]) == (0, rows)
-    assert sum(end - first for first, end in spans) == min(rows, SAMPLED_SPANS * SPAN_ROWS)
