@@ -362,7 +362,7 @@ def test_no_training_learns_without_the_pictures_of_a_server_that_is_down(
         image_model=str(tiny_sight),
         storage="checkpoints",
     )
-    with pytest.raises(TrainingError, match=r"pictures of 9 of \d+ rows could not be reached, more than 10%"):
+    with pytest.raises(TrainingError, match=r"pictures of \d+ of 60 rows could not be reached, more than 10%"):
         train(config)
 
 
