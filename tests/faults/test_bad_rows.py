@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cataloger.data.ids import ID_NOT_UTF8
 from cataloger.data.texts import NO_TEXT, NOT_UTF8
-from cataloger.labeling.reading import ID_NOT_UTF8
 from conftest import make_bundle
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("ray_session")]
