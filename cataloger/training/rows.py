@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from cataloger.data.text import split_hash, split_keys, split_position, undecoda
 from cataloger.data.texts import TextInput
 from cataloger.data.units import Read, Segment, Unit, plan_reads, plan_units
 from cataloger.data.windows import Windows
-from cataloger.infra import runtime, spread
+from cataloger.infra import spread
 from cataloger.model.pretrained import base_model_folder
 from cataloger.model.sight import sight_of
 from cataloger.spec import FORMAT, NO_NETWORK
@@ -40,9 +39,8 @@ from cataloger.training import lessons
 from cataloger.training.corrections import Corrections, corrected
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.gallery import kept_for_training, with_pictures_of
+from cataloger.training.judged import UNUSED, judging, without_judged
 
-log = logging.getLogger(__name__)
-UNUSED = -1
 # How rows are read that are for training whatever side they would fall on, but for that of the test.
 ADDED = 3
 # The column that names a row which is in the ingest's tables for that alone.
@@ -87,47 +85,11 @@ def ingest(sources: Sequence[Source], config: TrainConfig) -> list[Any]:
         blocks = list(joined.to_arrow_refs())
     # Groups that are on both sides are there because somebody put them there.
     if config.eval_catalog and not config.group_column:
-        blocks = _without_judged(blocks)
+        blocks = without_judged(blocks)
     corrections = sources[0].corrections
     if corrections is None or not len(corrections.rows):
         return blocks
     return [*blocks, ray.put(_further(sources[0], corrections.rows, config, blocks))]
-
-
-def _without_judged(blocks: Sequence[Any]) -> list[Any]:
-    """Products that a catalog of their own has to judge by are not learnt from, where the other has them too."""
-    judged = np.unique(np.concatenate([np.empty(0, np.uint64), *spread.each(blocks, judging)]))
-    twice = list(spread.each(blocks, functools.partial(_count_of, judged=judged)))
-    if not any(twice):
-        return list(blocks)
-    log.info("%s rows of --catalog are in --eval-catalog too: they judge, and are not learnt from", f"{sum(twice):,}")
-    # Also from within a trial of a sweep, whose own placement has no CPU.
-    task: Any = ray.remote(without).options(num_cpus=runtime.TASK_CPUS, scheduling_strategy="SPREAD")
-    kept = ray.put(judged)
-    return [task.remote(block, kept) if count else block for block, count in zip(blocks, twice, strict=True)]
-
-
-def judging(table: pa.Table) -> npt.NDArray[np.uint64]:
-    """The keys of the rows that judge; others may have none."""
-    chosen = pa.array(table.column("use").to_numpy() == VALIDATION)
-    found: npt.NDArray[np.uint64] = table.column("key").filter(chosen).to_numpy()
-    return found
-
-
-def _twice(table: pa.Table, judged: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """[N] the rows to learn from that are judged by."""
-    keys = table.column("key").fill_null(0).to_numpy()
-    return np.isin(keys, judged) & np.isin(table.column("use").to_numpy(), (TRAINING, UNLABELLED))
-
-
-def _count_of(table: pa.Table, judged: npt.NDArray[np.uint64]) -> int:
-    return int(_twice(table, judged).sum())
-
-
-def without(table: pa.Table, judged: npt.NDArray[np.uint64]) -> pa.Table:
-    """The rows, those that are judged by of no use to learn from."""
-    uses = np.where(_twice(table, judged), UNUSED, table.column("use").to_numpy()).astype(np.int8)
-    return table.set_column(table.column_names.index("use"), "use", pa.array(uses))
 
 
 def _further(source: Source, rows: pa.Table, config: TrainConfig, blocks: Sequence[Any]) -> pa.Table:

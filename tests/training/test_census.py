@@ -11,7 +11,8 @@ import ray
 from cataloger.data.images import UNREACHABLE
 from cataloger.training.census import census, count, seen_rows
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
-from cataloger.training.rows import IDS, NOT_UTF8, TAGS_LEFT_OUT, UNUSED
+from cataloger.training.judged import UNUSED
+from cataloger.training.rows import IDS, NOT_UTF8, TAGS_LEFT_OUT
 
 KEYS = [(1 << 63) + row for row in range(12)]
 pytestmark = pytest.mark.usefixtures("ray_session")

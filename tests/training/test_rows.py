@@ -11,7 +11,8 @@ from cataloger.data.catalog import Catalog, open_catalog
 from cataloger.data.reading import read_units
 from cataloger.data.units import plan_units
 from cataloger.training.examples import TRAINING, VALIDATION
-from cataloger.training.rows import NOT_UTF8, UNUSED, Source, _encode, ingest, training_input
+from cataloger.training.judged import UNUSED
+from cataloger.training.rows import NOT_UTF8, Source, _encode, ingest, training_input
 
 Write = Callable[..., Path]
 
