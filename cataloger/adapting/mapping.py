@@ -8,7 +8,7 @@ known beforehand.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ TURNS = 20
 TEMPERATURE, SAME_NAME = 0.05, 0.3
 # A category goes to one target that has so many of the votes, and is split among those that have so many.
 WHOLE, PART = 0.6, 0.01
+VOTES_AT_ONCE = 4_096
 SHOWN, SHOWN_CHARACTERS = 3, 120
 
 
@@ -88,6 +89,11 @@ class Targets:
         """[N, targets], each row summing to one; zero for what means nothing."""
         found = _softmax(vectors @ self.vectors.T) * (np.abs(vectors).sum(axis=1, keepdims=True) > 0)
         return np.asarray(found, np.float32)
+
+    def each_votes(self, vectors: FloatArray) -> Iterator[FloatArray]:
+        """[targets] of each, a few at a time: of all at once there may be more numbers than memory."""
+        for start in range(0, len(vectors), VOTES_AT_ONCE):
+            yield from self.votes(vectors[start : start + VOTES_AT_ONCE])
 
 
 def propose(

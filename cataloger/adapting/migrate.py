@@ -193,7 +193,7 @@ def _write(run: Run, found: Map, output: Location, name: str, inputs: str, count
         if len(rows):
             meaning = meaning or Meaning(found.about.base_model)
             vectors = meaning.of(texts_of(products.take(pa.array(rows)), found.about.columns).to_pylist())
-        moved, rejects = _moved(labels, found, rows, vectors)
+        moved, rejects = _moved(labels, found, vectors)
         lost = f"{REJECTS}/{part_name(number)}"
         if lost in listed:
             rejects = pa.concat_tables(
@@ -217,13 +217,13 @@ def _write(run: Run, found: Map, output: Location, name: str, inputs: str, count
     snapshot.write_manifest(output, name, units, parts, manifest)
 
 
-def _moved(labels: pa.Table, found: Map, rows: np.ndarray, vectors: np.ndarray) -> tuple[pa.Table, pa.Table]:
-    """(labels in the new tree, rejects of categories that are gone); `rows` are of split categories, with what each means."""
+def _moved(labels: pa.Table, found: Map, vectors: np.ndarray) -> tuple[pa.Table, pa.Table]:
+    """(labels in the new tree, rejects of categories that are gone); `vectors` are what the rows of split categories mean, in their order."""
     old = labels.column(Category.answer).to_pylist()
     sure = labels.column("confidence").to_numpy().astype(np.float64)
     was_trusted = ~labels.column("needs_review").to_numpy(zero_copy_only=False)
     place = {path: number for number, path in enumerate(found.targets.paths)}
-    of_row = dict(zip(rows.tolist(), range(len(rows)), strict=True))
+    votes = found.targets.each_votes(vectors)
     categories, source, shares, others = (
         list[str | None](),
         list[str](),
@@ -234,8 +234,7 @@ def _moved(labels: pa.Table, found: Map, rows: np.ndarray, vectors: np.ndarray) 
         if path in found.among:
             several = found.among[path]
             places = [place[one] for one, _ in several]
-            votes = found.targets.votes(vectors[of_row[row]][None])[:, places]
-            own = tell_apart(votes, [share for _, share in several])[0]
+            own = tell_apart(next(votes)[None, places], [share for _, share in several])[0]
             order = np.argsort(-own, kind="stable")
             categories.append(several[order[0]][0])
             shares[row] = own[order[0]]

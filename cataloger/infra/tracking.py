@@ -23,7 +23,7 @@ from mlflow.exceptions import MlflowException
 from cataloger.errors import TrackingError
 from cataloger.infra import alive, places
 from cataloger.infra.lineage import CatalogDataset, Dataset, code_version
-from cataloger.infra.storage import locked
+from cataloger.infra.storage import explain, locked
 
 log = logging.getLogger(__name__)
 ARTIFACT_CLIENTS = ("azure", "boto3", "botocore", "google")
@@ -65,7 +65,7 @@ def connect() -> str:
         _close_abandoned_runs()
     except MlflowException as error:
         raise TrackingError(
-            f"MLflow store {shown(uri)}: cannot be used: {shown(first_line(error))}; set MLFLOW_TRACKING_URI"
+            f"MLflow store {shown(uri)}: cannot be used: {shown(explain(error))}; set MLFLOW_TRACKING_URI"
         ) from error
     return uri
 
@@ -214,17 +214,13 @@ def _close_abandoned_runs() -> None:
             MlflowClient().set_terminated(run.info.run_id, "KILLED")
 
 
-def first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 @contextlib.contextmanager
 def answering() -> Iterator[None]:
     """For jobs that are nothing without MLflow: a server that goes away is a TrackingError."""
     try:
         yield
     except (MlflowException, requests.RequestException) as error:
-        where, why = shown(mlflow.get_tracking_uri()), shown(first_line(error))
+        where, why = shown(mlflow.get_tracking_uri()), shown(explain(error))
         raise TrackingError(f"MLflow at {where} does not answer as it should: {why}") from error
 
 
@@ -238,7 +234,7 @@ def forgiving() -> Iterator[None]:
         ours = isinstance(error, MlflowException | requests.RequestException | OSError)
         if not ours and type(error).__module__.partition(".")[0] not in ARTIFACT_CLIENTS:
             raise
-        uri, why = shown(mlflow.get_tracking_uri()), shown(first_line(error))
+        uri, why = shown(mlflow.get_tracking_uri()), shown(explain(error))
         log.warning("MLflow at %s does not take metrics: %s", uri, why)
 
 

@@ -113,8 +113,8 @@ def _publish(output: Location, run: str, seen: Seen, withdrawn: Mapping[str, str
         now = look(output)
         if not withdrawn and mine in now.withdrawn and mine not in seen.withdrawn:
             raise PublishError(
-                f"run {run}: was replaced by a person while this one was being made, who published run {now.run}; to publish it after all, run "
-                "again with --publish-anyway"
+                f"run {run}: was replaced by a person while this one was being made; readers have run {now.run} now. To publish it after all, "
+                "run again with --publish-anyway"
             )
         if now.run == run:
             raise PublishError(f"run {run} was published by another driver of the same command; nothing is left to do")
