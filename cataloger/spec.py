@@ -1,6 +1,7 @@
 """What a model is beside its weights: what it reads, what it answers, and what was fitted for its answers."""
 
 import functools
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -260,8 +261,9 @@ class Spec:
 
 
 def prefix_of(column: str) -> str:
-    """Of the metrics of the further answer of a column."""
-    return re.sub(r"[^\w .-]", "_", column, flags=re.ASCII) + "/"
+    """Of the metrics of the further answer of a column, in what MLflow takes as a name; another one for each column."""
+    plain = re.sub(r"[^\w .-]", "_", column, flags=re.ASCII)
+    return f"{plain}/" if plain == column else f"{plain}-{hashlib.sha256(column.encode()).hexdigest()[:6]}/"
 
 
 def _thresholds(values: tuple[float, ...], count: int) -> bool:

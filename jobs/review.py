@@ -2,7 +2,8 @@
 
 python jobs/review.py export --labels labels/ --catalog catalog/ --output queue/ --budget 500 --format labelstudio
 python jobs/review.py import --answers project.json --queue queue/ --output corrections/
-ray job submit --working-dir . -- python jobs/review.py export --labels s3://shop/labels --catalog s3://shop/catalog
+ray job submit --working-dir . -- python jobs/review.py export --labels s3://shop/labels --catalog s3://shop/catalog \\
+    --output s3://shop/queue
 """
 
 from _entry import parse_one, run

@@ -149,7 +149,7 @@ def _rows(
         learnt.add(table.filter(pa.array(~unknown)), keys[~unknown])
     rows, unlearnt = learnt.rows(), judged.rows()
     if unlearnt is not None and len(unlearnt) >= LEAST_ROWS:
-        return (rows if rows is not None else unlearnt), unlearnt, True
+        return (*_apart(rows, unlearnt), True)
     few = 0 if unlearnt is None else len(unlearnt)
     if few > 1 and few >= (0 if rows is None else len(rows) // 2):
         log.warning(
@@ -157,7 +157,7 @@ def _rows(
             config.catalog,
             few,
         )
-        return (rows if rows is not None else unlearnt), unlearnt, True
+        return (*_apart(rows, unlearnt), True)
     if rows is None or len(rows) < 2:
         raise ConfigError(
             f"--catalog {config.catalog}: no row has a category that the model knows; name labelled products, and their --label-column"
@@ -167,8 +167,13 @@ def _rows(
         "products that it has not learnt, or train it with --test-fraction",
         config.catalog,
     )
-    half = np.arange(len(rows)) % 2 == 0
-    return rows.filter(pa.array(half)), rows.filter(pa.array(~half)), False
+    return (*_apart(None, rows), False)
+
+
+def _apart(rows: pa.Table | None, judged: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Both; where there is one alone, half of it each: no row judges what was learnt from it. Rows of one key stand together."""
+    half = len(judged) // 2
+    return (judged.slice(0, half), judged.slice(half)) if rows is None else (rows, judged)
 
 
 def _validated(keys: npt.NDArray[np.uint64], spec: Spec) -> npt.NDArray[np.bool_]:

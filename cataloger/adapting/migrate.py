@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -16,12 +16,14 @@ from cataloger.adapting.meaning import Meaning
 from cataloger.adapting.trees import Tree, read_tree
 from cataloger.config import MigrateConfig
 from cataloger.curation.known import Known
+from cataloger.curation.moves import MAP
 from cataloger.curation.run import Run, open_run
 from cataloger.curation.tables import ids_of, paths_of, read_table, texts_of
 from cataloger.data.ids import Lookup
 from cataloger.data.units import Segment, Unit
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.heads.category_columns import SOURCE, Category
+from cataloger.infra import places
 from cataloger.infra.storage import Location, check_writable, locate
 from cataloger.publishing import delivery, pointer, snapshot
 from cataloger.publishing.decided import read_labels
@@ -64,7 +66,11 @@ def make_map(config: MigrateConfig) -> Made:
     if not config.to:
         raise ConfigError("--to: name the new tree, or a map to --apply")
     tree = read_tree(config.to)
-    output = locate(config.output)
+    output = locate(places.place(config.output, "--output"))
+    if (output / MAP).exists():
+        raise ConfigError(
+            f"--output {config.output}: has a map already, which people may have edited; name another folder, or remove it"
+        )
     run = _open(config)
     columns = run.spec.text_columns
     texts, targets, lookup = _examples(config, tree, columns)
@@ -108,6 +114,11 @@ def _examples(config: MigrateConfig, tree: Tree, columns: tuple[str, ...]) -> tu
     if pa.types.is_list(targets.type):
         raise CatalogError(f"{where}: column {config.label_column!r} has lists; write one category for each product")
     Known(tree.paths).check(targets.to_pylist(), where, "the new tree")
+    inner = sorted(set(targets.to_pylist()).difference(tree.paths))
+    if inner:
+        raise CatalogError(
+            f"{where}: {inner[0]!r} has categories below it, and no row of its own in {config.to}; name one of them"
+        )
     own = (
         ids_of(table, where, config.id_column)
         if config.id_column in table.column_names
@@ -120,8 +131,10 @@ def apply_map(config: MigrateConfig) -> Moved:
     """Publish the labels by an edited map, as a run of `output`. Raises CatalogerError; readers see all of it or nothing."""
     assert config.apply
     found = map_files.read(locate(config.apply))
-    output = locate(config.output)
-    run = _open(config)
+    output = locate(places.place(config.output, "--output"))
+    if (output / MAP).exists():
+        raise ConfigError(f"--output {config.output}: has a map; name another folder for the labels")
+    run = _open(replace(config, text_columns=config.text_columns or found.about.columns))
     _check_whole(run, found, config.apply)
     check_writable(output)
     seen = pointer.look(output)
@@ -134,7 +147,7 @@ def apply_map(config: MigrateConfig) -> Moved:
         sorted(found.gone),
         sorted(found.confidence.items()),
         found.about.base_model,
-        found.about.columns,
+        run.spec.text_columns,
     ]
     inputs = snapshot.run_id(*decisive)
     name = pointer.choose(output, inputs, seen)
@@ -192,7 +205,7 @@ def _write(run: Run, found: Map, output: Location, name: str, inputs: str, count
         vectors = np.empty((0, found.targets.vectors.shape[1]), np.float32)
         if len(rows):
             meaning = meaning or Meaning(found.about.base_model)
-            vectors = meaning.of(texts_of(products.take(pa.array(rows)), found.about.columns).to_pylist())
+            vectors = meaning.of(texts_of(products.take(pa.array(rows)), run.spec.text_columns).to_pylist())
         moved, rejects = _moved(labels, found, vectors)
         lost = f"{REJECTS}/{part_name(number)}"
         if lost in listed:
@@ -265,7 +278,7 @@ def _moved(labels: pa.Table, found: Map, vectors: np.ndarray) -> tuple[pa.Table,
             "alternatives": pa.array(others, pairs),
             "trusted_category": pc.if_else(pa.array(trusted), paths, pa.scalar(None, pa.string())),
             "needs_review": pa.array(~trusted),
-            SOURCE: pa.array(source),
+            SOURCE: pa.array(source, pa.string()),
             "text_hash": labels.column("text_hash"),
         }
     )

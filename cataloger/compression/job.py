@@ -135,12 +135,12 @@ def _finish(
     }
     tracking.log_metrics(metrics)
     samples = [seen.read(one.folder) for one in (*sources, ModelSource(bundle, "", None))]
-    if all(samples):
-        seen.write(bundle, Seen.union([one for one in samples if one]))
+    if all(samples) and (both := Seen.union([one for one in samples if one])).tells_enough(samples[-1]):
+        seen.write(bundle, both)
     uri, first = registry.register(bundle, config.model_name, run_id)
     made = ModelSource(bundle, uri, uri.removeprefix("models:/"))
     registry.tag_version(
-        made, {"compressed_from": " ".join(config.average_models or config.model), "compressed_to": ", ".join(done)}
+        made, {"compressed_from": " ".join(one.uri for one in sources), "compressed_to": ", ".join(done)}
     )
     log.info(
         "registered %s as %s: %s", uri, "champion, the first of its name" if first else "challenger", ", ".join(done)

@@ -1,5 +1,7 @@
 """A compressed model beside the one it was made from: on rows that neither has learnt from, where the catalog tells which those are."""
 
+import functools
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pyarrow as pa
 from cataloger.bundle import INT8_WEIGHTS, WEIGHTS, WORDS, read_spec
 from cataloger.compression.precision import wholes
 from cataloger.config import CompressConfig
+from cataloger.data import seen
 from cataloger.data.catalog import Catalog
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError
@@ -16,8 +19,8 @@ from cataloger.heads.columns import columns_of
 from cataloger.labeling.predict import Predicted, predict_rows
 from cataloger.model.registry import ModelSource
 from cataloger.spec import ONE_CATEGORY, TAGS, Spec
-from cataloger.training.defaults import HELD_OUT
 
+log = logging.getLogger(__name__)
 # Of larger catalogs a sample of products, the same one for both.
 MOST_ROWS = 50_000
 WRITTEN = "written"
@@ -83,31 +86,21 @@ def _asked(
     trained = read_spec(source.folder)
     alike = (spec.text_columns, spec.picture) == (trained.text_columns, trained.picture)
     told = config.label_column in (judge or catalog).schema.names
-    held_out = spec.test_fraction or spec.validation_fraction or HELD_OUT[0]
     kept = {"id": config.id_column, **({WRITTEN: config.label_column} if told else {})}
-    found: Predicted | None = None
-    if not judge and alike and (not spec.group_column or spec.group_column in catalog.schema.names):
-        found = predict_rows(
-            f"ask {title}",
-            catalog,
-            kept,
-            source,
-            spec=replace(spec, test_fraction=held_out),
-            precision="auto",
-            use_gpu=config.use_gpu,
-            held_out=True,
-            at_most=round(MOST_ROWS / held_out),
-        )
-    if found is None or not len(found.labels):
-        found = predict_rows(
-            f"ask {title}",
-            judge or catalog,
-            kept,
-            source,
-            spec=spec,
-            precision="auto",
-            use_gpu=config.use_gpu,
-            at_most=MOST_ROWS,
+    ask = functools.partial(predict_rows, f"ask {title}", source=source, precision="auto", use_gpu=config.use_gpu)
+    held_out = spec.test_fraction or spec.validation_fraction or 0.0
+    if held_out and not judge and alike and (not spec.group_column or spec.group_column in catalog.schema.names):
+        apart = replace(spec, test_fraction=held_out)
+        found = ask(catalog, kept, spec=apart, held_out=True, at_most=round(MOST_ROWS / held_out))
+        if len(found.labels):
+            return found
+    found = ask(judge or catalog, kept, spec=spec, at_most=MOST_ROWS)
+    learnt = 0.0 if judge else seen.share(found.labels.column("seen")) or 0.0
+    if learnt > seen.TOLERATED:
+        log.warning(
+            "the %s was trained on %.0f%% of the rows that it is measured by, so it looks too good; name others with --eval-catalog",
+            title if title == "model" else f"{title} model",
+            100 * learnt,
         )
     return found
 

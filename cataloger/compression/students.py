@@ -7,6 +7,7 @@ from cataloger.bundle import read_spec
 from cataloger.compression import teachers
 from cataloger.config import CompressConfig, TrainConfig
 from cataloger.data.catalog import Catalog
+from cataloger.errors import ConfigError
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
 from cataloger.model.registry import ModelSource
@@ -54,6 +55,11 @@ def student(
     )
     if config.average_models:
         return replace(planned, config=replace(planned.config, epochs=0))
+    if not any(number >= 0 for number in planned.sources[0].label_ids.values()):
+        raise ConfigError(
+            f"--label-column {config.label_column}: no row of {config.catalog} has a category that the model knows there, and a student is judged by "
+            "those; name another column"
+        )
     asked = planned.sources[0].catalog
     place = storage / f"lessons-{teachers.digest_of(sources, asked.fingerprint, spec.text_columns)}.parquet"
     if not place.exists():

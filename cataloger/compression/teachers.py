@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cataloger.bundle import digest
 from cataloger.config import CompressConfig, LabelConfig
+from cataloger.errors import PublishError
 from cataloger.heads.arrays import FloatArray
 from cataloger.heads.columns import columns_of
 from cataloger.infra import deciding
@@ -29,24 +30,28 @@ ALTERNATIVES = 15
 def ask(source: ModelSource, spec: Spec, config: CompressConfig, storage: Location) -> Lessons:
     """The answers of one teacher to all rows, by words and network together; those that it gave before are not asked for again."""
     output = storage / f"answers-{digest(source.folder)}"
-    done = label(
-        LabelConfig(
-            catalog=config.catalog,
-            output=output.uri if not output.is_local else output.path,
-            model=(str(source.folder),),
-            id_column=config.id_column,
-            text_columns=config.text_columns,
-            alternatives=min(ALTERNATIVES, len(spec.categories) - 1),
-            tiers="off",
-            use_gpu=config.use_gpu,
-            # Nobody but the student reads them: what is new, moved or unreadable holds nothing back.
-            max_reject_fraction=1.0,
-            max_missing_fraction=1.0,
-            max_changed_fraction=1.0,
-            publish_anyway=True,
-            experiment=config.experiment,
-        )
+    asked = LabelConfig(
+        catalog=config.catalog,
+        output=output.uri if not output.is_local else output.path,
+        model=(str(source.folder),),
+        id_column=config.id_column,
+        text_columns=config.text_columns,
+        alternatives=min(ALTERNATIVES, len(spec.categories) - 1),
+        tiers="off",
+        use_gpu=config.use_gpu,
+        # Nobody but the student reads them: what is new, moved or unreadable holds nothing back.
+        max_reject_fraction=1.0,
+        max_missing_fraction=1.0,
+        max_changed_fraction=1.0,
+        publish_anyway=True,
+        experiment=config.experiment,
     )
+    try:
+        done = label(asked)
+    except (
+        PublishError
+    ):  # another student of this teacher, made at the same time, was quicker: its answers are there now
+        done = label(asked)
     return read(snapshot.run_folder(output, done.run), spec)
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from cataloger.curation.formats import Answer
 from cataloger.curation.known import Known
 from cataloger.curation.queue import Queue
+from cataloger.curation.tables import in_utc
 from cataloger.data.ids import as_text
 from cataloger.errors import CatalogError, ConflictError, StorageError
 from cataloger.infra.storage import Location, explain
@@ -68,7 +69,7 @@ def add(given: Sequence[Answer], queue: Queue, products: pa.Table, output: Locat
     now = datetime.now(UTC).isoformat(timespec="seconds")
     answers = {(_text_of(row["id"]), row["who"]): row for row in before}
     new = changed = known = 0
-    for answer in sorted((replace(one, when=_time(one.when)) for one in given), key=lambda one: one.when):
+    for answer in sorted((replace(one, when=in_utc(one.when)) for one in given), key=lambda one: one.when):
         key = answer.id, answer.who
         paths: Any = [_plain(path) for path in answer.paths]
         paths = sorted(paths) if queue.lists else paths[0]
@@ -131,15 +132,6 @@ def _check(given: Sequence[Answer], queue: Queue, rows: Mapping[str, int], where
                 f"{where}: product {answer.id}: {answer.paths[0]!r} is no category path: {problem}"
             ) from problem
         known.check(paths, f"{where}: product {answer.id}")
-
-
-def _time(written: str) -> str:
-    """As ISO 8601 in UTC, so that times can be compared; what is none stays as it is."""
-    try:
-        found = datetime.fromisoformat(written)
-    except ValueError:
-        return written
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")
 
 
 def _plain(path: str) -> str:

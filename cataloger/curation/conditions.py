@@ -52,7 +52,8 @@ class Rows:
             return column.cast(pa.float64(), safe=False).combine_chunks()
         texts = self.texts(name)
         good = pc.if_else(pc.match_substring_regex(texts, NUMBER), texts, pa.scalar(None, texts.type))
-        return pc.utf8_trim_whitespace(good).cast(pa.float64())
+        # Arrow reads no number that begins with a plus.
+        return pc.replace_substring_regex(pc.utf8_trim_whitespace(good), r"^\+", "").cast(pa.float64())
 
     def _once(self, kind: str, name: str, make: Callable[[], pa.Array]) -> pa.Array:
         if (kind, name) not in self._ready:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cataloger.curation.known import Known
-from cataloger.curation.tables import ids_of, paths_of, read_table
+from cataloger.curation.tables import ids_of, in_utc, paths_of, read_table
 from cataloger.data import ids
 from cataloger.data.ids import as_text
 from cataloger.data.kinds import is_list
@@ -90,6 +90,8 @@ def read_pins(uri: str, flag: str = "--pins", also: Sequence[str] = ()) -> Pins:
         # Of equal ones, and of those without, the last in the file is the last.
         when = columns["when"].combine_chunks() if isinstance(columns["when"], pa.ChunkedArray) else columns["when"]
         when = when.cast(when.type.value_type) if pa.types.is_dictionary(when.type) else when
+        if pa.types.is_string(when.type) or pa.types.is_large_string(when.type):
+            when = pa.array([None if one is None else in_utc(one) for one in when.to_pylist()], pa.string())
         keys = pa.table({"when": when, "row": order})
         try:
             order = pc.sort_indices(keys, [("when", "ascending"), ("row", "ascending")], null_placement="at_start")

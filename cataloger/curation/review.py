@@ -17,6 +17,7 @@ from cataloger.curation.queue import Queue
 from cataloger.curation.run import open_run
 from cataloger.curation.tables import texts_of
 from cataloger.errors import ConfigError
+from cataloger.infra import places
 from cataloger.infra.storage import check_writable, locate
 from cataloger.spec import MANY_CATEGORIES
 
@@ -43,7 +44,7 @@ def export(config: ExportConfig) -> Exported:
     """Choose products of the published run, and write them for a review tool. Raises CatalogerError."""
     if config.budget < 1:
         raise ConfigError(f"--budget {config.budget}: ask about at least one product")
-    output = locate(config.output)
+    output = locate(places.place(config.output, "--output"))
     others = {config.weight_column: "--weight-column"} if config.weight_column else {}
     run = open_run(config.labels, config.catalog, config.model, config.text_columns, config.image_column, others)
     spec, manifest = run.spec, run.manifest
@@ -102,6 +103,6 @@ def take_answers(config: ImportConfig) -> answering.Imported:
     """Add what people answered to the corrections. Raises CatalogerError; nothing is written then."""
     about, products = queue.read(locate(config.queue))
     given = read_answers(locate(config.answers), about)
-    output = locate(config.output)
+    output = locate(places.place(config.output, "--output"))
     check_writable(output)
     return answering.add(given, about, products, output, f"--answers {config.answers}")

@@ -1,6 +1,7 @@
 """Tables that people hand in, small enough for one process: read whole, and checked to have what they must."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -101,3 +102,12 @@ def texts_of(table: pa.Table, columns: Sequence[str]) -> pa.Array:
     if not columns:
         return pa.array([""] * len(table), pa.large_string())
     return pc.fill_null(TextInput(Path(), columns, COMPARED_TOKENS).read(table).values, "")
+
+
+def in_utc(written: str) -> str:
+    """A time as ISO 8601 in UTC, so that times can be compared; what is none stays as it is."""
+    try:
+        found = datetime.fromisoformat(written)
+    except ValueError:
+        return written
+    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")

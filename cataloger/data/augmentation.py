@@ -46,4 +46,5 @@ class Augmenter:
             return words
         fields = list(pairwise([-1, *bars, len(words)]))
         start, stop = fields[rng.integers(len(fields))]
-        return words[:start] + words[stop:] if start >= 0 else words[stop + 1 :]
+        # Where a bar has a field on one side alone, nothing may be left.
+        return (words[:start] + words[stop:] if start >= 0 else words[stop + 1 :]) or words

@@ -24,6 +24,7 @@ FILE = "seen.parquet"
 KEPT = 100_000
 # A product that is listed twice may fall on both sides of somebody else's split: up to 4% of the rows where there was one to measure.
 TOLERATED = 0.05
+MOST_THINNED = 16
 _EVERY = b"cataloger.every"
 
 Keys = npt.NDArray[np.uint64]
@@ -48,6 +49,11 @@ class Seen:
         every = math.lcm(*(one.every for one in samples))
         keys = np.concatenate([one.keys for one in samples])
         return cls(np.unique(keys[keys % np.uint64(every) == 0]), every)
+
+    def tells_enough(self, beside: "Seen") -> bool:
+        """Whether a union says nearly as much as one of its samples alone: of samples that earlier versions took, little may be left that
+        both speak of."""
+        return self.every <= MOST_THINNED * beside.every
 
     def recognise(self, keys: Keys) -> pa.Array:
         """Whether each row was seen; null for those that the sample says nothing about."""

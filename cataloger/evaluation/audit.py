@@ -147,12 +147,11 @@ def _asked(source: ModelSource, spec: Spec, column: str) -> Spec:
 
 def _answer(labels: pa.Table, spec: Spec, column: str) -> pa.Table:
     """With the answer of that label column where the first one stands."""
-    own = labels.select([*("id", "text", "true_category", "seen"), *ANSWERED])
-    if column not in {other.column for other in spec.others}:
-        return own
-    answer = labels.column(column).combine_chunks()
+    own = labels.select(["id", "text", "true_category", "seen"])
+    further = column in {other.column for other in spec.others}
+    answer = labels.column(column).combine_chunks() if further else None
     for name in ANSWERED:
-        own = own.set_column(own.column_names.index(name), name, answer.field(name))
+        own = own.append_column(name, labels.column(name) if answer is None else answer.field(name))
     return own
 
 

@@ -19,6 +19,7 @@ from cataloger.evaluation.significance import Difference
 from cataloger.infra import runtime, tracking
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
+from cataloger.model.ensemble import SEVERAL
 from cataloger.spec import prefix_of
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,8 @@ def _compare(config: CompareConfig) -> Comparison:
     for one in found:
         if needs_models and one.model is None:
             raise ConfigError(f"{one.name}: this run has no model; name one that does")
+        if needs_models and SEVERAL in str(one.model):
+            raise ConfigError(f"{one.name}: this run is of several models together ({one.model}); name one of them")
         if not needs_models and not one.evaluations:
             log.warning("not evaluated: %s; add --evaluate CATALOG to compare row by row", one.name)
             return Comparison(names, side_by_side(found))
@@ -63,7 +66,7 @@ def _compare(config: CompareConfig) -> Comparison:
     with runtime.session() if needs_models else contextlib.nullcontext():
         if config.evaluate:
             found = [_evaluate(one, config.evaluate, config) for one in found]
-        said = contenders.common_evaluation(found)
+        found, said = contenders.common_evaluation(found)
         with tracking.run("compare", " and ".join(names), config, None, tags) as run_id:
             pairs = [
                 compare_predictions(said[0], other, (names[0], name), config.protect)

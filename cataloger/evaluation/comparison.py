@@ -146,7 +146,8 @@ def compare_predictions(
             f"{names[0]} was evaluated on {len(first.table):,} rows, {names[1]} on {len(second.table):,}, and {len(left):,} are the "
             "same; evaluate both with --evaluate on a catalog that neither was trained on"
         )
-    left_out = [f"{total - len(left):,} rows have an answer of one model only"] if len(left) < total else []
+    alone = len(first.table) + len(second.table) - 2 * len(left)
+    left_out = [f"{alone:,} rows have an answer of one model only"] if alone else []
     left_out += [
         f"{name} was trained on {one.about.seen:.0%} of these rows: its scores are too good"
         for name, one in zip(names, (first, second), strict=True)

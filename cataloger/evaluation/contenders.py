@@ -16,6 +16,7 @@ from cataloger.bundle import digest
 from cataloger.errors import ConfigError, TrackingError
 from cataloger.evaluation.predictions import FILE, Predictions, file_of
 from cataloger.infra import tracking
+from cataloger.model import registry
 from cataloger.model.ensemble import SEVERAL
 
 RECENT = 1_000  # runs among which parts of names and of ids are looked for
@@ -27,7 +28,7 @@ class Contender:
 
     name: str
     model: str | None
-    """models:/NAME/VERSION, or a folder."""
+    """models:/NAME/VERSION, or a folder; of several that answered together, all of them."""
     training: Run | None
     evaluations: tuple[Run, ...]
     run: Run | None = None
@@ -36,7 +37,7 @@ class Contender:
     @property
     def version(self) -> tuple[str, str] | None:
         """(name, version) where the model is registered."""
-        if self.model is None or not self.model.startswith("models:/"):
+        if self.model is None or not self.model.startswith("models:/") or SEVERAL in self.model:
             return None
         name, version = self.model.removeprefix("models:/").rsplit("/", 1)
         return name, version
@@ -51,9 +52,9 @@ def find(name: str, model_name: str) -> Contender:
         name = name.split("/")[1]
     if name.startswith("models:/"):
         return _of_version(name, _version(name))
-    if (Path(name) / "cataloger.json").exists():
+    if registry.is_trained(name):
         # Another model may lie there by now than the one that was evaluated.
-        now = digest(Path(name))
+        now = digest(registry.fetch_model(name).folder)
         evaluations = [run for run in _evaluations(name) if run.data.tags.get("model_digest") == now]
         return Contender(name, name, None, tuple(evaluations))
     aliases = _aliases(model_name)
@@ -63,15 +64,17 @@ def find(name: str, model_name: str) -> Contender:
     return _of_run(_run(name, aliases, model_name))
 
 
-def common_evaluation(contenders: Sequence[Contender]) -> list[Predictions]:
-    """What each said about the same rows, from the newest evaluations that have a catalog in common.
+def common_evaluation(contenders: Sequence[Contender]) -> tuple[list[Contender], list[Predictions]]:
+    """(each with that evaluation alone, what it said about the same rows) of the newest evaluations that have a catalog in common.
 
     Raises ConfigError that says who was evaluated on what.
     """
     by_rows = [{_rows(run): run for run in reversed(one.evaluations)} for one in contenders]
     for rows in (_rows(run) for run in contenders[0].evaluations):
         if all(rows in runs for runs in by_rows):
-            return [_predictions(runs[rows]) for runs in by_rows]
+            common = [runs[rows] for runs in by_rows]
+            chosen = [replace(one, evaluations=(run,)) for one, run in zip(contenders, common, strict=True)]
+            return chosen, [_predictions(run) for run in common]
     told = "; ".join(f"{one.name} on {_told(one)}" for one in contenders)
     raise ConfigError(
         f"evaluated on different rows: {told}; add --evaluate CATALOG to evaluate all of them on the same"

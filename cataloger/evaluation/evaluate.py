@@ -18,6 +18,7 @@ from cataloger.evaluation.predictions import (
     DECIDED,
     SLICE,
     About,
+    NothingToScore,
     Predictions,
     decided,
     file_of,
@@ -95,9 +96,8 @@ def evaluate(config: EvaluateConfig) -> Evaluation:
                 categories=spec.categories,
                 texts_per_second=found.cost.answered_per_second,
                 text_columns=spec.text_columns,
-                further=tuple(one.spec.label_column for one in questions[1:]),
             )
-            results = [_told(one, labels, described, config, run_id) for one in questions]
+            results = [_told(*one, config, run_id) for one in _answered(questions, labels, described)]
             result = replace(results[0], others=tuple(results[1:]))
             registry.tag_version(source, {"evaluation_run": run_id, "accuracy": f"{result.overall.accuracy:.4f}"})
     return result
@@ -107,16 +107,29 @@ def _sliced(config: EvaluateConfig) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*config.slice_columns, *config.group_columns)))
 
 
-def _told(question: Question, labels: pa.Table, about: About, config: EvaluateConfig, run_id: str) -> Evaluation:
+def _answered(questions: Sequence[Question], labels: pa.Table, about: About) -> list[tuple[Question, Predictions]]:
+    """What the model said to each question. Raises NothingToScore where no row has the first answer; without others it goes on."""
+    found: list[tuple[Question, Predictions]] = []
+    for one in questions:
+        own = replace(about, categories=one.spec.categories, label_kind=one.kind)
+        own = replace(own, label_column=one.column) if one.number else own
+        try:
+            found.append((one, Predictions.of(one.of(labels), one.names, own, columns_of(one.spec))))
+        except NothingToScore:
+            if not one.number:
+                raise
+            log.info("no row to score has a value in column %r: that answer is not scored", one.column)
+    (question, first), *others = found
+    further = tuple(one.spec.label_column for one, _ in others)
+    return [(question, replace(first, about=replace(first.about, further=further))), *others]
+
+
+def _told(question: Question, predictions: Predictions, config: EvaluateConfig, run_id: str) -> Evaluation:
     """The scores of one answer; what the model said goes to MLflow."""
-    about = replace(about, categories=question.spec.categories, label_kind=question.kind)
-    if question.number:
-        about = replace(about, label_column=question.column, further=())
-    predictions = Predictions.of(question.of(labels), question.names, about, columns_of(question.spec))
     if not question.number and predictions.about.knows_the_answers:
         log.warning(
             "%s was trained on %.0f%% of these rows: its scores are too good",
-            about.model,
+            predictions.about.model,
             100 * (predictions.about.seen or 0),
         )
     data = predictions.to_parquet()

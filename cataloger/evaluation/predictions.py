@@ -30,6 +30,10 @@ TRUE = "true_"  # before that of the answer
 DECIDED, BY_PICTURE, BY_TEXT = "decided_by", "picture", "text"
 
 
+class NothingToScore(CatalogError):
+    """No row has a true answer."""
+
+
 @dataclass(frozen=True)
 class About:
     """Which model was asked, and about what."""
@@ -74,8 +78,8 @@ class Predictions:
     ) -> "Predictions":
         """From labels with the columns `written`, the category or list of them as it stands in the catalog, and `seen`.
 
-        `names` has the normalised path of each written one, `found` says which columns are the model's. Raises CatalogError when no row
-        has a category.
+        `names` has the normalised path of each written one, `found` says which columns are the model's. Raises NothingToScore when no
+        row has a category.
         """
         found = found or published_in(labels.schema)
         answer, places, given = found.answer, {}, labels.column(found.answer)
@@ -106,7 +110,7 @@ class Predictions:
         if len(scored) < len(table):
             log.info("%s rows without a category were left out", f"{len(table) - len(scored):,}")
         if not len(scored):
-            raise CatalogError(
+            raise NothingToScore(
                 f"catalog {about.catalog}: no row with text and a category to score; check --label-column and --split"
             )
         return cls(scored, replace(about, seen=seen.share(labels.column("seen").filter(known))))

@@ -65,6 +65,8 @@ def label_columns(config: EvaluateConfig, spec: Spec, catalog: Catalog) -> list[
         columns = [spec.label_column]  # nobody has named another one
     for answer in spec.answers[len(columns) :]:
         there = all(answer.label_column in schema.names for schema in catalog.schemas)
+        # A column without any value has no type either.
+        there = there and not pa.types.is_null(catalog.schema.field(answer.label_column).type)
         columns.append(answer.label_column if there else "")
         if not there:
             log.info("no column %r in %s: that answer is not scored", answer.label_column, config.catalog)

@@ -125,6 +125,11 @@ def coverage_at(confidence: Array, correct: npt.NDArray[np.bool_], target_precis
     return (float(coverage[good[-1]]), float(threshold[good[-1]])) if len(good) else (0.0, float("inf"))
 
 
+def least_trusted(target_precision: float) -> int:
+    """Of fewer rows not even all being right would show this precision, which is below 1."""
+    return math.ceil(math.log(TRUST_ERROR / len(TRUST_STARTS)) / math.log(max(target_precision, 1e-9)))
+
+
 def trusted_from(confidence: Array, correct: npt.NDArray[np.bool_], target_precision: float) -> float:
     """The confidence from which on answers have the target precision; inf where N such rows do not show it.
 
@@ -135,10 +140,8 @@ def trusted_from(confidence: Array, correct: npt.NDArray[np.bool_], target_preci
     ranked, wrong = confidence[order], np.cumsum(~correct[order])
     if target_precision >= 1:
         return math.inf
-    # Of fewer rows not even all being right would show it.
-    least = math.ceil(math.log(TRUST_ERROR / len(TRUST_STARTS)) / math.log(max(target_precision, 1e-9)))
     rows = np.unique(np.ceil(np.arange(1, TRUST_STEPS + 1) / TRUST_STEPS * len(ranked)).astype(int))
-    rows = rows[rows >= least]
+    rows = rows[rows >= least_trusted(target_precision)]
     if not len(rows):
         return math.inf
     # Rows of equal confidence go together.

@@ -18,8 +18,9 @@ from cataloger.spec import Spec
 
 # What stands for words beyond the end of a row: nothing is learnt of them.
 BEYOND = -2
-# A name with fewer tags on validation takes the threshold of all names together.
-ENOUGH = 30
+# A name with too few tags on validation takes the threshold of all names together. Enough are so many times those that could just show
+# the target precision, if all of them were right.
+ENOUGH = 3
 
 
 class Tags:
@@ -103,7 +104,7 @@ class Tags:
 
     def fit(self, judged: dict[str, npt.NDArray[Any]], target_precision: float) -> tuple[dict[str, float], Spec]:
         # Imported here: of use to training and evaluation only.
-        from cataloger.heads.metrics import expected_calibration_error, trusted_from
+        from cataloger.heads.metrics import expected_calibration_error, least_trusted, trusted_from
 
         size = len(self.spec.categories)
         given, true, right = judged["given"], judged["true"], judged["right"]
@@ -111,12 +112,14 @@ class Tags:
         had, found = np.bincount(true, minlength=size), np.bincount(given[right], minlength=size)
         f1 = 2 * found / np.maximum(had + np.bincount(given, minlength=size), 1)
         occurs = (had + np.bincount(given, minlength=size)) > 0
-        common = min(trusted_from(confidence, right, target_precision), NEVER)
-        thresholds = np.full(size, common)
-        for name in np.flatnonzero(np.bincount(given, minlength=size) >= ENOUGH):
-            mine = given == name
-            thresholds[name] = min(trusted_from(confidence[mine], right[mine], target_precision), NEVER)
         owner = np.repeat(np.arange(len(judged["loss"])), judged["given_rows"])
+        once = judged.get("distinct", np.ones(len(judged["loss"]), bool))[owner]
+        common = min(trusted_from(confidence[once], right[once], target_precision), NEVER)
+        thresholds = np.full(size, common)
+        enough = ENOUGH * least_trusted(target_precision) if target_precision < 1 else np.inf
+        for name in np.flatnonzero(np.bincount(given[once], minlength=size) >= enough):
+            mine = once & (given == name)
+            thresholds[name] = min(trusted_from(confidence[mine], right[mine], target_precision), NEVER)
         rows_right = (np.bincount(owner, right, len(judged["loss"])) == judged["given_rows"]) & (
             judged["rows"] == judged["given_rows"]
         )

@@ -169,6 +169,11 @@ def _kinds_of_nodes() -> tuple[list[tuple[int, dict[str, float]]], int]:
     return [(min(most, kind.get("max_workers", most)), kind.get("resources", {})) for kind in workers], most
 
 
+def has_other_nodes() -> bool:
+    """Whether there are other nodes than one, or may be."""
+    return sum(node["Alive"] for node in ray.nodes()) > 1 or bool(_kinds_of_nodes()[0])
+
+
 def wants_gpu(use_gpu: bool) -> bool:
     """Whether to run on GPUs: where there are any. Raises ResourceError when they are asked for and there are none."""
     if capacity("GPU"):
@@ -210,11 +215,7 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     """
     if wants_gpu(use_gpu):
         return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=1, max_actors=int(capacity("GPU")))
-    # A head without workload counts no CPU.
-    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = max(
-        1, *(int(node.get("CPU", 0)) for node in [*there, *(has for nodes, has in _kinds_of_nodes()[0] if nodes)])
-    )
+    there, cores = _nodes_and_cores()
     threads = min(MAX_THREADS_PER_ACTOR, cores)
     cpus = threads - CPU_LEFT_BY_ACTOR
     # By node, as an actor fits on one: one that fits nowhere would wait, and Ray Data take its CPUs for spent.
@@ -223,17 +224,27 @@ def labelling_shape(use_gpu: bool) -> ActorShape:
     return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=1, max_actors=max(1, fit, grown))
 
 
+def _nodes_and_cores() -> tuple[list[dict[str, float]], int]:
+    """(what each node that is there has, the cores of the largest one that is there or may be started)."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # A head without workload counts no CPU.
+    kinds = [has for nodes, has in _kinds_of_nodes()[0] if nodes]
+    return there, max(1, *(int(node.get("CPU", 0)) for node in [*there, *kinds]))
+
+
 def serving_shape(use_gpu: bool, least: int, most: int) -> ActorShape:
     """A replica per GPU, or on CPUs such that `most` of them share what there is. Raises ResourceError where `least` do not fit."""
     if wants_gpu(use_gpu):
         if least > capacity("GPU"):
             raise ResourceError(f"--replicas: each replica needs 1 GPU and the cluster can hold {capacity('GPU'):.0f}")
         return ActorShape("cuda", cpus=0.5, gpus=1, threads=1, min_actors=least, max_actors=most)
-    cores = max(1, *(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]))
+    if not capacity("CPU"):
+        raise ResourceError("--replicas: the cluster has no node with CPUs for them yet; start its workers first")
+    there, cores = _nodes_and_cores()
     threads = min(MAX_THREADS_PER_ACTOR, cores, max(1, int(capacity("CPU") / most)))
     # With more replicas than cores, each declares its share of one.
     cpus = min(threads - CPU_LEFT_BY_ACTOR, 0.99 * capacity("CPU") / most)
-    fit = sum(int(node["Resources"].get("CPU", 0) / cpus) for node in ray.nodes() if node["Alive"])
+    fit = sum(int(node.get("CPU", 0) / cpus) for node in there)
     if least > max(fit, int(capacity("CPU") / cores) * int(cores / cpus)):
         raise ResourceError(f"--replicas: {least} replicas of {threads} threads do not fit on the nodes, {fit} do")
     return ActorShape("cpu", cpus, gpus=0, threads=threads, min_actors=least, max_actors=most)

@@ -56,8 +56,8 @@ def predict_rows(
     blind: bool = False,
 ) -> Predicted:
     """Labels with the columns of `kept`, by the model as `spec` has it, with columns of other names for instance: of all rows, of those
-    that the model's training left out (`held_out`), or of about `at_most` rows, the same ones for every model; `blind` is as if no
-    row had a picture. Rows that the model can read nothing of are left out and counted. Needs a running Ray.
+    that the model's training left out (`held_out`), or of about `at_most` rows, the same ones for all models that read the same columns; `blind`
+    is as if no row had a picture. Rows that the model can read nothing of are left out and counted. Needs a running Ray.
 
     Raises ConfigError where the held-out rows cannot be told from others."""
     trained, units, saw = read_spec(source.folder), plan_units(catalog), seen.read(source.folder)

@@ -95,11 +95,10 @@ class Batches:
             return
         self._running += 1
         loop = asyncio.get_running_loop()
-        products = [product for asked in taken for product in asked.products]
         started = time.monotonic()
-        found = loop.run_in_executor(self._threads, self.answer, products)
+        found = loop.run_in_executor(self._threads, self._answered, [asked.products for asked in taken])
 
-        def end(found: "asyncio.Future[Answers]") -> None:
+        def end(found: "asyncio.Future[list[Answers | Exception]]") -> None:
             self._running -= 1
             rate = tokens * self.turns / max(1e-6, time.monotonic() - started)
             self._rate += (rate - self._rate) * (FRESHNESS if self._rate else 1.0)
@@ -108,14 +107,26 @@ class Batches:
 
         found.add_done_callback(end)
 
-    def _hand_out(self, taken: Sequence[Asked], found: "asyncio.Future[Answers]") -> None:
-        error = found.exception()
-        answers = iter(() if error else found.result())
-        for asked in taken:
-            own = [] if error else [next(answers) for _ in asked.products]
+    def _answered(self, asked: Sequence[Sequence[Product]]) -> list[Answers | Exception]:
+        """The answers of each request, or what they fail at: all in one pass, or where that fails one request after the other, so that
+        none fails by another one's product."""
+        try:
+            answers = iter(self.answer([product for products in asked for product in products]))
+            return [[next(answers) for _ in products] for products in asked]
+        except Exception as error:
+            if len(asked) == 1:
+                return [error]
+            return [self._answered([products])[0] for products in asked]
+
+    def _hand_out(self, taken: Sequence[Asked], found: "asyncio.Future[list[Answers | Exception]]") -> None:
+        if error := found.exception():
+            found_of: list[Answers | BaseException] = [error] * len(taken)
+        else:
+            found_of = [*found.result()]
+        for asked, own in zip(taken, found_of, strict=True):
             if asked.done.done():
                 continue
-            if error:
-                asked.done.set_exception(error)
+            if isinstance(own, BaseException):
+                asked.done.set_exception(own)
             else:
                 asked.done.set_result(own)

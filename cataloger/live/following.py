@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from cataloger.bundle import digest
 from cataloger.config import Precision
 from cataloger.curation.decisions import Decisions, check
@@ -35,6 +37,8 @@ class Answering:
     image_sources: tuple[str, ...] = ()
     decisions: Decisions | None = None
     """What people have decided, whatever the model says."""
+    threads: int = 1
+    """Of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,11 @@ class Loaded:
 
 def load(source: ModelSource, answering: Answering) -> Loaded:
     """Raises ModelError, ConfigError where people have decided what this model cannot give, and what a model raises that cannot answer."""
+    # Each time: PyTorch keeps this number thread by thread, and another version is loaded in another thread than the first one.
+    torch.set_num_threads(answering.threads)
     tiers = Tiers(source.folder, answering.device, answering.precision, live=True)
+    if tiers.network and tiers.network.engine.owns_threads:
+        torch.set_num_threads(1)
     if answering.decisions:
         check(answering.decisions.pins, answering.decisions.rules, tiers.spec)
     return Loaded(source, tiers, answering, digest(source.folder))
@@ -108,6 +116,8 @@ class Followed:
     def look(self) -> None:
         """Once."""
         version = registry.version_of(self.uri)
+        if version == self.now.source.version:
+            self.refused = None  # nobody asks for it any more; if somebody does again, it is tried again
         if version in (self.now.source.version, self.refused):
             return
         try:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import ray
 import requests
@@ -20,7 +21,7 @@ from cataloger.bundle import digest, read_spec
 from cataloger.config import ServeConfig
 from cataloger.curation import decisions
 from cataloger.curation.decisions import Decisions
-from cataloger.errors import ConfigError, ModelError, ResourceError
+from cataloger.errors import ConfigError, ModelError, ResourceError, TrackingError
 from cataloger.infra import runtime, tracking
 from cataloger.labeling.packed import Model
 from cataloger.live.proxy import in_front
@@ -38,6 +39,8 @@ BATCHES_WAITING = 8
 EXPLANATIONS_WAITING = 100
 # What the proxy may take to find replicas that are ready.
 START_SECONDS = 60.0
+# What nodes may take to start, and how often they are looked for.
+NODES_SECONDS, SECONDS_BETWEEN_LOOKS = 900.0, 5.0
 # A replica is added where so many requests are with each of them.
 BUSY = 32
 
@@ -49,7 +52,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     token = _token(config.token_file)
     if not 1 <= config.port < 1 << 16:
         raise ConfigError(f"--port {config.port}: must be from 1 to 65535")
-    _check_image_sources(config.image_sources)
+    _check(config)
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("watchfiles") is None:
         raise ConfigError("ray serve is not installed; pip install 'cataloger[serve]'")
     tracking_uri = tracking.connect()
@@ -58,7 +61,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     given = decisions.read(config.pins, config.rules, spec, config.alternatives)
     _check_free(config.host, config.port)
     with in_front(), runtime.session():
-        tracking.check_nodes(tracking_uri)
+        _check_followed(config.model, tracking_uri)
         from ray import serve
 
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -111,13 +114,13 @@ def service(args: Mapping[str, Any]) -> Any:
     config = ServeConfig(**given)
     least, most = _replicas(config)
     token = _token(config.token_file)
-    _check_image_sources(config.image_sources)
+    _check(config)
     tracking_uri = tracking.connect()
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     decisions.read(config.pins, config.rules, spec, config.alternatives)
-    tracking.check_nodes(tracking_uri)
-    shape = runtime.serving_shape(config.use_gpu, least, most)
+    _check_followed(config.model, tracking_uri)
+    shape = _shape_in_time(config.use_gpu, least, most)
     build = _builder(
         config,
         lambda: registry.fetch_model(source.uri),
@@ -127,6 +130,39 @@ def service(args: Mapping[str, Any]) -> Any:
         tracking_uri,
     )
     return _deployed(build, least, most, shape)
+
+
+def _check(config: ServeConfig) -> None:
+    """What no replica could start with. Raises ConfigError."""
+    for name, least, most in (("alternatives", 0, 100), ("max_wait_ms", 0, 60_000)):
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or not least <= value <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} {value}: must be a number from {least} to {most:,}")
+    _check_image_sources(config.image_sources)
+
+
+def _check_followed(model: str, tracking_uri: str) -> None:
+    """Whether every replica can ask MLflow which version an alias names. Raises TrackingError."""
+    tracking.check_nodes(tracking_uri)
+    here = urlsplit(tracking_uri).hostname in ("127.0.0.1", "localhost", "::1")
+    if here and registry.is_alias(model) and runtime.has_other_nodes():
+        raise TrackingError(
+            f"--model {model}: replicas on other nodes ask MLflow which version it is, and do not reach {tracking_uri}; start the server "
+            "where all nodes reach it, or name a version, such as models:/NAME/3"
+        )
+
+
+def _shape_in_time(use_gpu: bool, least: int, most: int) -> runtime.ActorShape:
+    """`serving_shape`, when the nodes are there: Kubernetes has a service built as soon as the head is ready. Raises ResourceError."""
+    deadline = time.monotonic() + NODES_SECONDS
+    while True:
+        try:
+            return runtime.serving_shape(use_gpu, least, most)
+        except ResourceError as problem:
+            if time.monotonic() > deadline:
+                raise
+            log.info("waiting for nodes: %s", problem)
+            time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _deployed(build: Callable[[], Any], least: int, most: int, shape: runtime.ActorShape) -> Any:
@@ -177,7 +213,6 @@ def _builder(
 
     def build() -> Any:
         import mlflow
-        import torch
 
         from cataloger.data import fetching
         from cataloger.live.app import application
@@ -191,19 +226,22 @@ def _builder(
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         mlflow.set_tracking_uri(tracking_uri)
-        torch.set_num_threads(shape.threads)
         if config.image_sources:
             fetching.hurry()
         answering = Answering(
-            config.id_column, config.alternatives, config.precision, shape.device, config.image_sources, people()
+            config.id_column,
+            config.alternatives,
+            config.precision,
+            shape.device,
+            config.image_sources,
+            people(),
+            shape.threads,
         )
         model = Followed(config.model, first(), answering)
         model.follow()
         measures = Measures()
         network: Any = model.now.tiers.network
         turns, most = (network.engine.streams, network.engine.token_budget) if network else (shape.threads, 4_096)
-        if network and network.engine.owns_threads:
-            torch.set_num_threads(1)
 
         def answer(asked: Sequence[Any]) -> list[dict[str, Any]]:
             now = model.now

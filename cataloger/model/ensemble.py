@@ -46,8 +46,8 @@ def _together(sources: Sequence[ModelSource]) -> ModelSource:
         write_spec(member, of_network(read_spec(one.folder)))
     samples = [seen.read(one.folder) for one in sources]
     (folder / seen.FILE).unlink(missing_ok=True)
-    if all(samples):
-        seen.write(folder, Seen.union([one for one in samples if one]))
+    if all(samples) and (both := Seen.union([one for one in samples if one])).tells_enough(samples[0]):
+        seen.write(folder, both)
     # What a certificate says of the first one's tiers, nobody has seen of all together.
     own = spec.without_tiers()
     words = replace(own.words, network_temperature=1.0) if own.words else None

@@ -16,7 +16,9 @@ import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from cataloger.bundle import SPEC
 from cataloger.errors import ModelError, TrackingError
+from cataloger.infra import stores
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import locate
 from cataloger.infra.tracking import forgiving, shown
@@ -101,7 +103,11 @@ def promote(name: str, version: str, reasons: str, instead_of: str | None) -> No
     if now != instead_of:
         raise TrackingError(f"model {name}: version {now} became champion meanwhile, and stays; compare with it")
     with _all_or_nothing(name):
-        _remember(name, [*_champions(name), *([now] if now else []), version])
+        earlier = _champions(name)
+        if now in earlier:
+            # What stands behind the champion never was one: MLflow went away before the alias moved.
+            earlier = earlier[: len(earlier) - earlier[::-1].index(now)]
+        _remember(name, [*earlier, *([now] if now else []), version])
         client.set_registered_model_alias(name, "champion", version)
     note(name, version, reasons)
 
@@ -197,6 +203,15 @@ def fetch_model(uri: str) -> ModelSource:
         shutil.rmtree(place, ignore_errors=True)
         raise ModelError(f"model {uri}: not a cataloger bundle (no cataloger.json in it); train one with jobs/train.py")
     return ModelSource(specs[0].parent, uri, version)
+
+
+def is_trained(name: str) -> bool:
+    """Whether this names a model of ours."""
+    if name.startswith(("models:/", "runs:/")):
+        return True
+    if name.partition("://")[0] in stores.SCHEMES:
+        return (locate(name) / SPEC).exists()
+    return (Path(name).expanduser() / SPEC).is_file()
 
 
 def _fetch_folder(uri: str) -> Path:

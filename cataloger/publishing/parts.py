@@ -24,7 +24,7 @@ from cataloger.infra.storage import Location
 
 REJECTS = "_rejects"
 MANIFEST = "_manifest.json"
-_COUNTS = b"cataloger.counts"
+_COUNTS, _REJECTS = b"cataloger.counts", b"cataloger.rejects"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +92,8 @@ def write_part(
         data = _parquet(rejects, metadata)
         (folder / REJECTS / name).write(data)
         files.append(_describe(f"{REJECTS}/{name}", data))
+        # Another process may write other rejects of this unit meanwhile: labels go with their own.
+        metadata[_REJECTS] = files[0].sha256.encode()
     elif (stale := folder / REJECTS / name).exists():
         stale.delete()  # of a part that this one replaces
     data = _parquet(labels, metadata)
@@ -99,6 +101,8 @@ def write_part(
         (folder / name).replace(data, None)
     except ConflictError:
         if standing := _standing(folder, unit, rows, answered):
+            if len(rejects) and not standing.rejects:
+                (folder / REJECTS / name).delete()  # nobody else's
             return standing
         (folder / name).write(data)  # what lies there is damaged, or lacks pictures
     return Part(**counts, files=(_describe(name, data), *files))
@@ -150,11 +154,14 @@ def _read_part(folder: Location, unit: int, every: int) -> tuple[Part, ids.Hashe
         counts = json.loads((parquet.metadata.metadata or {})[_COUNTS])
         read = [(labels, parquet), *([read_file(folder, f"{REJECTS}/{name}")] if counts["rejects"] else [])]
         part = Part(**counts, files=tuple(file for file, _ in read))
+        own = (parquet.metadata.metadata or {}).get(_REJECTS, b"").decode()
         hashes = [ids.sample(parquet.read(columns=["id"]).column(0), every) for _, parquet in read]
     except (pa.ArrowException, StorageError, OSError, KeyError, ValueError, TypeError):
         return None
     total = sum(file.rows for file in part.files)
     whole = part.unit == unit and labels.rows == part.rows and total == part.rows + part.rejects
+    if own and own != part.files[1].sha256:  # those of somebody else's labels
+        return None
     return (part, np.concatenate(hashes)) if whole else None
 
 

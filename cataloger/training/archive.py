@@ -92,7 +92,7 @@ def _write(
         for use in uses:
             chosen = table.select([*lists, *numbers]).take(np.flatnonzero(rows == use))
             for column, kind in numbers.items():
-                append(f"{use}.{column}", chosen.column(column).to_numpy().astype(kind))
+                append(f"{use}.{column}", chosen.column(column).fill_null(0).to_numpy().astype(kind))
             for column in lists:
                 name, own = f"{use}.{column}", Ragged.from_arrow(chosen.column(column))
                 append(name, own.flat[own.offsets[0] : own.offsets[-1]])

@@ -78,17 +78,17 @@ def count(table: pa.Table) -> Census:
     return found
 
 
-def seen_rows(blocks: Sequence[Any], learnt: int) -> Seen:
-    """A sample of the rows that are learnt from or measured by, of which there are so many."""
+def seen_rows(blocks: Sequence[Any], uses: Sequence[int], rows: int) -> Seen:
+    """A sample of the rows of these uses, of which there are so many: those that are learnt from or measured by."""
     # A power of two: what several trainings saw is then told by the smaller of their samples.
-    every = 1 << (ids.sample_every(learnt, KEPT) - 1).bit_length()
-    found = [np.empty(0, np.uint64), *spread.each(blocks, functools.partial(_sampled, every=every))]
+    every = 1 << (ids.sample_every(rows, KEPT) - 1).bit_length()
+    found = [np.empty(0, np.uint64), *spread.each(blocks, functools.partial(_sampled, uses=tuple(uses), every=every))]
     return Seen(np.unique(np.concatenate(found)), every)
 
 
-def _sampled(table: pa.Table, every: int) -> Keys:
-    learnt = pa.array(np.isin(table.column("use").to_numpy(), LEARNT))
+def _sampled(table: pa.Table, uses: tuple[int, ...], every: int) -> Keys:
+    wanted = pa.array(np.isin(table.column("use").to_numpy(), uses))
     # Others may have no key: where one is null, pyarrow makes floating-point numbers of all.
-    keys: Keys = table.column("key").filter(learnt).to_numpy()
+    keys: Keys = table.column("key").filter(wanted).drop_null().to_numpy()
     kept: Keys = np.unique(keys[keys % np.uint64(every) == 0])
     return kept

@@ -13,6 +13,8 @@ from cataloger.training.answers import Learnt
 from cataloger.training.attributes import AUTO, OFF
 from cataloger.training.rows import wants_unlabelled
 
+# Above it, PyTorch's generators do not take what is made of a seed and the number of a step.
+SEEDS = 1 << 32
 # Flags that mean nothing to words alone.
 OF_NETWORKS = (
     *("pooling", "fine_tune", "layer_decay", "dropout", "adversarial", "average_decay", "long_tail", "level_weights"),
@@ -35,6 +37,8 @@ def check_flags(config: TrainConfig) -> None:
     for name in ("tier_risk", "tier_agreement"):
         if getattr(config, name) is not None and not 0 < getattr(config, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be above 0 and below 1")
+    if not 0 <= config.seed < SEEDS:
+        raise ConfigError(f"--seed {config.seed}: must be at least 0 and below {SEEDS:,}")
     if config.learning_rate is not None and config.learning_rate <= 0:
         raise ConfigError(f"--learning-rate {config.learning_rate}: must be above 0")
     for name in ("checkpoint_minutes", "adversarial", "pretrain_epochs", "weight_decay"):

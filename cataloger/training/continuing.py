@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from cataloger.bundle import SPEC, digest, read_spec
+from cataloger.bundle import digest, read_spec
 from cataloger.config import TrainConfig
 from cataloger.data import seen
 from cataloger.data.seen import Seen
 from cataloger.errors import ConfigError
-from cataloger.infra import deciding, places, stores, tracking
+from cataloger.infra import deciding, places, tracking
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import check_writable, locate
 from cataloger.model import registry
@@ -19,15 +18,6 @@ from cataloger.spec import Spec
 log = logging.getLogger(__name__)
 # What says on which side of a split a row falls, and is a flag of a training.
 SPLIT = ("test_fraction", "test_start", "group_column")
-
-
-def is_trained(base_model: str) -> bool:
-    """Whether this names a model of ours."""
-    if base_model.startswith(("models:/", "runs:/")):
-        return True
-    if base_model.partition("://")[0] in stores.SCHEMES:
-        return (locate(base_model) / SPEC).exists()
-    return (Path(base_model).expanduser() / SPEC).is_file()
 
 
 @dataclass(frozen=True)

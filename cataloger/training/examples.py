@@ -29,6 +29,8 @@ class Examples:
     """`Ragged`; of several answers `Together`."""
     groups: npt.NDArray[np.int64] | None = None
     """[N] the number of the group that each row belongs to, where groups are balanced."""
+    keys: npt.NDArray[np.uint64] | None = None
+    """[N] what decides a row's side of the split: the same for rows that belong together."""
 
     @classmethod
     def of_one_category(cls, inputs: Any, labels: IntArray) -> "Examples":
@@ -39,8 +41,8 @@ class Examples:
         return len(self.inputs)
 
     def take(self, rows: IntArray) -> "Examples":
-        groups = None if self.groups is None else self.groups[rows]
-        return Examples(self.inputs.take(rows), self.sets.take(rows), groups)
+        groups, keys = (None if one is None else one[rows] for one in (self.groups, self.keys))
+        return Examples(self.inputs.take(rows), self.sets.take(rows), groups, keys)
 
     def and_these(self, others: "Examples") -> "Examples":
         """Of rows that have texts alone."""
@@ -51,7 +53,7 @@ def load_examples(blocks: Sequence[Any], key: str, spec: Spec, given: Any) -> tu
     """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them, `key` that of the training."""
     uses = (TRAINING, VALIDATION, UNLABELLED)
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
-    groups = {"group": np.uint64} if "group" in ray.get(blocks[0]).column_names else {}
+    groups = {"key": np.uint64, **({"group": np.uint64} if "group" in ray.get(blocks[0]).column_names else {})}
     of_texts = not spec.picture and not spec.tags
     # What is learnt with labels and without them is joined, at times.
     together = ((TRAINING, UNLABELLED), (VALIDATION,))
@@ -68,9 +70,10 @@ def load_examples(blocks: Sequence[Any], key: str, spec: Spec, given: Any) -> tu
         first, *others = (found[use].lists[name] for name in labels)
         assert len(inputs[use]) == len(first), "each row has its labels"
         of_groups = None
-        if groups:
+        if "group" in groups:
             of_groups = np.unique(found[use].numbers["group"], return_inverse=True)[1].astype(np.int64)
-        return Examples(inputs[use], Together((first, *others)) if others else first, of_groups)
+        sets = Together((first, *others)) if others else first
+        return Examples(inputs[use], sets, of_groups, found[use].numbers["key"])
 
     return examples(TRAINING), examples(VALIDATION), examples(UNLABELLED)
 

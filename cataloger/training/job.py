@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import logging
-import math
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -31,7 +30,7 @@ from cataloger.spec import TAGS
 from cataloger.training import claims, words
 from cataloger.training.answers import check_reached, check_told
 from cataloger.training.attributes import AUTO, OFF, with_learnt_attributes
-from cataloger.training.census import census, seen_rows
+from cataloger.training.census import LEARNT, census, seen_rows
 from cataloger.training.checkpoint import RANK
 from cataloger.training.claims import Claim
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
@@ -46,7 +45,6 @@ MAX_FAILURES = 8
 LOOK_FOR_WORKERS_SECONDS = 60.0
 # Part of a training's name: raised when what an earlier version left unfinished must not be gone on with.
 LAYOUT = 4
-MOST_THINNED = 16
 # A training that was interrupted may go on with other hardware.
 NOT_DECISIVE = ("num_workers", "use_gpu", "checkpoint_minutes")
 
@@ -234,11 +232,13 @@ def _fit(
         if spec.text_columns and not (spec.tags or spec.others)
         else None
     )
-    saw = seen_rows(blocks, rows + held_out)
+    # Of rows without a category, those are learnt from that a model or teachers label.
+    uses = (*LEARNT, *([UNLABELLED] if config.pseudo_labels or planned.lessons else []))
+    saw = seen_rows(blocks, uses, sum(found.rows[use] for use in uses))
     before = planned.seen_before
     # Of samples that earlier versions took, little may be left that both speak of: then this training's own is better.
-    if before and math.lcm(saw.every, before.every) <= MOST_THINNED * saw.every:
-        saw = Seen.union([saw, before])
+    if before and (both := Seen.union([saw, before])).tells_enough(saw):
+        saw = both
     if not spec.network:
         assert fitted_words
         metrics = words.train_alone(fitted_words, blocks, spec, config, saw)

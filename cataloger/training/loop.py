@@ -58,8 +58,9 @@ GRADIENT_NORM = 1.0
 STEPS_PER_LOG = 20
 # A checkpoint carries the metrics of this long before it: a driver that is killed may not have logged them yet.
 RECENT_MS = 10 * 60 * 1000
-# Where a run stands: stage, its epochs done, batches of this epoch done, optimiser steps in all; the best score, epochs since.
-COUNTERS = ("number", "epoch", "batch", "step", "best", "stale")
+# Where a run stands: stage, its epochs done, batches of this epoch done and of how many, optimiser steps in all; the best score, epochs
+# since.
+COUNTERS = ("number", "epoch", "batch", "batches", "step", "best", "stale")
 
 
 def stages_of(
@@ -117,14 +118,14 @@ class Loop:
         bf16 = resolve_dtype(config.precision, self.device.type) is torch.bfloat16
         machine = Machine(self.device, bf16, self.rank, self.world)
         self.stages = stages_of(config, spec, blocks, key, self.base, machine, words, lessons)
-        self.number, self.epoch, self.batch, self.step = 0, 0, 0, 0
+        self.number, self.epoch, self.batch, self.batches, self.step = 0, 0, 0, 1, 0
         self.best, self.stale = -1.0, 0
         self.saved = time.monotonic()
         self.recent: list[StepMetric] = []
 
     def run(self) -> None:
         """Train until the last epoch or until validation stops improving."""
-        if ray.get(self.board.reason_to_give_up.remote()):
+        if self._unwanted():
             return
         try:
             self._resume()
@@ -141,6 +142,15 @@ class Loop:
             reason = TrainingError(f"the {place} ran out of memory at step {self.step + 1}; {remedy}")
             ray.get(self.board.give_up.remote(reason))
             raise  # the other ranks wait for this one
+
+    def _unwanted(self) -> bool:
+        """Whether the training is to end before it begins: as rank 0 finds it, for all, as the others would wait for one that has left."""
+        unwanted = torch.zeros(1, device=self.device)
+        if self.rank == 0:
+            unwanted += bool(ray.get(self.board.reason_to_give_up.remote()))
+        if self.world > 1:
+            dist.broadcast(unwanted, 0)
+        return bool(unwanted)
 
     def _run_stages(self) -> None:
         while True:
@@ -176,6 +186,7 @@ class Loop:
             return  # weights that are as they shall be
         assert self.config.batch_size
         batches = Batches(encoded, drawn, self.config.batch_size, int(rng.integers(1 << 62)))
+        self.batches = len(batches)
         losses: list[torch.Tensor] = []
         trained, since = 0, time.monotonic()
         coming = batches.since(self.batch)
@@ -186,7 +197,7 @@ class Loop:
                 encoded.ahead(self._mine(following[0])[0])
             # Dropout differs by rank; the order of the rows does not.
             torch.manual_seed((self.config.seed * 1_000_003 + self.step) * 4_099 + self.rank)
-            rate = self._set_learning_rate((self.epoch + self.batch / len(batches)) / self.stage.epochs)
+            rate = self._set_learning_rate(self.epoch + self.batch / len(batches), len(batches))
             losses.append(self._step(batch))
             trained += tokens
             self.step, self.batch = self.step + 1, self.batch + 1
@@ -234,9 +245,11 @@ class Loop:
             self._post({self.step: metrics}, self.epoch, f"validation F1 {score:.3f}")
         self._save(result)
 
-    def _set_learning_rate(self, progress: float) -> float:
-        """Linear warm-up, then linear decay to zero; `progress` in [0, 1) is the share of the stage done."""
-        warmup = self.config.warmup_fraction
+    def _set_learning_rate(self, epochs: float, steps: int) -> float:
+        """Linear warm-up, then linear decay to zero, after so many epochs of that many steps each. A warm-up of less than one step is none:
+        that one would learn nothing."""
+        progress, warmup = epochs / self.stage.epochs, self.config.warmup_fraction
+        warmup = warmup if warmup * steps * self.stage.epochs >= 1 else 0.0
         factor = progress / warmup if progress < warmup else (1 - progress) / (1 - warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * factor
@@ -321,5 +334,5 @@ class Loop:
             self.recent = state["recent"]
         if self.rank == 0:
             # MLflow keeps equal points (name, value, time, step) once.
-            epochs = self.epoch + min(1.0, self.batch * (self.config.batch_size or 1) / max(1, self.stage.rows))
+            epochs = self.epoch + self.batch / self.batches
             self.board.go_on.remote(self._rows_done(epochs), f"goes on after step {self.step:,}", self.recent)

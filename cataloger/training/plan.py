@@ -14,12 +14,13 @@ from cataloger.errors import ConfigError
 from cataloger.infra import places
 from cataloger.infra.storage import Location, check_conditional, check_writable, locate
 from cataloger.model.pretrained import checked_base_model, resolve_pooling
+from cataloger.model.registry import is_trained
 from cataloger.model.sight import EMBEDDED, check_sees, sight_of
 from cataloger.spec import NO_NETWORK, ONE_CATEGORY, TAGS, Answer, Picture, Spec, Words
 from cataloger.training.answers import Learnt, check_columns, learn
 from cataloger.training.attributes import AUTO, OFF, told_attributes
 from cataloger.training.checks import check_answers, check_base, check_flags, check_pictures, check_words_alone
-from cataloger.training.continuing import Begun, check_keeping, continued, is_trained
+from cataloger.training.continuing import Begun, check_keeping, continued
 from cataloger.training.corrections import read_corrections
 from cataloger.training.defaults import HELD_OUT, held_out_of, settled
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION

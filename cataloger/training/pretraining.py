@@ -92,7 +92,8 @@ class MaskedLanguageModel(nn.Module):
         super().__init__()
         self.encoder = encoder
         words = encoder.get_input_embeddings()
-        self.dense = nn.Linear(words.embedding_dim, words.embedding_dim)
+        # ALBERT's word embeddings are narrower than what it makes of them.
+        self.dense = nn.Linear(encoder.config.hidden_size, words.embedding_dim)
         self.norm = nn.LayerNorm(words.embedding_dim)
         self.bias = nn.Parameter(torch.zeros(words.num_embeddings))
 

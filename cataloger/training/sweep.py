@@ -109,6 +109,10 @@ def read_settings(file: str) -> list[dict[str, Any]]:
 def _with(config: TrainConfig, settings: dict[str, Any]) -> TrainConfig:
     """Raises ConfigError for a value of the wrong type."""
     fields = TrainConfig.__dataclass_fields__
+    # YAML takes `off` for no, where it is the name of a choice.
+    settings = {
+        name: "off" if value is False and fields[name].type is not bool else value for name, value in settings.items()
+    }
     given = {name: str(value) if fields[name].type is str else value for name, value in settings.items()}
     try:
         return pydantic.TypeAdapter(TrainConfig).validate_python({**asdict(config), **given, "sweep": None})

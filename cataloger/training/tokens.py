@@ -17,6 +17,7 @@ from cataloger.data.catalog import Catalog
 from cataloger.data.inputs import Input
 from cataloger.data.reading import read_units
 from cataloger.data.units import Read, plan_reads, plan_units
+from cataloger.data.windows import Windows
 from cataloger.infra import runtime, spread
 from cataloger.infra.node_cache import working_folder
 from cataloger.infra.storage import Location
@@ -54,7 +55,8 @@ def _used(
 ) -> dict[str, bytes]:
     given, found = reader(), np.zeros(vocabulary, bool)
     for _, table in read_units(filesystem, Read.from_dict(row).units, schema):
-        found[given.encode(given.distinct(given.read(table).values).values).flat] = True
+        encoded = given.encode(given.distinct(given.read(table).values).values)
+        found[(encoded.tokens if isinstance(encoded, Windows) else encoded).flat] = True
     return {"used": np.packbits(found).tobytes()}
 
 

@@ -74,7 +74,9 @@ def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[s
     for name, parameter in model.named_parameters():
         layer, matrix = layers[name], parameter.ndim > 1
         if name.startswith(SEEING):
-            parameter.requires_grad_(config.fine_tune != "head" and not EARLY.match(name))
+            # What stands for a hidden part of a picture has no part in the answer: DDP would wait for its gradient.
+            unused = EARLY.match(name) or name.endswith("mask_token")
+            parameter.requires_grad_(config.fine_tune != "head" and not unused)
             factor = SEEING_RATE
         else:
             parameter.requires_grad_(layer is None or layer >= lowest or "lora_" in name)
@@ -97,8 +99,9 @@ def default_learning_rate(model: torch.nn.Module, batch_size: int | None) -> flo
 
     It rises with the square root of the batch (Malladi et al. 2022, for Adam).
     """
-    widths = (module.embedding_dim for module in model.modules() if isinstance(module, torch.nn.Embedding))
-    width = next(widths, 384)
+    encoders = (getattr(model, name, None) for name in ("encoder", "base_model"))
+    widths = (getattr(encoder.config, "hidden_size", None) for encoder in encoders if encoder is not None)
+    width = next(filter(None, widths), 384)
     return 3e-4 * (384 / width) ** 2 * math.sqrt((batch_size or 32) / 32)
 
 

@@ -70,6 +70,7 @@ class Validation:
         several = several_of(self.spec, device)
         sets = self.rows.sets if isinstance(self.rows.sets, Together) else Together((self.rows.sets,))
         known = several.known(sets) if self.spec.others else [np.ones(len(sets), bool)]
+        distinct = [self._distinct(rows) for rows in known]
         specs = []
         for number, spec in enumerate(several.answers):
             own = [(batch[has := known[number][batch]], several.split(found)[number][has]) for batch, found in kept]
@@ -87,7 +88,7 @@ class Validation:
                     # Of all names: one that a row's category does not have would cost without end.
                     losses = head.losses(everything[number][has], head.targets(of_rows))
                     arrays |= {"loss": losses.cpu().numpy()}
-                judged[number].append(arrays)
+                judged[number].append(arrays | {"distinct": distinct[number][batch[has]]})
         metrics: dict[str, float] = {}
         for number, head in enumerate(heads):
             own_metrics, specs[number] = head.fit(self._gather(judged[number]), self.config.target_precision)
@@ -97,6 +98,15 @@ class Validation:
                 mean = f"val_{ALL_ANSWERS}{name}"
                 metrics[mean] = metrics.get(mean, 0.0) + own_metrics[f"val_{name}"] / len(specs)
         return metrics, self.spec.with_answers(specs)
+
+    def _distinct(self, rows: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        """[N] one of these rows for each key, each time: those that belong together tell the same thing once."""
+        distinct = rows.copy()
+        if self.rows.keys is not None:
+            chosen = np.flatnonzero(rows)
+            distinct[:] = False
+            distinct[chosen[np.unique(self.rows.keys[chosen], return_index=True)[1]]] = True
+        return distinct
 
     def _with_words(
         self, heard: Heard, fit: Fit, logits: Callable[[], Logits], device: torch.device

@@ -4,6 +4,7 @@ Copy this file into the DAG folder and set its Airflow variables; docs/scheduler
 Nothing of cataloger or Ray has to be installed in Airflow: the jobs run in the Python of the checkout.
 """
 
+import hashlib
 import inspect
 import os
 import shlex
@@ -103,7 +104,9 @@ def run_job(name: str, *flags: str) -> tuple[int, str]:
         night = context["dag_run"].run_after.strftime("%Y-%m-%d")
         program = f"{inspect.getsource(on_ray)}\nimport sys\non_ray(*sys.argv[1:])"
         retried = "retried" if attempt.try_number > first else ""
-        command = ["-c", program, f"{name}-{night}", retried, mlflow, "python", *command]
+        # Another catalog, or other flags, are another job.
+        asked = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:6]
+        command = ["-c", program, f"{name}-{night}-{asked}", retried, mlflow, "python", *command]
     sentence = ""
     with subprocess.Popen(
         [f"{checkout}/.venv/bin/python", *command],

@@ -6,6 +6,7 @@ Set the environment variables below; docs/schedulers.md in the checkout says to 
 installed beside Dagster: the jobs run in the Python of the checkout.
 """
 
+import hashlib
 import inspect
 import os
 import shlex
@@ -103,7 +104,9 @@ class Cataloger(dg.ConfigurableResource):
         if self.ray_address:
             environment["RAY_ADDRESS"] = self.ray_address
             program = f"{inspect.getsource(on_ray)}\nimport sys\non_ray(*sys.argv[1:])"
-            job = (f"{name}-{date}", "retried" if retried else "", self.mlflow)
+            # Another catalog, or other flags, are another job.
+            asked = hashlib.sha256(shlex.join(command).encode()).hexdigest()[:6]
+            job = (f"{name}-{date}-{asked}", "retried" if retried else "", self.mlflow)
             command = ["-c", program, *job, "python", *command]
         sentence = ""
         with subprocess.Popen(

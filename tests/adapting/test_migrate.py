@@ -129,6 +129,22 @@ def test_a_map_is_proposed_and_the_labels_move_by_it(labels: pa.Table, categorie
     before = Path("moved/_latest.json").read_text()
     assert job(*APPLY)[0] == 0
     assert Path("moved/_latest.json").read_text() == before, "the same map is the same run"
+    table = Path("map/map.parquet").read_bytes()
+    code, _, err = job(*MAKE)
+    assert (code, "--output map: has a map already, which people may have edited" in err) == (2, True), err
+    code, _, err = job(*APPLY[:-1], "map")
+    assert (code, "--output map: has a map; name another folder for the labels" in err) == (2, True), err
+    assert Path("map/map.parquet").read_bytes() == table
+
+
+def test_a_map_is_applied_with_the_columns_that_it_was_made_with(labels: pa.Table, job: Job) -> None:
+    tree()
+    examples()
+    code, _, err = job(*MAKE, "--text-columns", "title", "brand")
+    assert code == 0, err
+    code, _, err = job(*APPLY)
+    assert code == 0, err
+    assert {row["category"] for row in published("moved").to_pylist()} > {"Sport > Balls", "Home > Tea Pots"}
 
 
 def test_people_edit_the_map(labels: pa.Table, categories: list[str], job: Job) -> None:
@@ -307,6 +323,11 @@ def test_examples_and_maps_that_cannot_be(labels: pa.Table, job: Job) -> None:
         2,
         True,
     ), err
+    pq.write_table(
+        pq.read_table("examples.parquet").set_column(4, "category_path", pa.array(["Food"] * 5)), "examples.parquet"
+    )
+    code, _, err = job(*MAKE)
+    assert (code, "'Food' has categories below it" in err) == (2, True), err
     code, _, err = job("migrate", "--labels", "labels")
     assert (code, "--to: name the new tree" in err) == (2, True)
     code, _, err = job("migrate", "--labels", "labels", "--apply", "nowhere", "--output", "moved")

@@ -45,6 +45,10 @@ def test_the_later_of_two_pins_counts(write: Write, working_folder: Path, caplog
     times = [datetime(2026, 3, 2), None, datetime(2026, 3, 1), None]
     write("dated.parquet", id=["a", "b", "a", "b"], category_path=["A", "A", "B", "B"], when=times)
     assert found(read_pins("dated.parquet").table, working_folder, pa.array(["a", "b"])) == ["A", "B"]
+    # The second is an hour and a half earlier, though a larger text.
+    written = ["2026-01-01T09:30+00:00", "2026-01-01T10:00+02:00", None, "2026-01-01"]
+    write("written.parquet", id=["a", "a", "b", "b"], category_path=["A", "B", "B", "A"], when=written)
+    assert found(read_pins("written.parquet").table, working_folder, pa.array(["a", "b"])) == ["A", "A"]
 
 
 def test_a_digest_is_of_what_pins_say(write: Write, working_folder: Path) -> None:

@@ -27,6 +27,7 @@ TABLE = pa.table(
         "stock": pa.array([5, 0, None, 7, 2], pa.int32()),
         "weight": pa.array([1, 3.2, None, 3.3, 9], pa.float32()),
         "maker": ["ΟΔΟΣ", "İstikbal", None, "", "x"],
+        "strength": ["+2.5", " +0 ", "-1.25", None, "++1"],
     }
 )
 
@@ -49,6 +50,7 @@ def holding(**when: object) -> list[int]:
         ({"title": {"regex": "(?i)brick"}}, [1]),
         ({"price": {"min": 2, "max": 30}}, [1, 3]),
         ({"price": 2.5}, [1]),
+        ({"strength": {"min": 0}}, [0, 1]),
         ({"stock": {"max": 2}}, [1, 4]),
         ({"stock": 5}, [0]),
         ({"stock": "7"}, [3]),

@@ -41,5 +41,8 @@ def test_words_and_fields_go_and_move_and_no_word_is_broken_or_made_up(folder: P
 
 def test_a_single_word_stays(folder: Path) -> None:
     assert set(altered(folder, "unbelievable", 50)) == {"unbelievable"}
+    # A bar at the end, as where a text was cut off: no field goes that is the last one.
+    assert set(altered(folder, "unbelievable |", 50)) <= {"unbelievable |", "unbelievable", "| unbelievable", "|"}
+    assert set(altered(folder, "|", 50)) == {"|"}
     empty = np.array(load_tokenizer(folder, 8).encode("").ids, np.int32)
     np.testing.assert_array_equal(Augmenter(folder)(empty, np.random.default_rng(0)), empty)

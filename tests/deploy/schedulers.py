@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -133,9 +134,9 @@ class Head:
             return json.loads(answered.read())
 
     def jobs(self) -> dict[str, int | None]:
-        """The submitted jobs, and their exit codes."""
+        """The submitted jobs, without what tells their flags apart, and their exit codes."""
         return {
-            job["submission_id"]: job["driver_exit_code"]
+            re.sub(r"-[0-9a-f]{6}(?=$|-\d+$)", "", job["submission_id"]): job["driver_exit_code"]
             for job in self.ask("")
             if job["submission_id"] not in (None, "ready")
         }

@@ -97,6 +97,25 @@ def test_every_name_with_enough_tags_has_a_threshold_of_its_own() -> None:
     }
     _, spec = head_of(SPEC, "cpu").fit(judged, 0.9)
     assert spec.category_thresholds[0] < 0.6 < 1 < spec.category_thresholds[1]
+    # Variants of ten products tell what ten do.
+    _, spec = head_of(SPEC, "cpu").fit({**judged, "distinct": np.arange(2 * size) % 40 == 0}, 0.9)
+    assert min(spec.category_thresholds) > 1
+
+
+def test_a_name_with_few_tags_is_trusted_as_all_names_are() -> None:
+    """Sixty right ones could not show 95% by themselves."""
+    given = np.repeat([0, 1], [1_000, 60])
+    judged = {
+        "loss": np.zeros(1_060),
+        "rows": np.ones(1_060, np.int64),
+        "given_rows": np.ones(1_060, np.int64),
+        "given": given,
+        "confidence": np.full(1_060, 0.9, np.float32),
+        "right": np.ones(1_060, bool),
+        "true": given,
+    }
+    _, spec = head_of(SPEC, "cpu").fit(judged, 0.95)
+    assert max(spec.category_thresholds) <= 0.9
 
 
 def answers() -> pa.Table:

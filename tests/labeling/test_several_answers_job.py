@@ -17,10 +17,11 @@ import pytest
 from cataloger.bundle import read_spec, write_spec
 from cataloger.config import EvaluateConfig, LabelConfig, TrainConfig
 from cataloger.errors import ConfigError
+from cataloger.evaluation import audit
 from cataloger.evaluation.evaluate import evaluate
 from cataloger.labeling.job import label
 from cataloger.model import registry
-from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS
+from cataloger.spec import MANY_CATEGORIES, ONE_CATEGORY, TAGS, Answer, Spec, prefix_of
 from cataloger.taxonomy import Taxonomy
 from cataloger.training.job import TrainResult, train
 from conftest import losses, published, refused, upload
@@ -174,6 +175,37 @@ def test_evaluation_scores_each_answer_by_its_own_column(model: TrainResult, cat
     assert "seasons of models:/several/" in out, "the columns that answers were learnt from are found by themselves"
     assert "tags of models:/several/" in out
     refused(job("evaluate", *flags, "--label-column", *COLUMNS, "seasons"), "has 4 names, but the model has 3 answers")
+
+
+@pytest.mark.parametrize("kind", [pa.null(), pa.list_(pa.string())])
+def test_an_answer_that_no_row_has_is_left_out(
+    model: TrainResult, catalog: Path, working_folder: Path, caplog: pytest.LogCaptureFixture, kind: pa.DataType
+) -> None:
+    rows = pq.read_table(catalog)
+    place = rows.schema.get_field_index("seasons")
+    pq.write_table(rows.set_column(place, "seasons", pa.nulls(len(rows), kind)), "untold.parquet")
+    found = [evaluate(EvaluateConfig(catalog="untold.parquet", model=(model.model_uri,), split="test"))]
+    assert [one.answer for one in (found[0], *found[0].others)] == ["category", "tags"]
+    assert "'seasons'" in caplog.text
+    assert "that answer is not scored" in caplog.text
+
+
+def test_each_column_has_metrics_and_predictions_of_its_own() -> None:
+    names = [prefix_of(column) for column in ("gender", "brand#1", "brand@1", "品牌", "颜色")]
+    assert names[0] == "gender/"
+    assert len({*names}) == 5
+    assert all(re.fullmatch(r"[\w .-]+/", name, re.ASCII) for name in names)
+
+
+def test_audit_of_a_further_answer_needs_no_first_one_of_its_kind() -> None:
+    """Tags first, a category behind them."""
+    others = (Answer("kind", ONE_CATEGORY, ("cup", "lamp")),)
+    spec = Spec(("Brand",), ("title",), 16, "mean", "", head=TAGS, label_column="tags", others=others)
+    answer = pa.array([{"category": "cup", "confidence": 0.5, "alternatives": []}])
+    own = {"id": ["1"], "text": ["a cup"], "true_category": ["cup"], "seen": [False], "tags": [[]], "kind": answer}
+    found = audit._answer(pa.table(own), spec, "kind")
+    assert found.column("category").to_pylist() == ["cup"]
+    assert found.column("confidence").to_pylist() == [0.5]
 
 
 def test_models_are_compared_answer_by_answer(

@@ -48,6 +48,29 @@ def test_everybody_gets_their_own_answers(requests: list[list[int]], turns: int,
     assert all(len(asked) <= max(most_tokens, *map(len, requests)) for asked in model.asked)
 
 
+def test_nobody_fails_by_a_product_of_somebody_else() -> None:
+    model = Model()
+
+    def answer(products: Sequence[Any]) -> list[dict[str, Any]]:
+        if any(product["n"] == 3 for product in products):
+            raise IndexError("beyond the vocabulary")
+        return model.answer(products)
+
+    async def run() -> list[Any]:
+        batches = Batches(answer, 1, 10, 0.0, 1_000)
+        model.gate.clear()
+        first = asyncio.create_task(batches.ask([{"n": 0}], 1))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batches.ask([{"n": n}, {"n": -n}], 2)) for n in range(1, 5)]
+        await asyncio.sleep(0.05)
+        model.gate.set()
+        return await asyncio.gather(first, *others, return_exceptions=True)
+
+    found = asyncio.run(run())
+    assert isinstance(found.pop(3), IndexError)
+    assert found == [[{"n": 0}], *([{"n": n}, {"n": -n}] for n in (1, 2, 4))]
+
+
 def test_what_comes_while_the_model_is_busy_is_answered_together() -> None:
     model = Model()
 

@@ -48,6 +48,16 @@ def test_promotions_are_undone_one_by_one(shop: str) -> None:
         registry.champion("nobody")
 
 
+def test_a_version_that_nearly_became_champion_is_not_gone_back_to(shop: str) -> None:
+    """MLflow went away between the list of champions and the alias."""
+    registry.promote(shop, "1", "", None)
+    MlflowClient().set_registered_model_tag(shop, registry.CHAMPIONS, json.dumps(["1", "2"]))
+    registry.promote(shop, "3", "", "1")
+    assert registry.rollback(shop) == ("1", "3")
+    with pytest.raises(ModelError, match="first champion"):
+        registry.rollback(shop)
+
+
 def test_a_server_that_vanishes_leaves_the_champion_as_it_was(
     working_folder: Path, monkeypatch: pytest.MonkeyPatch, tracking_store: str
 ) -> None:

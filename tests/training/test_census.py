@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from cataloger.data.images import UNREACHABLE
-from cataloger.training.census import census, count, seen_rows
+from cataloger.training.census import LEARNT, census, count, seen_rows
 from cataloger.training.examples import TRAINING, UNLABELLED, VALIDATION
 from cataloger.training.judged import UNUSED
 from cataloger.training.rows import IDS, NOT_UTF8, TAGS_LEFT_OUT
@@ -51,12 +51,14 @@ def test_rows_are_counted_whatever_tables_they_are_in(cuts: list[int]) -> None:
     )
     assert (found.not_utf8, found.first_not_utf8, found.pictured, found.unreachable) == (2, "product 7", 6, 3)
     assert found.tags_left_out == {"empty": 3, "long": 1}
-    sample = seen_rows(blocks, 6)
+    sample = seen_rows(blocks, LEARNT, 6)
     assert sample.recognise(np.array(KEYS, np.uint64)).to_pylist() == [True, True, False, False] * 3
+    sample = seen_rows(blocks, (*LEARNT, UNLABELLED), 9)
+    assert sample.recognise(np.array(KEYS, np.uint64)).to_pylist()[:2] == [True, True]
 
 
 def test_of_many_rows_a_sample_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cataloger.training.census.KEPT", 2)
-    sample = seen_rows([ray.put(rows())], 6)
+    sample = seen_rows([ray.put(rows())], LEARNT, 6)
     assert sample.every == 4, "a power of two, that samples of several trainings have rows in common"
     assert sample.keys.tolist() == [key for row, key in enumerate(KEYS) if key % 4 == 0 and row % 4 < 2]

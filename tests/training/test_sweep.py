@@ -6,6 +6,8 @@ import mlflow
 import pytest
 import ray
 
+from cataloger.config import TrainConfig
+from cataloger.training import sweep
 from cataloger.training.sweep import read_settings
 from conftest import refused
 
@@ -63,3 +65,6 @@ def test_a_file_of_settings_is_read_as_all_combinations_and_checked(
         Path("s.yaml").write_text(text)
         refused(job("train", "--catalog", labelled, "--sweep", "s.yaml"), sentence)
     refused(job("train", "--catalog", labelled, "--sweep", "none.yaml"), "none.yaml", "cannot be read")
+    Path("s.yaml").write_text("tiers: [off]\nuse-gpu: [off]\ncategory-attributes: [off]\n")
+    (found,) = (sweep._with(TrainConfig(), settings) for settings in read_settings("s.yaml"))
+    assert (found.tiers, found.use_gpu, found.category_attributes) == ("off", False, "off"), "YAML takes off for no"

@@ -10,6 +10,7 @@ from cataloger.model.network import new_classifier, without_weights
 from cataloger.spec import Spec
 from cataloger.training.checks import check_base
 from cataloger.training.dropout import set_dropout
+from cataloger.training.pretraining import MaskedLanguageModel
 from cataloger.training.tuning import (
     adversarial,
     averaged,
@@ -147,6 +148,15 @@ def test_what_goes_by_layers_is_refused_where_they_share_their_weights(albert: P
 def test_a_number_of_layers_is_one_that_there_is(tiny_model: Path, fine_tune: str) -> None:
     with pytest.raises(ConfigError, match="must be all, head, lora, or a number of layers from 1 to 2"):
         check_base(TrainConfig(base_model=str(tiny_model), fine_tune=fine_tune), tiny_model)
+
+
+def test_a_width_is_that_of_the_model_and_not_of_its_embeddings(albert: Path) -> None:
+    model = new_classifier(albert, Spec(CATEGORIES, ("title",), 32, "mean", ""))
+    assert default_learning_rate(model, None) == pytest.approx(3e-4 * (384 / 32) ** 2)
+    hidden = MaskedLanguageModel(model.base_model)
+    assert default_learning_rate(hidden, None) == pytest.approx(3e-4 * (384 / 32) ** 2)
+    ids = torch.tensor([[1, 2, 3]])
+    assert hidden(ids, torch.ones_like(ids), ids > 1).shape == (2, model.config.vocab_size)
 
 
 @pytest.mark.parametrize("fine_tune", ["all", "head", "lora"])

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -80,6 +81,22 @@ def test_each_level_has_the_threshold_of_its_own_precision() -> None:
     sure_confidence = torch.softmax(sure[0] / spec.temperature, dim=0)[1].item()
     assert below == pytest.approx(sure_confidence, rel=1e-5)
     assert metrics["val_coverage"] == 0.5
+
+
+def test_rows_that_belong_together_show_a_precision_once() -> None:
+    """Without words, as models of pictures have none: forty variants of ten products."""
+    logits, labels = torch.tensor([[-50.0, 5.0, 0.0, -50.0]]).repeat(400, 1), [1] * 400
+    spec = Spec(TREE.categories, ("title",), 64, "mean", "")
+
+    def thresholds(keys: IntArray) -> tuple[float, ...]:
+        own = replace(rows(labels), keys=keys.astype(np.uint64))
+        found = Validation(own, spec, TrainConfig(target_precision=0.9)).score(
+            lambda _, batch: logits[batch.copy()], CPU
+        )
+        return found[1].thresholds
+
+    assert max(thresholds(np.arange(400))) <= 1
+    assert thresholds(np.arange(400) % 10) == (NEVER, NEVER)
 
 
 def test_a_precision_that_is_never_reached_trusts_nothing() -> None:
