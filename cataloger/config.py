@@ -109,6 +109,9 @@ class TrainConfig:
     tier_agreement: float | None = None
     """In place of --tier-risk: share of the rows answered by words alone that must have the same category otherwise, with 95%
     confidence."""
+    fold_back: bool = False
+    """After the last epoch learn once more, from the validation rows as well. A little better, and no row is left that could judge a model
+    which is made of this one."""
     precision: TrainingPrecision = "auto"
     """Arithmetic of the forward and backward pass; auto is bf16 where the chip has it."""
     fine_tune: str = "all"

@@ -51,7 +51,10 @@ GROUPS: dict[type, dict[str, tuple[str, ...]]] = {
         ),
         "model": ("pooling", "max_tokens", "keep_old", "target_precision", "tiers", "tier_risk", "tier_agreement"),
         "picture": ("image_column", "image_model", "image_augmentation"),
-        "optimisation": ("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
+        "optimisation": (
+            *("fine_tune", "batch_size", "learning_rate", "layer_decay", "warmup_fraction", "patience"),
+            "fold_back",
+        ),
         "regularisation": ("weight_decay", "dropout", "adversarial", "average_decay"),
         "category": ("long_tail", "level_weights", "label_smoothing", "group_balance"),
         "answer": ("answer_weights", "category_attributes"),

@@ -263,11 +263,11 @@ def upload(folder: Path, uri: str) -> None:
             (locate(uri) / str(file.relative_to(folder))).write(file.read_bytes())
 
 
-def losses(run_id: str) -> np.ndarray:
+def losses(run_id: str, name: str = "train_loss") -> np.ndarray:
     """Of a training, step by step: the last value of each, since a training that goes on may repeat its last few."""
     from mlflow import MlflowClient
 
-    history = MlflowClient().get_metric_history(run_id, "train_loss")
+    history = MlflowClient().get_metric_history(run_id, name)
     last = {metric.step: metric.value for metric in sorted(history, key=lambda metric: metric.timestamp)}
     return np.array([last[step] for step in sorted(last)])
 

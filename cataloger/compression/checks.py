@@ -75,7 +75,7 @@ def _check_alike(sources: Sequence[ModelSource], specs: Sequence[Spec], config: 
             )
     if not first.validation_fraction and not config.eval_catalog:
         raise ConfigError(
-            f"model {sources[0].uri}: was validated on another catalog, or that was not written down, so that of --catalog nothing is left to "
+            f"model {sources[0].uri}: was validated on another catalog, or has learnt from its validation rows, so that of --catalog nothing is left to "
             "judge by; name that catalog with --eval-catalog"
         )
     if config.average_models and config.model != CompressConfig.model:

@@ -134,8 +134,9 @@ def _finish(
         **{f"after_{name}": value for name, value in after.metrics().items()},
     }
     tracking.log_metrics(metrics)
-    samples = [seen.read(one.folder) for one in (*sources, ModelSource(bundle, "", None))]
-    if all(samples) and (both := Seen.union([one for one in samples if one])).tells_enough(samples[-1]):
+    folders = [*(one.folder for one in sources), bundle]
+    samples = [sample for folder in folders if (sample := seen.read(folder))]
+    if len(samples) == len(folders) and (both := Seen.union(samples)).tells_enough(samples[-1]):
         seen.write(bundle, both)
     uri, first = registry.register(bundle, config.model_name, run_id)
     made = ModelSource(bundle, uri, uri.removeprefix("models:/"))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from cataloger.data.footers import CatalogFile, Listed, read_all, read_footer
-from cataloger.data.schemas import check_columns, common_type
+from cataloger.data.schemas import check_columns, common_type, told
 from cataloger.errors import CatalogError
 from cataloger.infra.storage import Location, check_reachable, locate
 from cataloger.lakes.tables import Snapshot, TableFile, is_table
@@ -84,10 +84,9 @@ def open_catalog(
     # Of a file without rows nothing is read, and its writer could not know the columns' types.
     filled = [file for file in files if file.rows]
     differing, first = _one_of_each_schema(filled), filled[0]
+    labels = told(label_columns, [(file.path, file.schema) for file in differing])
     for file in differing:
-        check_columns(
-            (file.path, file.schema), (first.path, first.schema), id_column, plain, label_columns, image_column
-        )
+        check_columns((file.path, file.schema), (first.path, first.schema), id_column, plain, labels, image_column)
     digest = hashlib.sha256(table.identity.encode() if table else b"")
     for file in files:
         name = file.path.removeprefix(location.path)

@@ -35,6 +35,11 @@ def is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
+def is_untold(kind: pa.DataType) -> bool:
+    """Whether no row of a file says what a label column has: its writer saw nulls or empty lists alone."""
+    return _is_null(kind) or (is_list(kind) and _is_null(kind.value_type))
+
+
 def label_kind(kind: pa.DataType) -> str | None:
     """What a label column has: one path per row, lists of paths, or tags as SPANS (lists of structs of field, start, end and name) or
     VALUES (of name and value); None where it has none of them."""

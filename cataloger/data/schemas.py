@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
-from cataloger.data.kinds import OF_TAGS, is_binary, is_list, is_picture, is_string, label_kind
+from cataloger.data.kinds import OF_TAGS, is_binary, is_list, is_picture, is_string, is_untold, label_kind
 from cataloger.errors import CatalogError
 
 
@@ -13,14 +13,14 @@ def check_columns(
     first: tuple[str, pa.Schema],
     id_column: str,
     plain: Mapping[str, str],
-    label_columns: Sequence[str],
+    labels: Mapping[str, tuple[str, pa.DataType]],
     image_column: str | None,
 ) -> None:
     """Raises CatalogError where a file, its path and its schema, lacks a column, or has it of another type than it must have, or than the
-    first file has it."""
+    first file has it: of a label column the first that has labels (`told`)."""
     (path, schema), (first_path, first_schema) = file, first
     wanted = [(id_column, "--id-column"), *plain.items()]
-    wanted += [(name, "--label-column") for name in label_columns]
+    wanted += [(name, "--label-column") for name in labels]
     wanted += [(image_column, "--image-column")] if image_column else []
     for name, flag in wanted:
         if schema.names.count(name) > 1:
@@ -40,17 +40,19 @@ def check_columns(
             raise CatalogError(
                 f"catalog file {path}: column {name!r} is {found}, expected a string or a number; name another one with {flag}"
             )
-    for label_column in label_columns:
-        found, in_first = (one.field(label_column).type for one in (schema, first_schema))
+    for label_column, (other_path, in_other) in labels.items():
+        found = schema.field(label_column).type
         kind = label_kind(found)
+        if is_untold(found) and not is_untold(in_other):
+            continue
         if kind is None:
             raise CatalogError(
                 f"catalog file {path}: column {label_column!r} is {found}, expected strings such as 'A > B', lists of them, or tags: "
                 "lists of structs of field, start, end and name, or of name and value; name it with --label-column"
             )
-        if kind != label_kind(in_first):
+        if kind != label_kind(in_other):
             raise CatalogError(
-                f"catalog file {path}: column {label_column!r} is {found}, but {in_first} in {first_path}; write one type in all files"
+                f"catalog file {path}: column {label_column!r} is {found}, but {in_other} in {other_path}; write one type in all files"
             )
     if image_column:
         found, in_first = (one.field(image_column).type for one in (schema, first_schema))
@@ -74,10 +76,19 @@ def check_columns(
         )
 
 
+def told(label_columns: Sequence[str], files: Sequence[tuple[str, pa.Schema]]) -> dict[str, tuple[str, pa.DataType]]:
+    """For each label column the first of these files that has labels in it, or the first of all, with the column's type there."""
+    found: dict[str, tuple[str, pa.DataType]] = {}
+    for name in label_columns:
+        there = [(path, schema.field(name).type) for path, schema in files if schema.names.count(name) == 1]
+        found[name] = next((one for one in there if not is_untold(one[1])), (there or [("", pa.null())])[0])
+    return found
+
+
 def common_type(types: set[pa.DataType]) -> pa.DataType:
     """The type to read a column as that has these in its files; dictionaries as their values, for all parts of a run alike."""
     types = {kind.value_type if pa.types.is_dictionary(kind) else kind for kind in types}
-    types = types - {pa.null()} or types
+    types = {kind for kind in types if not is_untold(kind)} or types - {pa.null()} or types
     if len(types) == 1:
         return next(iter(types))
     if all(is_binary(kind) for kind in types):

@@ -4,6 +4,7 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,8 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
     fields = []
     for name in columns:
         # Cut before the chunks are joined: long texts of many rows are more than a string array can hold.
-        field = pc.utf8_slice_codeunits(table.column(name).cast(pa.large_string()), 0, 2 * limit).combine_chunks()
+        column = without_nan(table.column(name)).cast(pa.large_string())
+        field = pc.utf8_slice_codeunits(column, 0, 2 * limit).combine_chunks()
         field = pc.utf8_trim_whitespace(pc.replace_substring_regex(field, r"\s+", " "))
         fields.append(pc.if_else(pc.equal(field, ""), pa.scalar(None, pa.large_string()), field))
     separator = pa.scalar(SEPARATOR, pa.large_string())
@@ -37,6 +39,13 @@ def compose(table: pa.Table, columns: Sequence[str], max_tokens: int) -> pa.Arra
     text = pc.binary_join_element_wise(always, *fields, separator, null_handling="skip")
     text = pc.utf8_slice_codeunits(text, len(SEPARATOR), len(SEPARATOR) + limit)
     return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.large_string()), text)
+
+
+def without_nan(values: Any) -> Any:
+    """Null where a number is none: pandas writes null for both."""
+    if not pa.types.is_floating(values.type):
+        return values
+    return pc.if_else(pc.is_nan(values.cast(pa.float64())), pa.scalar(None, values.type), values)
 
 
 def undecodable(values: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
@@ -82,7 +91,10 @@ def split_keys(table: pa.Table, texts: pa.Array, group_column: str | None) -> pa
     """What decides on which side of the split a row falls: its group, or its text where there is none."""
     if group_column is None:
         return texts
-    return pc.coalesce(table.column(group_column).combine_chunks().cast(pa.large_string()), texts)
+    groups = without_nan(table.column(group_column).combine_chunks())
+    # What cannot be read is no group: Arrow's string functions stop at invalid bytes.
+    groups = pc.if_else(pa.array(undecodable(groups)), pa.scalar(None, groups.type), groups)
+    return pc.coalesce(groups.cast(pa.large_string()), texts)
 
 
 def split_hash(keys: pa.Array, format_version: int) -> npt.NDArray[np.uint64]:

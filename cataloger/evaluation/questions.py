@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from cataloger.config import EvaluateConfig
 from cataloger.data.catalog import Catalog
-from cataloger.data.kinds import label_kind
+from cataloger.data.kinds import is_untold, label_kind
 from cataloger.data.truth import count_labels, normalise_labels
 from cataloger.errors import CatalogError, ConfigError
 from cataloger.evaluation.predictions import SLICE, WRITTEN
@@ -65,8 +65,7 @@ def label_columns(config: EvaluateConfig, spec: Spec, catalog: Catalog) -> list[
         columns = [spec.label_column]  # nobody has named another one
     for answer in spec.answers[len(columns) :]:
         there = all(answer.label_column in schema.names for schema in catalog.schemas)
-        # A column without any value has no type either.
-        there = there and not pa.types.is_null(catalog.schema.field(answer.label_column).type)
+        there = there and not all(is_untold(schema.field(answer.label_column).type) for schema in catalog.schemas)
         columns.append(answer.label_column if there else "")
         if not there:
             log.info("no column %r in %s: that answer is not scored", answer.label_column, config.catalog)

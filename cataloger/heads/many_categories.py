@@ -105,9 +105,10 @@ class ManyCategories:
         true = judged["true"]
         positives = np.bincount(true[true >= 0], minlength=size)
         thresholds = fit_thresholds(label, judged["probability"], judged["right"], positives)
+        of = np.repeat(np.arange(len(pairs)), pairs)
         # In the precision in which `read` compares.
         chosen = judged["probability"] >= thresholds.astype(np.float32)[label]
-        counts = np.bincount(np.repeat(np.arange(len(pairs)), pairs)[chosen], minlength=len(pairs))
+        counts = np.bincount(of[chosen], minlength=len(pairs))
 
         def sets(labels: IntArray, lengths: IntArray) -> Sets:
             """By number; the last one stands for all that the model does not know."""
@@ -118,7 +119,22 @@ class ManyCategories:
         scores, right = set_scores(true_sets, given_sets), exact(true_sets, given_sets)
         confidence = set_confidence(judged["none"], counts, judged["logit"][chosen]).astype(np.float64)
         once = judged.get("distinct", np.ones(len(right), bool))
-        threshold = trusted_from(confidence[once], right[once], target_precision)
+        # What may be trusted is shown by rows that the thresholds of categories were not fitted on: each half of the rows by those of the other.
+        half, truly = np.cumsum(once) % 2 == 0, np.repeat(np.arange(len(pairs)), judged["truths"])
+        apart, unseen = np.zeros(len(pairs)), np.zeros(len(pairs), bool)
+        for mine in (half, ~half):
+            fitted_on, others = (once & ~mine)[of], true[(once & ~mine)[truly]]
+            fitted = fit_thresholds(
+                label[fitted_on],
+                judged["probability"][fitted_on],
+                judged["right"][fitted_on],
+                np.bincount(others[others >= 0], minlength=size),
+            )
+            taken = judged["probability"] >= fitted.astype(np.float32)[label]
+            lengths = np.bincount(of[taken], minlength=len(pairs))
+            apart[mine] = set_confidence(judged["none"], lengths, judged["logit"][taken])[mine]
+            unseen[mine] = exact(true_sets, sets(label[taken], lengths))[mine]
+        threshold = trusted_from(apart[once], unseen[once], target_precision)
         metrics = {
             "val_loss": float(judged["loss"].mean()),
             "val_accuracy": scores.accuracy,

@@ -117,7 +117,10 @@ def _encode(unit: Unit, table: pa.Table, cost: Cost, reading: Reading, model: Mo
             fresh, ranked = fresh.filter(pa.array(~said.alone)), said.ranked
             if spec.network and said.alone.any():
                 # By unit as well: a text that is in all of them is asked about in a few.
-                mixed = hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0] + np.uint64(unit.index) * MIXER
+                mixed = (
+                    hash_words(hashes.filter(pa.array(answerer == ALONE)))[:, 0]
+                    + np.array(unit.index, np.uint64) * MIXER
+                )
                 sampled = mixed % np.uint64(reading.asked_again) == 0
                 again = distinct.values.filter(pa.array(answerer == ALONE)).filter(pa.array(sampled))
                 asked_again = said.answers.filter(pa.array(sampled)).select(["label"])

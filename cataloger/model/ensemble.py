@@ -44,9 +44,9 @@ def _together(sources: Sequence[ModelSource]) -> ModelSource:
         member = folder / MEMBERS / str(number)
         shutil.copytree(one.folder, member, ignore=lambda _, names: [name for name in names if name == WORDS])
         write_spec(member, of_network(read_spec(one.folder)))
-    samples = [seen.read(one.folder) for one in sources]
+    samples = [sample for one in sources if (sample := seen.read(one.folder))]
     (folder / seen.FILE).unlink(missing_ok=True)
-    if all(samples) and (both := Seen.union([one for one in samples if one])).tells_enough(samples[0]):
+    if len(samples) == len(sources) and (both := Seen.union(samples)).tells_enough(samples[0]):
         seen.write(folder, both)
     # What a certificate says of the first one's tiers, nobody has seen of all together.
     own = spec.without_tiers()

@@ -19,7 +19,7 @@ SEEDS = 1 << 32
 OF_NETWORKS = (
     *("pooling", "fine_tune", "layer_decay", "dropout", "adversarial", "average_decay", "long_tail", "level_weights"),
     *("group_balance", "label_smoothing", "pretrain_epochs", "pseudo_labels", "tier_agreement", "tier_risk"),
-    *("epochs", "batch_size", "learning_rate"),
+    *("epochs", "batch_size", "learning_rate", "fold_back"),
 )
 
 
@@ -57,6 +57,9 @@ def check_flags(config: TrainConfig) -> None:
     for name in ("pseudo_labels", "long_tail"):
         if config.group_balance and getattr(config, name) != getattr(TrainConfig, name):
             raise ConfigError(f"--{name.replace('_', '-')}: also weighs the rows; leave it out with --group-balance")
+    for name, value in (("keep_old", config.keep_old is not None), ("group_balance", bool(config.group_balance))):
+        if config.fold_back and value:
+            raise ConfigError(f"--fold-back: learns from all rows alike; leave it out with --{name.replace('_', '-')}")
     if not config.text_columns and not config.image_column:
         raise ConfigError("--text-columns: name at least one column, or an --image-column")
 
@@ -98,8 +101,11 @@ def check_answers(config: TrainConfig, learnt: Sequence[Learnt], picture: Pictur
             "--category-attributes: is for categories as the first answer, and tags as another; leave it out"
         )
     _check_several(config, len(learnt))
-    if config.keep_old is not None and (len(learnt) > 1 or heads[0] == TAGS or picture):
-        raise ConfigError("--keep-old: is for categories of texts, as the only answer; leave it out")
+    for name, wanted in (("keep_old", config.keep_old is not None), ("fold_back", config.fold_back)):
+        if wanted and (len(learnt) > 1 or heads[0] == TAGS or picture):
+            raise ConfigError(
+                f"--{name.replace('_', '-')}: is for categories of texts, as the only answer; leave it out"
+            )
 
 
 def _check_many_categories(config: TrainConfig, first: str) -> None:

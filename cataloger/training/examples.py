@@ -41,7 +41,8 @@ class Examples:
         return len(self.inputs)
 
     def take(self, rows: IntArray) -> "Examples":
-        groups, keys = (None if one is None else one[rows] for one in (self.groups, self.keys))
+        groups = None if self.groups is None else self.groups[rows]
+        keys = None if self.keys is None else self.keys[rows]
         return Examples(self.inputs.take(rows), self.sets.take(rows), groups, keys)
 
     def and_these(self, others: "Examples") -> "Examples":
@@ -49,14 +50,16 @@ class Examples:
         return Examples(Tokens.joined([self.inputs, others.inputs]), Ragged.joined([self.sets, others.sets]))
 
 
-def load_examples(blocks: Sequence[Any], key: str, spec: Spec, given: Any) -> tuple[Examples, Examples, Examples]:
+def load_examples(
+    blocks: Sequence[Any], key: str, spec: Spec, given: Any, fold_back: bool = False
+) -> tuple[Examples, Examples, Examples]:
     """(training, validation, unlabelled) rows of the ingest's tables; `given` is what read them, `key` that of the training."""
     uses = (TRAINING, VALIDATION, UNLABELLED)
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
     groups = {"key": np.uint64, **({"group": np.uint64} if "group" in ray.get(blocks[0]).column_names else {})}
     of_texts = not spec.picture and not spec.tags
-    # What is learnt with labels and without them is joined, at times.
-    together = ((TRAINING, UNLABELLED), (VALIDATION,))
+    # What is learnt with labels and without them is joined, at times, or what is learnt and what judges.
+    together = ((TRAINING, VALIDATION), (UNLABELLED,)) if fold_back else ((TRAINING, UNLABELLED), (VALIDATION,))
     found = stored(blocks, key, [*labels, *(["tokens"] if of_texts else [])], groups, together)
     if of_texts:
         pad_id = given.example().pad_id

@@ -48,7 +48,7 @@ class Heard:
 class FittedWords:
     """The model in a folder, and what it is judged by: rows that it has not learnt from.
 
-    With folds the model has learnt from all rows; those of a fold are judged by a fit that left this one out (cross-fitting).
+    With folds, of which one may be all validation rows, the model has learnt from all rows; those of a fold are judged by a fit that left this one out (cross-fitting).
     """
 
     folder: Location
@@ -71,7 +71,7 @@ class FittedWords:
         spec = replace(spec, words=self.words, temperature=1.0)
         head, reader, taxonomy = head_of(spec, "cpu"), reader_of(spec), Taxonomy(spec.categories)
         # All validation rows, which a network is asked about as well; of the many that are judged with folds, enough.
-        texts = self._judged(blocks, MOST_JUDGED) if self.folds else Texts.of(blocks, self.uses)
+        texts = self._judged(blocks, MOST_JUDGED) if self.folds > 1 else Texts.of(blocks, self.uses)
         judged, ranked, start = [], [], 0
         for scores in self._scores(texts):
             logits = reader.logits(scores, self.words)
@@ -81,7 +81,10 @@ class FittedWords:
                 judged[-1] |= as_judged(reader.answers(logits, 0), taxonomy)
             ranked.append(Ranked.of(reader.probabilities(logits)))
             if spec.picture:
-                ranked[-1] = ranked[-1].silent(blank(texts.texts.slice(start, len(scores))))
+                nothing = blank(texts.texts.slice(start, len(scores)))
+                ranked[-1] = ranked[-1].silent(nothing)
+                if "certainty" in judged[-1]:
+                    judged[-1]["certainty"] = np.where(nothing[:, None], 0, judged[-1]["certainty"]).astype(np.float32)
             start += len(scores)
         return Heard(self.words, joined(judged) | {"distinct": texts.distinct}, Ranked.joined(ranked), texts.half)
 
@@ -90,6 +93,8 @@ class FittedWords:
         from scipy.optimize import minimize
 
         texts = self._judged(blocks, max(1, SCORES_KEPT // len(spec.categories)))
+        if spec.picture:  # of what has no text, words say nothing
+            texts = texts.take(np.flatnonzero(~blank(texts.texts)))
         known = texts.sets.flat >= 0
         if not known.any():  # nothing to go by
             return replace(self, words=Words(temperature=FIRST_GUESS))

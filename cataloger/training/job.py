@@ -278,6 +278,7 @@ def _fit(
     assert config.epochs is not None, "chosen by the plan"
     taught = unlabelled if planned.lessons else 0
     total = config.epochs * (rows + taught) + config.pretrain_epochs * (rows + unlabelled)
+    total += rows + held_out if config.fold_back else 0
     with progress.remote_meter("train", total, take) as board:
 
         def stop(reason: str) -> None:
@@ -327,6 +328,8 @@ def _fit(
                 raise reason
     kept = [checkpoint for checkpoint, _ in result.best_checkpoints or []] + [result.checkpoint]
     _remove_strays(folder, {checkpoint.path.rpartition("/")[2] for checkpoint in kept if checkpoint})
+    if config.fold_back:
+        log.info("validation rows are learnt from as well now; scores and thresholds are those of the network before")
     best, metrics = max(result.best_checkpoints or [], key=lambda pair: float(pair[1][RANK]))
     return best, {key: float(value) for key, value in metrics.items() if key != RANK}
 

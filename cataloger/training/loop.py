@@ -34,6 +34,7 @@ from cataloger.spec import Spec
 from cataloger.training import checkpoint
 from cataloger.training.checkpoint import (
     ALL_ANSWERS,
+    BEFORE_ALL,
     LEAST,
     NETWORK,
     NO_RESULT,
@@ -45,6 +46,7 @@ from cataloger.training.checkpoint import (
 from cataloger.training.distilling import Distillation
 from cataloger.training.dropout import set_dropout
 from cataloger.training.examples import load_examples
+from cataloger.training.folding import FoldingBack
 from cataloger.training.hearing import FittedWords
 from cataloger.training.lessons import Lessons
 from cataloger.training.order import Batches
@@ -75,7 +77,7 @@ def stages_of(
 ) -> list[Stage]:
     """What this configuration trains, in order; the last stage has a result."""
     heard = words.hear(blocks, spec) if words else None
-    rows = load_examples(blocks, key, spec, training_input(config, tags=spec.tags))
+    rows = load_examples(blocks, key, spec, training_input(config, tags=spec.tags), config.fold_back)
     torch.manual_seed(config.seed)
     network = new_classifier(base, spec, sight_of(config.image_model) if spec.picture else None)
     known = with_head(network, base)
@@ -85,7 +87,8 @@ def stages_of(
         return [Distillation(config, spec, network, rows, base, machine, heard, taught, blocks)]
     if config.keep_old is not None:
         return [Remembering(config, spec, network, rows, base, machine, heard, known)]
-    stages: list[Stage] = [FineTuning(config, spec, network, rows, base, machine, heard)]
+    fine_tuning = FineTuning(config, spec, network, rows, base, machine, heard)
+    stages: list[Stage] = [fine_tuning, *([FoldingBack(fine_tuning)] if config.fold_back else [])]
     if config.pretrain_epochs:
         labelled, _, unlabelled = rows
         texts = Tokens.joined([labelled.inputs, unlabelled.inputs])
@@ -145,12 +148,12 @@ class Loop:
 
     def _unwanted(self) -> bool:
         """Whether the training is to end before it begins: as rank 0 finds it, for all, as the others would wait for one that has left."""
-        unwanted = torch.zeros(1, device=self.device)
-        if self.rank == 0:
-            unwanted += bool(ray.get(self.board.reason_to_give_up.remote()))
-        if self.world > 1:
-            dist.broadcast(unwanted, 0)
-        return bool(unwanted)
+        unwanted = self.rank == 0 and bool(ray.get(self.board.reason_to_give_up.remote()))
+        if self.world == 1:
+            return unwanted
+        told = torch.tensor([float(unwanted)], device=self.device)
+        dist.broadcast(told, 0)
+        return bool(told)
 
     def _run_stages(self) -> None:
         while True:
@@ -160,7 +163,7 @@ class Loop:
                 self._end_epoch(self.stage.end_epoch())
             if self.number == len(self.stages) - 1:
                 return
-            self.number, self.epoch = self.number + 1, 0
+            self.number, self.epoch, self.stale = self.number + 1, 0, 0
             self._enter()
 
     def _enter(self) -> None:
@@ -234,7 +237,7 @@ class Loop:
 
     def _end_epoch(self, result: Result | None) -> None:
         """Keep an epoch with a checkpoint."""
-        if result:
+        if result and result.judged:
             found = result.metrics
             score = found["val_weighted_f1"]
             # Patience is with what is being trained: words alone may be better than both for some epochs.
@@ -309,6 +312,8 @@ class Loop:
 
         found = result.metrics if result else {}
         ranked = {RANK: rank_of(found, ALL_ANSWERS)} if found else NO_RESULT
+        if result and not result.judged:
+            ranked = {RANK: ranked[RANK] + BEFORE_ALL}
         checkpoint.save({**found, **ranked}, self.rank, self._state, write)
         self.saved = time.monotonic()
 

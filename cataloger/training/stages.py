@@ -53,6 +53,8 @@ class Result:
     metrics: dict[str, float]
     spec: Spec
     network: Any
+    judged: bool = True
+    """Whether the metrics are of this network; those of the one before, if it has learnt from the rows that judge. It goes before all others."""
 
 
 class Stage(Protocol):

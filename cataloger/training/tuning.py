@@ -64,7 +64,7 @@ def parameter_groups(model: torch.nn.Module, config: TrainConfig) -> list[dict[s
     With a layer decay d, a layer n below the head learns at d^n of the rate.
     """
     lora = config.fine_tune == "lora"
-    if lora:
+    if lora and not any("lora_" in name for name, _ in model.named_parameters()):
         _add_adapters(model)
     layers, rate = layers_of(model), config.learning_rate or default_learning_rate(model, config.batch_size)
     last = max((layer for layer in layers.values() if layer is not None), default=-1)

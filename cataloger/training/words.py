@@ -81,9 +81,12 @@ def fit(blocks: Sequence[Any], found: Census, spec: Spec, folder: Location, conf
     if not (folder / DONE).exists():
         with spread.errors_of_tasks():
             folds, uses, why = _folds(found, len(spec.categories), config)
-            share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
+            learnt_from = sum(found.characters[use] for use in (LEARNT if folds else (TRAINING,)))
+            share = min(1.0, MOST_CHARACTERS / max(1, learnt_from))
             counted = (
-                ray.remote(_count).options(**ANYWHERE).remote(shared, folds, share, config.eval_catalog is not None)
+                ray.remote(_count)
+                .options(**ANYWHERE)
+                .remote(shared, folds, share, config.eval_catalog is not None or folds == 1)
             )
             for left_out in [*range(folds), IN_EACH]:
                 _fit_model(counted, left_out, len(spec.categories), folder)
@@ -99,9 +102,12 @@ def fit(blocks: Sequence[Any], found: Census, spec: Spec, folder: Location, conf
 def _folds(found: Census, categories: int, config: TrainConfig) -> tuple[int, tuple[int, ...], str]:
     """(into how many folds rows are cut, the uses of rows that are judged, what is learnt from in words).
 
-    Only words that answer alone: with a network, both are judged by rows that neither has learnt from.
+    Only words that answer alone: with a network, both are judged by rows that neither has learnt from. Where those are folded back in the
+    end, they are the one fold.
     """
     rows, size = (sum(counts[use] for use in LEARNT) for counts in (found.rows, found.characters))
+    if config.fold_back:
+        return 1, (VALIDATION,), f"from {rows:,} training and validation rows, and without the latter to judge by"
     if config.base_model != NO_NETWORK or size > MOST_CHARACTERS or rows * categories > MOST_FOLDED:
         share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
         return 0, (VALIDATION,), f"from {share * found.rows[TRAINING]:,.0f} of {found.rows[TRAINING]:,} training rows"
@@ -135,13 +141,14 @@ def _fit_model(counted: Any, left_out: int, categories: int, folder: Location) -
             log.info("fitting words: %s of %s parts are done", f"{parts + 1 - len(waiting):,}", f"{parts:,}")
 
 
-def _count(blocks: Sequence[Any], folds: int, share: float, eval_catalog: bool) -> Counted:
+def _count(blocks: Sequence[Any], folds: int, share: float, validated: bool) -> Counted:
+    """`validated`: whether a fold is of validation rows alone."""
     rows = Texts.of(blocks, (TRAINING, VALIDATION) if folds else (TRAINING,), share)
     if (nothing := blank(rows.texts)).any():  # of what has a picture alone there is nothing to learn
         rows = rows.take(np.flatnonzero(~nothing))
     fold = rows.fold(folds) if folds else np.full(len(rows), IN_EACH)
-    if eval_catalog:
-        # Also training rows with a text of the other catalog's: no row is judged by a fit that knows its text.
+    if validated:
+        # Also training rows with a text of theirs: no row is judged by a fit that knows its text.
         fold = np.where(np.isin(rows.keys, rows.keys[rows.uses == VALIDATION]), fold, IN_EACH)
     return Counted(ngrams(rows.texts), rows.sets, fold)
 

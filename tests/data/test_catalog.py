@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,6 +123,24 @@ def test_a_label_that_is_not_utf8_is_named(write: Write, many: bool) -> None:
     catalog = open_catalog("c", "id", ["title"], ("category_path",))
     with pytest.raises(CatalogError, match=r"'category_path' of product e in .*c/2.parquet is not valid UTF-8"):
         count_labels(catalog, "category_path", "id")
+
+
+@pytest.mark.parametrize("labels", [["A"], [["A", "B"]]], ids=["one", "many"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_file_without_any_label_has_rows_without_one(write: Write, labels: list[Any], first: bool) -> None:
+    nothing = pa.nulls(1) if labels == ["A"] else pa.array([[]], pa.list_(pa.null()))
+    columns = [nothing, pa.array(labels)] if first else [pa.array(labels), nothing]
+    for number, column in enumerate(columns):
+        write(f"c/{number}.parquet", id=[str(number)], title=["t"], category_path=column)
+    catalog = open_catalog("c", "id", ["title"], ("category_path",))
+    read = [table for _, table in read_units(catalog.location.filesystem, plan_units(catalog, 1), catalog.schema)]
+    found = [row for table in read for row in table.column("category_path").to_pylist()]
+    assert sorted(found, key=bool)[1] == labels[0]
+    assert not sorted(found, key=bool)[0]
+    for number in (0, 1):
+        write(f"d/{number}.parquet", id=[str(number)], title=["t"], category_path=nothing)
+    with pytest.raises(CatalogError, match="is (null|list<.*null>), expected strings such as"):
+        open_catalog("d", "id", ["title"], ("category_path",))
 
 
 def test_a_file_without_rows_needs_no_types(write: Write) -> None:

@@ -2,8 +2,9 @@ import hashlib
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
-from cataloger.data.text import CHARACTERS_PER_TOKEN, compose, hash_texts, split_hash, split_position
+from cataloger.data.text import CHARACTERS_PER_TOKEN, compose, hash_texts, split_hash, split_keys, split_position
 from cataloger.spec import FORMAT
 
 
@@ -16,6 +17,21 @@ def test_fields_are_joined_without_gaps() -> None:
         }
     )
     assert compose(table, ["title", "size", "brand"], 64).to_pylist() == ["red shoe | 42 | Acme", "7", None, "x"]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_what_is_not_a_number_is_no_text_and_no_group(kind: pa.DataType) -> None:
+    sizes = pa.array([1.5, float("nan"), None], pa.float64()).cast(kind)
+    table = pa.table({"title": ["shoe", None, None], "size": sizes})
+    assert compose(table, ["title", "size"], 64).to_pylist() == ["shoe | 1.5", None, None]
+    assert split_keys(table, pa.array(["a", "b", "c"], pa.large_string()), "size").to_pylist() == ["1.5", "b", "c"]
+
+
+def test_a_group_that_is_not_utf8_is_none() -> None:
+    groups = pa.array([b"one", b"\xff", None], pa.binary()).view(pa.string())
+    keys = split_keys(pa.table({"group": groups}), pa.array(["a", "b", "c"], pa.large_string()), "group")
+    assert keys.to_pylist() == ["one", "b", "c"]
+    assert len(split_hash(keys, FORMAT)) == 3
 
 
 def test_very_long_text_is_cut() -> None:

@@ -22,6 +22,27 @@ def write(folder: Location, unit: int, rows: int, rejects: int) -> Part:
     return write_part(folder, unit, labels, refused, {"forwarded": rows}, {"run": "r"})
 
 
+def test_labels_stand_with_their_own_rejects_alone(working_folder: Path) -> None:
+    """Two processes write one unit, and which rows they reject differs: pictures that one of them could not reach."""
+
+    def part(folder: Location, rejected: list[int]) -> Part:
+        kept = [row for row in (1, 2) if row not in rejected]
+        labels = pa.table({"id": kept, "category": ["A"] * len(kept)})
+        refused = pa.table({"id": pa.array(rejected, pa.int64()), "reason": ["r"] * len(rejected)})
+        return write_part(folder, 1, labels, refused, {"forwarded": 1}, {"run": "r"})
+
+    run, other = (snapshot.run_folder(locate("labels"), name) for name in ("r", "other"))
+    part(run, [1])
+    part(other, [2])
+    name = f"_rejects/{part_name(1)}"
+    (run / name).write((other / name).read())  # the second one's, between the two files of the first
+    assert not finished_parts(run, UNITS, 1)
+    mended = part(run, [2])
+    assert finished_parts(run, UNITS, 1)[1][0] == mended
+    read = [pq.read_table(f"labels/run=r/{file.name}", partitioning=None)["id"].to_pylist() for file in mended.files]
+    assert read == [[1], [2]]
+
+
 def test_a_run_is_published_when_every_row_is_accounted_for(working_folder: Path) -> None:
     output = locate("labels")
     folder = snapshot.run_folder(output, "r")

@@ -1,3 +1,4 @@
+import math
 import os
 import shutil
 import time
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from cataloger.bundle import read_spec
 from cataloger.config import TrainConfig
-from cataloger.errors import ConflictError, TrainingError
+from cataloger.errors import ConfigError, ConflictError, TrainingError
 from cataloger.infra import progress, tracking
 from cataloger.infra.storage import locate
 from cataloger.model import registry
@@ -87,6 +88,34 @@ def test_two_workers_have_the_loss_curve_of_one(finished: tuple[TrainConfig, Tra
     aliases = MlflowClient().get_registered_model("finished").aliases
     assert f"models:/finished/{aliases['champion']}" == one.model_uri
     assert f"models:/finished/{aliases['challenger']}" == two.model_uri, "it does not replace the first version"
+
+
+def test_validation_rows_are_learnt_from_at_the_end(
+    finished: tuple[TrainConfig, TrainResult, Path], labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="cataloger")
+    config, plain, _ = finished
+    config = replace(config, fold_back=True, model_name="folded")
+    one = train(replace(config, storage="one"))
+    assert one.metrics == plain.metrics, "those of the network before"
+    assert "validation rows are learnt from as well now" in caplog.text
+    curve = losses(one.run_id, "fold_back_loss")
+    assert len(curve) == math.ceil(len(pq.read_table(labelled)) / 32)
+    assert curve[:20].mean() < losses(plain.run_id)[:20].mean() - 0.3, "it begins with what was learnt before"
+    np.testing.assert_allclose(losses(one.run_id), losses(plain.run_id), rtol=1e-5)
+    before, after = (registry.fetch_model(result.model_uri).folder for result in (plain, one))
+    spec = read_spec(after)
+    assert spec.validation_fraction == 0
+    assert replace(spec, validation_fraction=0.1) == read_spec(before)
+    for name in ("model.safetensors", "words.safetensors"):
+        assert (before / name).read_bytes() != (after / name).read_bytes(), name
+    assert (before / "seen.parquet").read_bytes() == (after / "seen.parquet").read_bytes()
+    two = train(replace(config, num_workers="2", storage="two"))
+    np.testing.assert_allclose(losses(two.run_id, "fold_back_loss"), curve, rtol=2e-3)
+    refused = {"keep_old": 0.5, "group_balance": "brand", "label_column": ("category_path", "brand")}
+    for name, value in refused.items():
+        with pytest.raises(ConfigError, match="--fold-back: .*leave it out"):
+            train(replace(config, **{name: value}))  # type: ignore[arg-type]
 
 
 def test_the_same_seed_and_workers_give_the_same_model(tiny_model: Path, labelled: Path) -> None:
@@ -219,6 +248,7 @@ def test_a_worker_without_memory_stops_training_with_a_remedy(
     with progress.remote_meter("train", 1, lambda metrics: None) as board:
         loop = Loop.__new__(Loop)
         loop.board, loop.step, loop.device = board, 41, torch.device(device)
+        loop.rank, loop.world = 0, 1
         with pytest.raises(RuntimeError, match="memory"):
             loop.run()
         reason = str(ray.get(board.reason_to_give_up.remote()))

@@ -156,7 +156,7 @@ def test_a_width_is_that_of_the_model_and_not_of_its_embeddings(albert: Path) ->
     hidden = MaskedLanguageModel(model.base_model)
     assert default_learning_rate(hidden, None) == pytest.approx(3e-4 * (384 / 32) ** 2)
     ids = torch.tensor([[1, 2, 3]])
-    assert hidden(ids, torch.ones_like(ids), ids > 1).shape == (2, model.config.vocab_size)
+    assert hidden(ids, torch.ones_like(ids), ids > 1).shape == (2, model.base_model.config.vocab_size)
 
 
 @pytest.mark.parametrize("fine_tune", ["all", "head", "lora"])

@@ -4,6 +4,7 @@ import torch
 
 from cataloger.config import TrainConfig
 from cataloger.data.batching import IntArray, Ragged, Tokens
+from cataloger.heads.base import head_of
 from cataloger.heads.many_categories import ENOUGH, FLOOR, fit_thresholds
 from cataloger.heads.one_category import NEVER
 from cataloger.spec import MANY_CATEGORIES, Spec
@@ -81,6 +82,23 @@ def test_no_threshold_is_below_what_is_kept_of_a_row() -> None:
 def test_where_the_target_precision_is_out_of_reach_every_set_needs_review() -> None:
     _, spec = score(torch.zeros(50, 3), [[0], [1]] * 25, target=0.99)
     assert spec.thresholds == (NEVER,)
+
+
+def test_what_is_trusted_is_shown_by_rows_that_no_threshold_was_fitted_on() -> None:
+    """Probabilities that say nothing: a category's best threshold is right by chance, 62% of the time on its own rows, and half of the time on others."""
+    rows, rng = 1_200, np.random.default_rng(0)
+    categories = tuple(f"c{number:02}" for number in range(60))
+    likely = np.arange(rows) % len(categories)
+    logits = np.full((rows, len(categories)), -12, np.float32)
+    logits[np.arange(rows), likely] = rng.normal(0, 2, rows)
+    lengths = (rng.random(rows) < 0.5).astype(np.int64)
+    sets = Ragged(likely[lengths > 0].astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]))
+    head = head_of(Spec(categories, ("title",), 64, "mean", "", head=MANY_CATEGORIES), CPU)
+    judged = head.judge(torch.from_numpy(logits), sets)
+    metrics, spec = head.fit(judged, 0.55)
+    assert metrics["val_accuracy"] > 0.6
+    assert spec.thresholds == (NEVER,)
+    assert head.fit(judged, 0.45)[1].thresholds < (1,)
 
 
 def test_unknown_categories_count_as_missed() -> None:
