@@ -112,8 +112,8 @@ class Spec:
     test_fraction: float = 0.0
     test_start: float = 0.0
     validation_fraction: float | None = None
-    """Share of the other texts that its network has not learnt from either; 0 where it was validated on another catalog, and null where
-    that was not written down."""
+    """Share of the other texts that its network has not learnt from either; 0 where it was validated on another catalog, or has learnt from
+    them in the end (`--fold-back`), and null where that was not written down."""
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
     """Per level of the tree, the least certainty of an answer that is trusted there; without them all are. Where a product has

@@ -148,8 +148,13 @@ def _rows(
         judged.add(table.filter(pa.array(unknown)), keys[unknown])
         learnt.add(table.filter(pa.array(~unknown)), keys[~unknown])
     rows, unlearnt = learnt.rows(), judged.rows()
+
+    def apart() -> tuple[pa.Table, pa.Table]:
+        """Where there is one of them alone, half of it each: no row judges what was learnt from it."""
+        return judged.halves() if rows is None else (rows, unlearnt)
+
     if unlearnt is not None and len(unlearnt) >= LEAST_ROWS:
-        return (*_apart(rows, unlearnt), True)
+        return (*apart(), True)
     few = 0 if unlearnt is None else len(unlearnt)
     if few > 1 and few >= (0 if rows is None else len(rows) // 2):
         log.warning(
@@ -157,7 +162,7 @@ def _rows(
             config.catalog,
             few,
         )
-        return (*_apart(rows, unlearnt), True)
+        return (*apart(), True)
     if rows is None or len(rows) < 2:
         raise ConfigError(
             f"--catalog {config.catalog}: no row has a category that the model knows; name labelled products, and their --label-column"
@@ -167,13 +172,7 @@ def _rows(
         "products that it has not learnt, or train it with --test-fraction",
         config.catalog,
     )
-    return (*_apart(None, rows), False)
-
-
-def _apart(rows: pa.Table | None, judged: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Both; where there is one alone, half of it each: no row judges what was learnt from it. Rows of one key stand together."""
-    half = len(judged) // 2
-    return (judged.slice(0, half), judged.slice(half)) if rows is None else (rows, judged)
+    return (*learnt.halves(), False)
 
 
 def _validated(keys: npt.NDArray[np.uint64], spec: Spec) -> npt.NDArray[np.bool_]:
@@ -198,6 +197,15 @@ class _Sample:
     def rows(self) -> pa.Table | None:
         self._cut()
         return self._tables[0] if self._tables and len(self._tables[0]) else None
+
+    def halves(self) -> tuple[pa.Table, pa.Table]:
+        """Rows of one key, which stand together, are in the same half where there are several keys."""
+        self._cut()
+        table, keys = self._tables[0], self._keys[0]
+        ends = np.flatnonzero(keys[1:] != keys[:-1]) + 1
+        middle = len(keys) // 2
+        cut = int(ends[np.abs(ends - middle).argmin()]) if len(ends) else middle
+        return table.slice(0, cut), table.slice(cut)
 
     def _cut(self) -> None:
         if self._tables:

@@ -108,6 +108,6 @@ def in_utc(written: str) -> str:
     """A time as ISO 8601 in UTC, so that times can be compared; what is none stays as it is."""
     try:
         found = datetime.fromisoformat(written)
-    except ValueError:
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):  # the last also of the first and the last hours that there are
         return written
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat(timespec="seconds")

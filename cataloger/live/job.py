@@ -119,8 +119,8 @@ def service(args: Mapping[str, Any]) -> Any:
     source = registry.fetch_model(config.model)
     spec = read_spec(source.folder)
     decisions.read(config.pins, config.rules, spec, config.alternatives)
-    _check_followed(config.model, tracking_uri)
     shape = _shape_in_time(config.use_gpu, least, most)
+    _check_followed(config.model, tracking_uri)
     build = _builder(
         config,
         lambda: registry.fetch_model(source.uri),

@@ -57,9 +57,13 @@ def check_flags(config: TrainConfig) -> None:
     for name in ("pseudo_labels", "long_tail"):
         if config.group_balance and getattr(config, name) != getattr(TrainConfig, name):
             raise ConfigError(f"--{name.replace('_', '-')}: also weighs the rows; leave it out with --group-balance")
-    for name, value in (("keep_old", config.keep_old is not None), ("group_balance", bool(config.group_balance))):
-        if config.fold_back and value:
+    for name in ("keep_old", "group_balance"):
+        if config.fold_back and getattr(config, name) is not None:
             raise ConfigError(f"--fold-back: learns from all rows alike; leave it out with --{name.replace('_', '-')}")
+    if config.fold_back and config.eval_catalog:
+        raise ConfigError(
+            "--fold-back: learns from the rows that judge; leave it out, or put those of --eval-catalog into --catalog"
+        )
     if not config.text_columns and not config.image_column:
         raise ConfigError("--text-columns: name at least one column, or an --image-column")
 

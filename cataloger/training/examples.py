@@ -58,7 +58,7 @@ def load_examples(
     labels = ["labels", *(f"labels.{number}" for number in range(1, 1 + len(spec.others)))]
     groups = {"key": np.uint64, **({"group": np.uint64} if "group" in ray.get(blocks[0]).column_names else {})}
     of_texts = not spec.picture and not spec.tags
-    # What is learnt with labels and without them is joined, at times, or what is learnt and what judges.
+    # What is learnt with labels and without them is joined, at times, or what is learnt and what judges; with both, one is a copy.
     together = ((TRAINING, VALIDATION), (UNLABELLED,)) if fold_back else ((TRAINING, UNLABELLED), (VALIDATION,))
     found = stored(blocks, key, [*labels, *(["tokens"] if of_texts else [])], groups, together)
     if of_texts:

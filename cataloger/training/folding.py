@@ -29,10 +29,7 @@ class FoldingBack:
 
     def __init__(self, before: FineTuning) -> None:
         self.before, self.network = before, before.network
-        held_out = before.validation.rows
-        # Categories that only the rows of an --eval-catalog have are nothing to learn.
-        unknown = held_out.sets.has(held_out.sets.flat < 0)
-        self.everything = before.train.and_these(held_out.take(np.flatnonzero(~unknown)) if unknown.any() else held_out)
+        self.everything = before.train.and_these(before.validation.rows)
         self.rows = len(self.everything)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -63,7 +60,9 @@ class FoldingBack:
         return Result(self.metrics, replace(self.spec, validation_fraction=0.0), self.network, judged=False)
 
     def state(self) -> dict[str, Any]:
-        return {"model": self.network.state_dict()}
+        # Validation may have set the weights of levels; none follows that would set them again.
+        return {"model": self.network.state_dict(), "level_weights": self.before.loss.level_weights}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.network.load_state_dict(state["model"])
+        self.before.loss.level_weights = tuple(state["level_weights"])

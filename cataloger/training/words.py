@@ -107,7 +107,12 @@ def _folds(found: Census, categories: int, config: TrainConfig) -> tuple[int, tu
     """
     rows, size = (sum(counts[use] for use in LEARNT) for counts in (found.rows, found.characters))
     if config.fold_back:
-        return 1, (VALIDATION,), f"from {rows:,} training and validation rows, and without the latter to judge by"
+        share = min(1.0, MOST_CHARACTERS / max(1, size))
+        return (
+            1,
+            (VALIDATION,),
+            f"from {share * rows:,.0f} of {rows:,} rows, and without those of validation to judge by",
+        )
     if config.base_model != NO_NETWORK or size > MOST_CHARACTERS or rows * categories > MOST_FOLDED:
         share = min(1.0, MOST_CHARACTERS / max(1, found.characters[TRAINING]))
         return 0, (VALIDATION,), f"from {share * found.rows[TRAINING]:,.0f} of {found.rows[TRAINING]:,} training rows"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -258,3 +259,7 @@ def test_a_job_on_the_cluster_is_a_branch_too(airflow: Airflow, tmp_path: Path) 
         assert "held back: label has a reason for 3" in log
         # A retry, after a crash.
         assert head.jobs() == {"label-2026-12-04": 4, "label-2026-12-04-2": 3}
+        own = {job["submission_id"] for job in head.ask("")} - {None, "ready"}
+        assert all(re.fullmatch(r"label-2026-12-04-[0-9a-f]{6}(-2)?", name) for name in own), (
+            "its flags are in its name"
+        )

@@ -149,8 +149,14 @@ def test_a_killed_worker_goes_on_where_it_was(base: Path, labelled: Path, undist
 
 
 def test_a_worker_that_is_killed_while_validation_rows_are_learnt_goes_on_with_that(base: Path, labelled: Path) -> None:
-    """It begins with the averaged weights of the epoch before."""
-    folding = {**settings(base, labelled, "folding"), "epochs": 1, "average_decay": 0.9, "fold_back": True}
+    """It begins with the averaged weights of the epoch before, and what validation made of the levels."""
+    folding = {
+        **settings(base, labelled, "folding"),
+        "epochs": 1,
+        "average_decay": 0.9,
+        "level_weights": "auto",
+        "fold_back": True,
+    }
     calm = train(TrainConfig(**{**folding, "storage": "calm", "checkpoint_minutes": 10.0}))  # type: ignore[arg-type]
     for name in ("folding-killed", "folding-killed-again", "folding-killed-at-last"):
         run_id, killed = train_and_kill_the_worker(folding, name)

@@ -112,7 +112,12 @@ def test_validation_rows_are_learnt_from_at_the_end(
     assert (before / "seen.parquet").read_bytes() == (after / "seen.parquet").read_bytes()
     two = train(replace(config, num_workers="2", storage="two"))
     np.testing.assert_allclose(losses(two.run_id, "fold_back_loss"), curve, rtol=2e-3)
-    refused = {"keep_old": 0.5, "group_balance": "brand", "label_column": ("category_path", "brand")}
+    refused = {
+        "eval_catalog": str(labelled),
+        "keep_old": 0.5,
+        "group_balance": "brand",
+        "label_column": ("category_path", "brand"),
+    }
     for name, value in refused.items():
         with pytest.raises(ConfigError, match="--fold-back: .*leave it out"):
             train(replace(config, **{name: value}))  # type: ignore[arg-type]
