@@ -86,16 +86,21 @@ class Claim:
     def _write(self, **changes: str) -> None:
         file = self.folder / OWNER
         with self._writing:
-            version = file.version()
-            if version is None:
-                raise ConflictError(f"{self.folder}: was removed while this process worked in it")
-            if read(file).token != self.entry.token:
-                raise ConflictError(
-                    f"{self.folder}: another process works here now, since this one was silent for {LEASE_SECONDS:.0f} seconds"
-                )
-            entry = replace(self.entry, beat=self.entry.beat + 1, **changes)  # type: ignore[arg-type]
-            file.replace(entry.as_bytes(), version)
-            self.entry = entry
+            while True:
+                version = file.version()
+                if version is None:
+                    raise ConflictError(f"{self.folder}: was removed while this process worked in it")
+                if read(file).token != self.entry.token:
+                    raise ConflictError(
+                        f"{self.folder}: another process works here now, since this one was silent for {LEASE_SECONDS:.0f} seconds"
+                    )
+                entry = replace(self.entry, beat=self.entry.beat + 1, **changes)  # type: ignore[arg-type]
+                try:
+                    file.replace(entry.as_bytes(), version)
+                except ConflictError:  # it was taken between the two looks, as the next one says
+                    continue
+                self.entry = entry
+                return
 
     def _beat(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
