@@ -147,7 +147,8 @@ def _check_followed(model: str, tracking_uri: str) -> None:
     here = urlsplit(tracking_uri).hostname in ("127.0.0.1", "localhost", "::1")
     if here and registry.is_alias(model) and runtime.has_other_nodes():
         raise TrackingError(
-            f"--model {model}: replicas on other nodes ask MLflow which version it is, and do not reach {tracking_uri}; start the server "
+            f"--model {model}: replicas on other nodes ask MLflow which version it is, and do not reach "
+            f"{tracking.shown(tracking_uri)}; start the server "
             "where all nodes reach it, or name a version, such as models:/NAME/3"
         )
 
