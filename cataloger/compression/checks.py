@@ -76,7 +76,7 @@ def _check_alike(sources: Sequence[ModelSource], specs: Sequence[Spec], config: 
     if not first.validation_fraction and not config.eval_catalog:
         raise ConfigError(
             f"model {sources[0].uri}: holds no rows of --catalog back that could judge (validated on another catalog, trained with --fold-back, "
-            "or not written down); name that other catalog, or products that the model has not seen, with --eval-catalog"
+            "or not written down); name that catalog with --eval-catalog, or one of products that the model has not seen"
         )
     if config.average_models and config.model != CompressConfig.model:
         raise ConfigError("--model: is for other ways than --average-models; leave one of them out")
