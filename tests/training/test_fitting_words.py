@@ -40,7 +40,7 @@ def planned(labelled: Path, working_folder: Path) -> Plan:
 
 def test_every_category_is_fitted_once_and_the_same_by_any_number_of_tasks(planned: Plan) -> None:
     blocks, categories = ingest(planned.sources, planned.config), np.arange(20)
-    learnt = words._learn(words._count(blocks, 5, 1.0, eval_catalog=False), 3)
+    learnt = words._learn(words._count(blocks, 5, 1.0, validated=False), 3)
     whole, bias = linear.fit_categories(learnt.matrix, learnt.sets, categories, 20)
     for part in (categories[::2], categories[1::3]):
         weights, own = linear.fit_categories(learnt.matrix, learnt.sets, part, 20)
@@ -82,7 +82,7 @@ def test_a_row_is_judged_by_a_fit_that_has_not_learnt_from_it(planned: Plan) -> 
     by_heart = WordModel.load(Path("fitted")).of_counts(ngrams(rows.texts)).argmax(axis=1) == rows.sets.first()
     assert 0.6 < (judged["given"] == judged["true"]).mean() < by_heart.mean()
     # Rows of one key are left out together, each by one fit, whose vocabulary is of the other rows too.
-    counted = words._count(blocks, words.FOLDS, 1.0, eval_catalog=False)
+    counted = words._count(blocks, words.FOLDS, 1.0, validated=False)
     for number in range(words.FOLDS):
         learnt = words._learn(counted, number)
         assert len(learnt.sets) == (counted.fold != number).sum()
@@ -103,7 +103,7 @@ def test_an_eval_catalog_is_cut_in_folds_by_itself(labelled: Path, working_folde
     assert (fitted.folds, fitted.uses) == (words.FOLDS_OF_VALIDATION, (VALIDATION,))
     rows = Texts.of(blocks, (TRAINING, VALIDATION))
     assert len(fitted.hear(blocks, planned.spec).ranked) == (rows.uses == VALIDATION).sum()
-    fold = words._count(blocks, fitted.folds, 1.0, eval_catalog=True).fold
+    fold = words._count(blocks, fitted.folds, 1.0, validated=True).fold
     assert (fold[rows.uses == VALIDATION] != words.IN_EACH).all()
     also = np.isin(rows.keys, rows.keys[rows.uses == VALIDATION])
     assert not (also & (rows.uses == TRAINING)).any(), "what judges is learnt from there alone"
@@ -181,7 +181,7 @@ def test_large_catalogs_are_judged_by_their_validation_rows(
     assert (fitted.folds, fitted.uses) == (0, (VALIDATION,))
     assert len(fitted.hear(blocks, planned.spec).ranked) == len(Texts.of(blocks, (VALIDATION,)))
     if limit == "MOST_CHARACTERS":
-        learnt = words._learn(words._count(blocks, 0, 0.25, eval_catalog=False), words.IN_EACH)
+        learnt = words._learn(words._count(blocks, 0, 0.25, validated=False), words.IN_EACH)
         assert learnt.matrix.shape[0] == len(learnt.sets) == pytest.approx(len(rows) / 4, abs=1)
 
 
